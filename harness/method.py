@@ -1,0 +1,136 @@
+"""The contract of a tuning method. One class in one file is a whole method; `methods/` holds the ones that ship.
+
+This module and the top of every shipped method are free of torch, so that a study is planned without importing it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
+
+from harness.errors import UserError
+from harness.registry import Registry
+from harness.spec import first_problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.backbones.staged import StagedBackbone
+
+methods: Registry[type[Method]] = Registry("method", group="harness.methods")
+
+
+def knob(default: Any, help: str, *, search: Any = None, **bounds: Any) -> Any:
+    """One hyperparameter: its default, one line of help, its bounds, and the range that a search draws from.
+
+    `bounds` are pydantic's (`gt`, `ge`, `lt`, `le`, `pattern`). `search` is `(low, high)`, `(low, high, "log")` or a
+    list of choices; None keeps the hyperparameter out of searches.
+    """
+    return Field(default, description=help, json_schema_extra={"search": search}, **bounds)
+
+
+class Hyperparameters(BaseModel):
+    """What every method can be given with `--set key=value`; a method's own class adds to it or changes a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    lr: float = knob(1e-3, "learning rate of the method's tensors (AdamW)", gt=0, le=10, search=(1e-5, 1e-2, "log"))
+    head_lr_scale: float = knob(1.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
+    weight_decay: float = knob(
+        0.01, "decoupled weight decay of all but biases and norms", ge=0, le=1, search=(1e-4, 0.1, "log")
+    )
+
+    @classmethod
+    def parse(cls, method: str, settings: dict[str, Any]) -> Hyperparameters:
+        """Defaults with `settings` over them; strings are read as the field's type.
+
+        Raises `UserError` for a name that does not exist or a value out of its bounds.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise UserError(f"--set for method {method}: {first_problem(error, cls.model_fields)}") from error
+
+    @classmethod
+    def describe(cls) -> list[dict[str, Any]]:
+        """Each hyperparameter's name, type, default, bounds, help and search range, as plain values."""
+        described = []
+        for name, schema in cls.model_json_schema()["properties"].items():
+            default = cls.model_fields[name].default
+            described.append(
+                {
+                    "name": name,
+                    "type": schema.get("type", "choice"),
+                    "default": None if default is PydanticUndefined else default,
+                    "bounds": {
+                        key: schema[key]
+                        for key in (
+                            "minimum",
+                            "exclusiveMinimum",
+                            "maximum",
+                            "exclusiveMaximum",
+                            "pattern",
+                            "enum",
+                        )
+                        if key in schema
+                    },
+                    "help": schema.get("description", ""),
+                    "search": schema.get("search"),
+                }
+            )
+        return described
+
+
+class No(str):
+    """An answer of `supports`: not here, and the reason, as a table prints it. Falsy."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class Method(ABC):
+    """A way to adapt a frozen backbone: what it adds to it and what it un-freezes.
+
+    The harness hands over a backbone of which every parameter and buffer is frozen, calls `attach` once, trains what
+    requires a gradient together with the head, and stores exactly that as the delta. It guarantees that the head, the
+    data and their order, and every number of the budget are the same for all methods; a method sees none of them.
+    One instance serves one network.
+
+    A subclass states `name`, `summary`, `source` and, where it has any of its own, its `Hyperparameters`.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    """The paper or the code that is followed."""
+    Hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
+    changes_start: ClassVar[str | None] = None
+    """Why the attached network does not compute what the frozen one does before training; None: it does."""
+
+    def __init__(self, hyperparameters: Hyperparameters):
+        self.hyperparameters = hyperparameters
+
+    def supports(self, backbone: StagedBackbone) -> bool | No:
+        """True, or `No(reason)`. Asked before `attach`; must not change the backbone."""
+        return True
+
+    @abstractmethod
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        """Insert modules into the frozen backbone and un-freeze what is to be trained.
+
+        Random initialisation draws from torch's global generator, which the harness has seeded.
+        """
+
+    @abstractmethod
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        """How many parameters `attach` makes trainable, in closed form. Checked against the real count."""
+
+    def auxiliary_loss(self, masks: Tensor) -> Tensor | None:
+        """A scalar added to the head's loss, after each training forward pass; None adds nothing.
+
+        `masks` are the labels [B, H, W] at the crop's size, with `IGNORE_INDEX`.
+        """
+        return None

@@ -1,0 +1,75 @@
+"""Labels for images that have none: public backbone + delta -> label maps and overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from harness.delta import load_delta
+from harness.errors import UserError
+from harness.evaluation import Predictor
+from harness.execution import make_fabric
+from harness.pictures import overlay, save_labels, save_picture
+from harness.runs import RunFolder, RunStore
+
+
+def predict_images(
+    store: RunStore, run: str, images: Sequence[Path], out: Path, weights: str | None, device: str
+) -> Iterator[Path]:
+    """Write `NAME.png` (indices in the palette's colours) and `NAME.overlay.png` for each image; yields their paths.
+
+    `run` is a run folder, the beginning of a fingerprint, or a delta file. Every image is read before the first is
+    predicted, so that a bad one costs nothing. Raises `UserError`.
+    """
+    delta, remembered = _find_delta(store, run)
+    names = [path.stem for path in images]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"predict: two images are called {name}; their results would overwrite each other")
+    for path in images:
+        _read(path)
+    network, header = load_delta(delta, weights or remembered, store.cache)
+    fabric = make_fabric(device, header.spec.budget.precision)
+    backbone = network.backbone
+    predictor = Predictor(
+        fabric.to_device(network),
+        backbone.mean,
+        backbone.std,
+        header.scale,
+        header.spec.budget,
+        fabric.device,
+    )
+    for path in images:
+        image = _read(path)
+        labels = predictor([image])[0].cpu().numpy()
+        label_path, overlay_path = out / f"{path.stem}.png", out / f"{path.stem}.overlay.png"
+        save_labels(label_path, labels, header.palette)
+        yield label_path
+        save_picture(overlay_path, overlay(image, labels, header.palette))
+        yield overlay_path
+
+
+def _find_delta(store: RunStore, run: str) -> tuple[Path, str]:
+    """The delta's file, and where its run had the backbone's weights."""
+    if Path(run).is_file():
+        return Path(run), "auto"
+    folder: RunFolder = store.find(run)
+    result = folder.result()
+    if result is None:
+        status = folder.status()
+        raise UserError(f"run {run}: has no delta: it is {status.state if status else 'not begun'}")
+    given = result["provenance"]["weights"]["given"]
+    return folder.delta_path, given if given in ("auto", "random") or Path(given).is_file() else "auto"
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise UserError(f"{path}: not a readable image: {error}") from error

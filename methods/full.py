@@ -1,0 +1,37 @@
+"""Full fine-tuning: every tensor of the backbone is trained. The reference that the others are weighed against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness import method
+from harness.method import Method, knob
+
+if TYPE_CHECKING:
+    from harness.backbones.staged import StagedBackbone
+
+
+class Full(Method):
+    """Un-freezes stem, stages and output norm.
+
+    The head learns ten times as fast as the pre-trained backbone by default, as in mmsegmentation's fine-tuning
+    schedules (`paramwise_cfg`, `head: lr_mult=10`).
+    """
+
+    name = "full"
+    summary = "all of the backbone is trained"
+    source = "the common practice; batch-norm statistics move as in mmsegmentation's default `norm_eval=False`"
+
+    class Hyperparameters(method.Hyperparameters):
+        lr: float = knob(1e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log"))
+        head_lr_scale: float = knob(10.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
+        freeze_statistics: bool = knob(False, "keep the running statistics of batch norms as pre-trained")
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        if self.hyperparameters.freeze_statistics:
+            backbone.unfreeze(*backbone.parameters())
+        else:
+            backbone.unfreeze(backbone.stem, *backbone.stages, backbone.output_norm)
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        return sum(parameter.numel() for parameter in backbone.parameters())

@@ -1,0 +1,24 @@
+"""Linear probing: the backbone stays as it is and the head alone is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.method import Method
+
+if TYPE_CHECKING:
+    from harness.backbones.staged import StagedBackbone
+
+
+class Linear(Method):
+    """Nothing is added and nothing is un-frozen. What it reaches is what the frozen maps hold for this head."""
+
+    name = "linear"
+    summary = "the head alone; the backbone is untouched"
+    source = "Alain & Bengio, Understanding intermediate layers using linear classifier probes, arXiv 1610.01644"
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        pass
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        return 0

@@ -1,0 +1,1 @@
+"""Trainable modules of the methods that are more than wiring."""

@@ -1,0 +1,111 @@
+"""SPM, the stage-wise Semantic-aware Prompt Matcher: light modules between the stages of a frozen backbone.
+
+This file declares and wires; the modules themselves are in `methods/modules/matcher.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness import method
+from harness.method import Method, No, knob
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.backbones.staged import StagedBackbone
+
+
+class SPM(Method):
+    """A matcher behind each of the chosen stages turns the stage's map f into f + p, a better input for what follows.
+
+    From the paper (Liu et al., arXiv 2208.10159; its public text gives the idea and no more): the frozen backbone is
+    cut into stages; a light module stands between two stages; it refines its prompt recurrently; intermediate
+    semantic maps guide it; it works for CNNs and Transformers.
+
+    Ours, each a hyperparameter or stated in `Matcher`: the width, the number of iterations and that they share
+    weights, a depth-wise separable convolutional GRU as the recurrence, the working resolution, softmax of the
+    semantic map as the form of guidance, cross-entropy at weight `auxiliary / iterations` as its supervision, the
+    additive zero-initialised prompt.
+    """
+
+    name = "spm"
+    summary = "recurrent, semantically guided prompts between the stages"
+    source = "Liu et al., Prompt-Matched Semantic Segmentation, arXiv 2208.10159"
+
+    class Hyperparameters(method.Hyperparameters):
+        hidden: int = knob(32, "channels d of a matcher's state", ge=1, le=1024, search=(8, 64, "log"))
+        iterations: int = knob(3, "refinements T of the prompt; 1 is no recurrence", ge=1, le=16, search=(1, 5))
+        kernel: int = knob(3, "side of the depth-wise convolutions, odd", ge=1, le=15, search=[3, 5, 7])
+        working_stride: int = knob(
+            16,
+            "pixels of the image per cell of a matcher; finer maps are pooled to it",
+            ge=1,
+            le=256,
+            search=[8, 16, 32],
+        )
+        share_weights: bool = knob(True, "one recurrent cell for all iterations, not one each")
+        guidance: bool = knob(True, "feed the semantic map back into the recurrence", search=[True, False])
+        auxiliary: float = knob(
+            0.4, "weight of the semantic maps' cross-entropy, shared by the iterations; 0 is none", ge=0, le=10,
+            search=(0.0, 1.0),
+        )  # fmt: skip
+        gaps: str = knob("all", "which gaps carry a matcher, counted from 1 behind the first stage, such as 1,3",
+                         pattern=r"^(all|[1-9](,[1-9])*)$")  # fmt: skip
+
+    def supports(self, backbone: StagedBackbone) -> bool | No:
+        last = len(backbone.stages) - 1
+        if self.hyperparameters.gaps != "all" and (missing := [g for g in self._gaps(backbone) if g >= last]):
+            return No(f"gap {missing[0] + 1} does not exist: {last} gaps stand between {last + 1} stages")
+        if self.hyperparameters.kernel % 2 == 0:
+            return No(f"kernel {self.hyperparameters.kernel} is even; a map keeps its size under odd kernels alone")
+        return True
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        from methods.modules.matcher import Matcher
+
+        self._matchers = []
+        for gap in self._gaps(backbone):
+            matcher = Matcher(
+                channels=backbone.channels[gap],
+                num_classes=num_classes if self._semantic else 0,
+                pool=max(1, self.hyperparameters.working_stride // backbone.strides[gap]),
+                **self.hyperparameters.model_dump(
+                    include={"hidden", "iterations", "kernel", "share_weights", "guidance"}
+                ),
+            )
+            backbone.put_in_gap(gap, matcher)
+            self._matchers.append(matcher)
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        from methods.modules.matcher import matcher_parameters
+
+        options = self.hyperparameters
+        return sum(
+            matcher_parameters(
+                channels=backbone.channels[gap],
+                num_classes=num_classes if self._semantic else 0,
+                **options.model_dump(include={"hidden", "iterations", "kernel", "share_weights", "guidance"}),
+            )
+            for gap in self._gaps(backbone)
+        )
+
+    def auxiliary_loss(self, masks: Tensor) -> Tensor | None:
+        """λ/T · Σ over gaps and iterations of the cross-entropy of the semantic map with the labels at its size."""
+        if not self.hyperparameters.auxiliary:
+            return None
+        from methods.modules.matcher import semantic_loss
+
+        weight = self.hyperparameters.auxiliary / self.hyperparameters.iterations
+        return weight * sum(semantic_loss(matcher.semantic_maps, masks) for matcher in self._matchers)
+
+    @property
+    def _semantic(self) -> bool:
+        """A semantic map that neither guides nor is supervised would be dead weight."""
+        return self.hyperparameters.guidance or self.hyperparameters.auxiliary > 0
+
+    def _gaps(self, backbone: StagedBackbone) -> list[int]:
+        """0-based indices of the stages that a matcher stands behind. Behind the last stage there is no gap."""
+        if self.hyperparameters.gaps == "all":
+            return list(range(len(backbone.stages) - 1))
+        return sorted({int(gap) - 1 for gap in self.hyperparameters.gaps.split(",")})
