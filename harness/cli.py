@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 import harness
 from harness.errors import UserError
+from harness.files import is_disk_full
 
 app = typer.Typer(
     name="harness",
@@ -151,6 +153,10 @@ def list_(what: What, json_: Json = False, runs: Runs = Path("runs"), data: Data
         print(json.dumps(rows, indent=2))
     elif what is What.runs:
         _print_table([_row(row["fingerprint"], row) for row in rows])
+    elif what is What.methods:
+        for row in rows:
+            print(f"{row['name']}: {row['summary']}\n  {row['source']}")
+            _print_table([_knob(described) for described in row["hyperparameters"]], indent="  ")
     else:
         _print_table([{key: _plain(value) for key, value in row.items()} for row in rows])
 
@@ -172,12 +178,12 @@ def ui(
     runs: Runs = Path("runs"),
     tracking: Tracking = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 5000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on")] = 5000,
 ) -> None:
     """MLflow's own pages on the local store. Ctrl-C ends it."""
     from harness.tracking import ui as serve
 
-    serve(runs, tracking, host, port)
+    raise typer.Exit(serve(runs, tracking, host, port))
 
 
 @app.command()
@@ -249,13 +255,27 @@ def _changes(spec: dict[str, Any]) -> str:
     return f"({', '.join(changed)})" if changed else ""
 
 
+def _knob(described: dict[str, Any]) -> dict[str, str]:
+    """One line of a method's hyperparameters, as `--set` takes them."""
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "pattern": "~"}
+    bounds = [f"{signs.get(key, key)} {_plain(value)}" for key, value in described["bounds"].items()]
+    return {
+        "--set": described["name"],
+        "default": _plain(described["default"]),
+        "type": described["type"],
+        "bounds": ", ".join(bounds),
+        "search": _plain(described["search"]),
+        "help": described["help"],
+    }
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
 
 
-def _print_table(rows: list[dict[str, str]]) -> None:
+def _print_table(rows: list[dict[str, str]], indent: str = "") -> None:
     """Aligned columns; numbers to the right. Nothing is cut, whatever the terminal's width."""
     if not rows:
         print("none")
@@ -268,7 +288,7 @@ def _print_table(rows: list[dict[str, str]]) -> None:
         parts = [
             cells[c].rjust(widths[c]) if c in right else cells[c].ljust(widths[c]) for c in columns
         ]  # fmt: skip
-        return "  ".join(parts).rstrip()
+        return indent + "  ".join(parts).rstrip()
 
     print(line({column: column for column in columns}))
     for row in rows:
@@ -276,9 +296,10 @@ def _print_table(rows: list[dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """The entry point: what a user can mend is one line and exit code 2, a failed run 1, Ctrl-C 130."""
+    """The entry point: what a user can mend is one line and exit code 2, a failed run 1, Ctrl-C and SIGTERM 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app(standalone_mode=True)
+        app(prog_name="harness", standalone_mode=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -286,6 +307,9 @@ def main() -> None:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if is_disk_full(error):
+            print(f"error: {error.filename or 'the disk'}: {error.strerror}; make room and repeat", file=sys.stderr)
+            sys.exit(2)
         code = _ended_early(error)
         if code is None:
             raise

@@ -12,7 +12,7 @@ from harness.backbones.weights import find_weights, load_backbone, tensors_diges
 from harness.errors import UserError
 from harness.files import atomically
 from harness.method import methods
-from harness.network import Segmenter, build_segmenter
+from harness.network import Segmenter, Unsupported, build_segmenter
 from harness.seeds import derive
 from harness.spec import Spec
 
@@ -33,12 +33,12 @@ class DeltaHeader:
 
 def save_delta(path: Path, network: Segmenter, header: DeltaHeader) -> int:
     """Write the delta atomically; returns its size in bytes."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     fields = {**asdict(header), "spec": header.spec.model_dump(mode="json")}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in network.trained_state().items()}
     with atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "header": json.dumps(fields)})
+        temporary.write_bytes(save(tensors, metadata={"format": FORMAT, "header": json.dumps(fields)}))
     return path.stat().st_size
 
 
@@ -52,6 +52,10 @@ def read_delta_header(path: Path) -> DeltaHeader:
         if metadata.get("format") != FORMAT:
             raise ValueError("it carries no header of a delta")
         fields = json.loads(metadata["header"])
+        if not all(0 <= value <= 255 for colour in fields["palette"] for value in colour):
+            raise ValueError("its palette holds values beyond 0..255")
+        if fields["scale"] is not None and min(fields["scale"]) < 1:
+            raise ValueError(f"its scale {fields['scale']} is no size")
         return DeltaHeader(
             spec=Spec.model_validate(fields["spec"]),
             classes=tuple(fields["classes"]),
@@ -59,7 +63,7 @@ def read_delta_header(path: Path) -> DeltaHeader:
             scale=None if fields["scale"] is None else (fields["scale"][0], fields["scale"][1]),
             backbone_sha256=fields["backbone_sha256"],
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path}: not a delta: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -74,18 +78,26 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
     header = read_delta_header(path)
     spec = header.spec
     method_class = methods.get(spec.method)
-    method = method_class(method_class.Hyperparameters.model_validate(spec.hyperparameters))
-    found = find_weights(spec.backbone, "random" if spec.weights == "random" else weights, cache)
-    backbone = load_backbone(spec.backbone, found, derive(spec.seed, "backbone"))
+    method = method_class(method_class.Hyperparameters.parse(spec.method, spec.hyperparameters))
+    try:
+        found = find_weights(spec.backbone, "random" if spec.weights == "random" else weights, cache)
+        backbone = load_backbone(spec.backbone, found, derive(spec.seed, "backbone"))
+    except UserError as error:
+        if weights != "auto" or not spec.weights.startswith("sha256:"):
+            raise
+        raise UserError(
+            f"{path}: was trained on {spec.backbone} with a file of weights, {spec.weights}; "
+            "say where it is now with --weights PATH"
+        ) from error
     if tensors_digest(backbone) != header.backbone_sha256:
         raise UserError(
             f"{path}: was trained on {spec.backbone} with weights {spec.weights}, and --weights {weights} gives "
             f"{found.identity}; give --weights PATH of the same file"
         )
-    network = build_segmenter(backbone, method, spec.head, len(header.classes), spec.seed)
     try:
+        network = build_segmenter(backbone, method, spec.head, len(header.classes), spec.seed)
         network.load_trained_state(load_file(path))
-    except ValueError as error:
+    except (ValueError, Unsupported) as error:
         raise UserError(f"{path}: does not fit {spec.method} on {spec.backbone}: {error}") from error
     with torch.no_grad():
         network.eval()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
+import re
 import time
 import traceback
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from harness.datasets.transforms import TrainStream
 from harness.delta import DeltaHeader, save_delta
 from harness.errors import UserError
 from harness.evaluation import Predictor, evaluate, metrics, save_confusions
-from harness.files import write_json
+from harness.files import is_disk_full, write_json
 from harness.network import Segmenter, Unsupported, build_segmenter
 from harness.pictures import save_picture, strip
 from harness.runs import RunFolder, RunStore, State
@@ -57,11 +57,11 @@ def make_fabric(device: str, precision: Precision) -> Fabric:
 
     `device` is `auto`, `cpu`, `cuda` or `cuda:N`. Raises `UserError` for another or for one that is absent.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+        raise UserError(f"--device {device}: give auto, cpu, cuda or cuda:N")
     kind, _, index = device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise UserError(f"--device {device}: give auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch sees no CUDA device here; give cpu, or see `harness doctor`")
     if index and int(index) >= torch.cuda.device_count():
@@ -162,14 +162,17 @@ class _Execution:
             self._record("unsupported", str(error))
             raise RunFailed("unsupported", str(error), self.run.path) from error
         stream = TrainStream(dataset, fit, spec.budget, derive(spec.seed, "data"), backbone.mean, backbone.std)
+        flops = self._train_flops(network)
 
-        self._begin()
-        self.reporter.line(
-            f"{spec.method} on {spec.backbone} ({spec.weights}), {dataset.name}: {len(fit)} images to train on, "
-            f"{len(reported)} to report on; head {spec.head}, budget {spec.budget.name}, seed {spec.seed}, "
-            f"{provenance.device_name(self.fabric.device)}"
-        )
         with self._failures_recorded():
+            self._begin()
+            kind, colon, content = spec.weights.partition("sha256:")
+            shown = f"weights sha256:{content[:12]}" if colon else f"weights {kind}"
+            self.reporter.line(
+                f"{spec.method} on {spec.backbone} ({shown}), {dataset.name}: {len(fit)} images to train on, "
+                f"{len(reported)} to report on; head {spec.head}, budget {spec.budget.name}, seed {spec.seed}, "
+                f"{provenance.device_name(self.fabric.device)}"
+            )
             meters = self._train(network, stream)
             peak = cost.peak_memory_bytes(self.fabric.device)
             matrices = self._evaluate(network, reported)
@@ -195,7 +198,7 @@ class _Execution:
                 "images_per_second": meters.images / meters.seconds,
                 "data_wait": meters.data_seconds / meters.seconds,
                 "peak_memory_bytes": peak,
-                "train_flops": cost.train_flops(network, spec.budget),
+                "train_flops": flops,
                 "inference": self._inference(network.backbone),
                 "provenance": self._provenance(bare_digest, len(fit), len(reported)),
             }
@@ -208,6 +211,23 @@ class _Execution:
         if self.writes:
             self.run.begin(self.cell.spec, self.attempt)
             self.reporter.log_to(self.run.log_path)
+
+    def _train_flops(self, network: Segmenter) -> int | None:
+        """Also the rehearsal of a step, on shapes alone: a head that cannot be trained under the budget is refused.
+
+        None where the step fails for another reason: if it is the network's, training meets it too, and records it.
+        """
+        budget = self.cell.spec.budget
+        try:
+            return cost.train_flops(network, budget)
+        except Exception as error:
+            if "more than 1 value per channel" not in str(error):
+                return None
+            raise UserError(
+                f"--budget {budget.name}: the batch norms of head {self.cell.spec.head} see one value a channel in a "
+                f"forward pass of {budget.batch_size // budget.accumulate}x3x{budget.crop[0]}x{budget.crop[1]}; "
+                "give a larger `batch_size` or `crop`, or a smaller `accumulate`"
+            ) from error
 
     def _bare_backbone(self) -> StagedBackbone:
         spec = self.cell.spec
@@ -242,6 +262,8 @@ class _Execution:
 
         if self.writes:
             found = self.run.checkpoints.latest()
+            for path in self.run.checkpoints.damaged():
+                self.reporter.line(f"{path} is damaged and not gone on from")
             self.run.cut_curve(found[0] if found else 0)
         self.fabric.barrier()
         return train(
@@ -308,10 +330,10 @@ class _Execution:
 
     def _record(self, state: State, reason: str, **fields: Any) -> None:
         self.reporter.stop()
-        if self.writes:
+        if self.writes and self.run.path.exists():
             with contextlib.suppress(OSError):  # the disk may be what is full
-                self.reporter.log(f"{state}: {reason}")
                 self.run.set_status(state, reason=reason, **fields)
+                self.reporter.log(f"{state}: {reason}")
                 self.mirror.update(self.run.path, final=True)
 
     @contextlib.contextmanager
@@ -336,8 +358,8 @@ class _Execution:
             self._record("failed", str(error))
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                reason = f"{self.run.path}: {os.strerror(error.errno)}; make room and repeat the command, it goes on"
+            if is_disk_full(error):
+                reason = f"{self.run.path}: {error.strerror}; make room and repeat the command, it goes on"
                 self._record("failed", reason)
                 raise UserError(reason) from error
             if _is_out_of_memory(error):
@@ -377,5 +399,6 @@ def _figures(dataset: SegmentationDataset, matrices: np.ndarray) -> dict[str, An
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """torch raises its own kind on a GPU and a plain RuntimeError from the CPU's allocator."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """torch raises its own kind on a GPU and a plain RuntimeError from the CPU's allocator or for a loader's numpy."""
+    said = ("can't allocate memory", "Caught MemoryError in DataLoader worker")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in said)

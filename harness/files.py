@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 
 @contextlib.contextmanager
 def atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
 
-    On any exception (a full disk, Ctrl-C) the temporary file is removed and `path` is what it was before.
+    On any exception (a full disk, Ctrl-C) the temporary file is removed and `path` is what it was before. A full disk
+    is an `OSError` of `ENOSPC` that names `path`, whatever the library that was writing made of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -31,8 +33,13 @@ def atomically(path: Path) -> Iterator[Path]:
             os.close(descriptor)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        full = isinstance(error, Exception) and _disk_is_full(error, temporary)
+        with contextlib.suppress(OSError):
+            os.truncate(temporary, 0)  # torch's writer is still open, and would keep the disk full
         temporary.unlink(missing_ok=True)
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
 
@@ -62,7 +69,7 @@ def digest(value: Any) -> str:
 def remember(cache: Path, kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     """The JSON value of `compute()`, kept in the folder `cache` under (kind, key).
 
-    A pure cache: its files may be deleted at any time, and an unreadable one is computed again.
+    A pure cache: its files may be deleted at any time, and one that cannot be read or written is computed again.
     """
     path = cache / f"{kind}-{digest(key)[:24]}.json"
     try:
@@ -70,8 +77,25 @@ def remember(cache: Path, kind: str, key: Any, compute: Callable[[], Any]) -> An
     except (OSError, ValueError, KeyError, TypeError):
         pass
     value = compute()
-    write_json(path, {"key": key, "value": value})
+    with contextlib.suppress(OSError):
+        write_json(path, {"key": key, "value": value})
     return value
+
+
+def is_disk_full(error: BaseException) -> TypeGuard[OSError]:
+    """Whether no room was left, on the disk or in the user's quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _disk_is_full(error: Exception, temporary: Path) -> bool:
+    """torch and safetensors report a full disk as errors of their own kind; then the disk itself is asked."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    try:
+        left = os.statvfs(temporary)
+    except OSError:
+        return False
+    return left.f_bavail == 0
 
 
 def _umask() -> int:

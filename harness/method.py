@@ -37,7 +37,7 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    lr: float = knob(1e-3, "learning rate of the method's tensors (AdamW)", gt=0, le=10, search=(1e-5, 1e-2, "log"))
+    lr: float = knob(1e-3, "learning rate (AdamW)", gt=0, le=10, search=(1e-5, 1e-2, "log"))
     head_lr_scale: float = knob(1.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
     weight_decay: float = knob(
         0.01, "decoupled weight decay of all but biases and norms", ge=0, le=1, search=(1e-4, 0.1, "log")

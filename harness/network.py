@@ -73,7 +73,7 @@ class Segmenter(nn.Module):
         """The inverse of `trained_state`. Raises `ValueError` that names the tensors that do not fit."""
         own = self.trained_state()
         wrong = sorted(own.keys() ^ state.keys())
-        wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+        wrong += [name for name in own if name in state and own[name].shape != state[name].shape]
         if wrong:
             raise ValueError(f"{len(wrong)} tensors do not fit, the first is {wrong[0]}")
         with torch.no_grad():

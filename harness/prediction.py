@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from harness.datasets.pairs import read_image
 from harness.delta import load_delta
 from harness.errors import UserError
 from harness.evaluation import Predictor
@@ -42,6 +44,10 @@ def predict_images(
         header.spec.budget,
         fabric.device,
     )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {os.strerror(error.errno or 0)}; name another folder") from error
     for path in images:
         image = _read(path)
         labels = predictor([image])[0].cpu().numpy()
@@ -66,10 +72,11 @@ def _find_delta(store: RunStore, run: str) -> tuple[Path, str]:
 
 
 def _read(path: Path) -> np.ndarray:
+    """As a dataset's images are read."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"{path}: not a readable image: {error}") from error
+        return read_image(path.read_bytes())
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not an image file") from error
+    except Exception as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error and more
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{path}: not a readable image: {' '.join(reason.split())}") from error

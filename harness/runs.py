@@ -57,9 +57,19 @@ class RunFolder:
         return self.path.name
 
     def begin(self, spec: Spec, attempt: int) -> Status:
-        """Create the folder, or go on in it; from here on the run is a visible row."""
+        """Create the folder, or go on in it; from here on the run is a visible row.
+
+        What a killed attempt was writing when it was killed goes.
+        """
+        for unfinished in self.path.rglob(".*.tmp"):
+            unfinished.unlink(missing_ok=True)
         if not (self.path / "spec.yaml").exists():
-            write_text(self.path / "spec.yaml", spec.to_yaml())
+            try:
+                write_text(self.path / "spec.yaml", spec.to_yaml())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+                raise
         return self.set_status("running", steps=spec.budget.steps, attempt=attempt)
 
     def set_status(self, state: State, **fields: Any) -> Status:
@@ -143,6 +153,10 @@ class Checkpoints:
             path.rename(path.with_suffix(".damaged"))
         return None
 
+    def damaged(self) -> list[Path]:
+        """What `latest` moved aside."""
+        return sorted(self.folder.glob("*.damaged"))
+
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -199,8 +213,12 @@ class RunStore:
         the process, so neither a kill nor a stopped process nor a wrong clock can leave it in doubt.
         """
         locks = self.root / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = os.open(locks / run.fingerprint, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            lock = os.open(locks / run.fingerprint, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise UserError(f"--runs {self.root}: cannot be written: {reason}; choose another folder") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -144,11 +144,13 @@ def budget(name: str) -> Budget:
         raise UserError(f"--budget {name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise UserError(f"--budget {name}: expected fields of a budget, such as `steps: 1000`")
+    if "name" in fields:
+        raise UserError(f"--budget {name}: name: no such field; a budget file's own name, {path.stem}, is the budget's")
     base = fields.pop("base", None)
     if base is not None:
-        if base not in budgets():
+        if str(base) not in budgets():
             raise UserError(f"--budget {name}: base: no budget {base!r}; {did_you_mean(str(base), budgets())}")
-        fields = budgets()[base].model_dump() | fields
+        fields = budgets()[str(base)].model_dump() | fields
     try:
         return Budget.model_validate({**fields, "name": path.stem})
     except ValidationError as error:

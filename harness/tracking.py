@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.errors import UserError
 from harness.files import digest
+from harness.runs import State
 from harness.spec import Spec, first_problem
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ _STATUS = {
     "diverged": "FAILED",
     "out_of_memory": "FAILED",
     "interrupted": "KILLED",
+    "unsupported": "FAILED",
 }
 _ENVIRONMENT = {
     # A server that does not answer holds up a run for one request, once. No retries: a request to create
@@ -202,7 +204,7 @@ class _Malformed(ValueError):
 class _Status(BaseModel):
     """status.json, as far as it is mirrored."""
 
-    state: Literal["running", "done", "failed", "diverged", "out_of_memory", "interrupted"]
+    state: State
     reason: str | None = None
     attempt: int = 1
 
@@ -302,12 +304,12 @@ def _params(spec: Spec) -> dict[str, str]:
 def _figures(result: dict[str, Any]) -> dict[str, float]:
     """Every number of result.json under its dotted path (without `metrics.`), and the IoU of each class.
 
-    Provenance is left to the artifact: a number in there is not a figure of the run.
+    Spec and provenance are left to the parameters and the artifact: a number in there is not a figure of the run.
     """
     figures = {
         name.removeprefix("metrics."): value
         for name, value in _finite(_leaves(result))
-        if not name.startswith("provenance.")
+        if not name.startswith(("spec.", "provenance."))
     }
     for index, row in enumerate(result.get("metrics", {}).get("per_class", [])):
         # A slash would open a folder of its own, a dot could name the one above; few other signs are legal.

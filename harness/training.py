@@ -68,7 +68,10 @@ class Point:
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at; the second one acts at once."""
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at; a second one acts at once.
+
+    What comes within a second is the same wish: `torchrun` passes on what its processes were sent already.
+    """
 
     def __enter__(self) -> StopSignals:
         self.raised = False
@@ -80,9 +83,10 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self.raised:
+        if not self.raised:
+            self.raised, self._at = True, time.monotonic()
+        elif time.monotonic() - self._at > 1:
             raise KeyboardInterrupt
-        self.raised = True
 
 
 def parameter_groups(network: Segmenter, hyperparameters: Hyperparameters) -> list[dict[str, Any]]:
@@ -185,12 +189,15 @@ def train(
             if (step + 1) % every == 0 or step + 1 == budget.steps:
                 on_point(_point(step + 1, lr, meters))
             due = time.monotonic() - saved > checkpoint_seconds
-            if stop.raised or due or step + 1 == budget.steps:
+            stopping = stop.raised
+            if fabric.world_size > 1:  # all leave after the same step, whenever each of them was told
+                stopping = fabric.strategy.reduce_boolean_decision(stopping, all=False)
+            if stopping or due or step + 1 == budget.steps:
                 asked = time.monotonic()
                 save(step + 1)
                 saved = time.monotonic()
                 checkpoint_seconds = max(checkpoint_seconds, 20 * (saved - asked))
-            if stop.raised:
+            if stopping:
                 raise Interrupted(step + 1)
     return meters
 

@@ -12,19 +12,15 @@ if TYPE_CHECKING:
 
 
 class Full(Method):
-    """Un-freezes stem, stages and output norm.
-
-    The head learns ten times as fast as the pre-trained backbone by default, as in mmsegmentation's fine-tuning
-    schedules (`paramwise_cfg`, `head: lr_mult=10`).
-    """
+    """Un-freezes stem, stages and output norm; the head learns faster than the pre-trained backbone by default."""
 
     name = "full"
     summary = "all of the backbone is trained"
     source = "the common practice; batch-norm statistics move as in mmsegmentation's default `norm_eval=False`"
 
     class Hyperparameters(method.Hyperparameters):
-        lr: float = knob(1e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log"))
-        head_lr_scale: float = knob(10.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
+        lr: float = knob(3e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log"))
+        head_lr_scale: float = knob(3.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
         freeze_statistics: bool = knob(False, "keep the running statistics of batch norms as pre-trained")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:

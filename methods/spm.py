@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import field_validator
+
 from harness import method
 from harness.method import Method, No, knob
 
@@ -53,12 +55,22 @@ class SPM(Method):
         gaps: str = knob("all", "which gaps carry a matcher, counted from 1 behind the first stage, such as 1,3",
                          pattern=r"^(all|[1-9](,[1-9])*)$")  # fmt: skip
 
+        @field_validator("kernel")
+        @classmethod
+        def _odd(cls, kernel: int) -> int:
+            if kernel % 2 == 0:
+                raise ValueError(f"{kernel} is even; a map keeps its size under odd kernels alone")
+            return kernel
+
+        @field_validator("gaps")
+        @classmethod
+        def _ordered(cls, gaps: str) -> str:
+            return gaps if gaps == "all" else ",".join(sorted(set(gaps.split(","))))
+
     def supports(self, backbone: StagedBackbone) -> bool | No:
         last = len(backbone.stages) - 1
         if self.hyperparameters.gaps != "all" and (missing := [g for g in self._gaps(backbone) if g >= last]):
             return No(f"gap {missing[0] + 1} does not exist: {last} gaps stand between {last + 1} stages")
-        if self.hyperparameters.kernel % 2 == 0:
-            return No(f"kernel {self.hyperparameters.kernel} is even; a map keeps its size under odd kernels alone")
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
@@ -108,4 +120,4 @@ class SPM(Method):
         """0-based indices of the stages that a matcher stands behind. Behind the last stage there is no gap."""
         if self.hyperparameters.gaps == "all":
             return list(range(len(backbone.stages) - 1))
-        return sorted({int(gap) - 1 for gap in self.hyperparameters.gaps.split(",")})
+        return [int(gap) - 1 for gap in self.hyperparameters.gaps.split(",")]

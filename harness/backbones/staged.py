@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-Layout = Literal["NCHW", "NHWC", "NLC"]
+from harness.backbones.sites import Layout, Sites
 
 
-class StagedBackbone(nn.Module):
+class StagedBackbone(Sites):
     """`stem`, then `stages`; after stage i the module in `gaps[i]`, if a method put one there.
+
+    The places inside stages, and the one between backbone and head, are `Sites`: blocks, branches, layers.
 
     A gap module sees and returns the stage's output as a map [B, C_i, H/s_i, W/s_i], whatever the network's own
     layout; prefix tokens (class, register) pass it untouched. Its result goes to the next stage and to the head.
@@ -52,7 +51,8 @@ class StagedBackbone(nn.Module):
         self.std = tuple(std)
         self.pretrained_parameters = sum(parameter.numel() for parameter in self.parameters())
         self.requires_grad_(False)
-        self._frozen = set(self.modules()) - {self, self.stages, self.gaps}
+        self._open_sites()
+        self._frozen = set(self.modules()) - {self, self.stages, self.gaps, self.added}
         self.train(False)
 
     @property
@@ -62,14 +62,15 @@ class StagedBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images [B, 3, H, W], normalised -> one map [B, C_i, H/s_i, W/s_i] a stage."""
+        self._current.size = (images.shape[-2], images.shape[-1])
         x = self.stem(images)
         maps = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if str(i) in self.gaps:
-                x = self._from_map(self.gaps[str(i)](self._to_map(x, i, images)), x)
-            maps.append(self._to_map(self.output_norm(x), i, images))
-        return maps
+                x = self._from_map(self.gaps[str(i)](self._to_map(x, i)), x)
+            maps.append(self._to_map(self.output_norm(x), i))
+        return self.added["output"](maps) if "output" in self.added else maps
 
     def put_in_gap(self, stage: int, module: nn.Module) -> None:
         """Let `module` transform the map behind `stage` (0-based). A gap holds one module."""
@@ -96,24 +97,12 @@ class StagedBackbone(nn.Module):
             module.training = False
         return self
 
-    def _grid(self, stage: int, images: Tensor) -> tuple[int, int]:
-        height, width = images.shape[-2:]
-        return math.ceil(height / self.strides[stage]), math.ceil(width / self.strides[stage])
-
-    def _to_map(self, x: Tensor, stage: int, images: Tensor) -> Tensor:
+    def _to_map(self, x: Tensor, stage: int) -> Tensor:
         if self.layout == "NCHW":
             return x
-        if self.layout == "NHWC":
-            return x.permute(0, 3, 1, 2).contiguous()
-        height, width = self._grid(stage, images)
-        patches = x[:, self.prefix_tokens :]
-        return patches.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
+        feature_map = self._map_of(x, stage)
+        return feature_map.contiguous() if self.layout == "NHWC" else feature_map
 
     def _from_map(self, feature_map: Tensor, x: Tensor) -> Tensor:
         """The inverse of `_to_map`; prefix tokens are taken from `x`, the stage's own output."""
-        if self.layout == "NCHW":
-            return feature_map
-        if self.layout == "NHWC":
-            return feature_map.permute(0, 2, 3, 1)
-        patches = feature_map.flatten(2).transpose(1, 2)
-        return torch.cat([x[:, : self.prefix_tokens], patches], dim=1) if self.prefix_tokens else patches
+        return feature_map if self.layout == "NCHW" else self.from_map(feature_map, x)

@@ -81,7 +81,10 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
     path = Path(weights)
     if not path.is_file():
         raise UserError(f"--weights {weights}: no such file; give auto, random or a .safetensors or .pth file")
-    return Weights(f"sha256:{sha256(path)}", weights, path)
+    try:
+        return Weights(f"sha256:{sha256(path)}", weights, path)
+    except OSError as error:
+        raise UserError(f"--weights {weights}: {os.strerror(error.errno or 0)}") from error
 
 
 def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
@@ -118,15 +121,17 @@ def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
     Raises `UserError`; a pickle that would run code is refused, not loaded.
     """
     import pickle
+    import warnings
 
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _looks_like_safetensors(path):
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what torch says of a foreign pickle comes before our refusal
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{flag} {path}: not a safetensors file: {error}") from error
     except pickle.UnpicklingError as error:
@@ -134,14 +139,25 @@ def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
             f"{flag} {path}: refused: not a file of plain tensors (loading it could run code); "
             "convert it to safetensors where you trust it"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{flag} {path}: cannot be read: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {os.strerror(error.errno or 0)}") from error
+    except Exception as error:  # torch answers a file that is cut short or no checkpoint with whatever it trips over
+        raise UserError(f"{flag} {path}: not a whole checkpoint of torch; get the file again") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+    named = isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
+    )
+    if not named or not content:
         raise UserError(f"{flag} {path}: holds no named tensors (a state dict is expected)")
     return content
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    """Whatever its name: an eight-byte length, then JSON. Neither a zip archive nor a pickle begins so."""
+    with path.open("rb") as handle:
+        return handle.read(9)[8:] == b"{"
 
 
 def tensors_digest(network: StagedBackbone) -> str:

@@ -62,8 +62,9 @@ def open_dataset(name: str, data: Path, cache: Path) -> SegmentationDataset:
         return mmsegmentation.MMSegmentationDataset(name, data, cache)
     if name in mmsegmentation.EXCLUDED:
         raise UserError(f"--dataset {name}: {mmsegmentation.EXCLUDED[name]}; `harness list datasets` prints the others")
-    if (data / name).is_dir():
-        raise UserError(f"--dataset {name}: {data / name} holds no dataset.yaml; write one that names the classes")
+    for folder in (Path(name).expanduser(), data / name):
+        if name and folder.is_dir():
+            raise UserError(f"--dataset {name}: {folder} holds no dataset.yaml; write one that names the classes")
     known = ["landcover", *mmsegmentation.names(), *_described(data)]
     raise UserError(f"--dataset {name}: no such dataset; {did_you_mean(name, known)} (or name a .yaml file)")
 

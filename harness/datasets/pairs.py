@@ -64,7 +64,7 @@ class PairedFiles(SegmentationDataset):
 
     def load(self, sample: Sample) -> Pair:
         image, mask = sample.source
-        return Pair(_read_image(image.read_bytes()), self._labels(_read_mask(mask.read_bytes())))
+        return Pair(read_image(image.read_bytes()), self._labels(_read_mask(mask.read_bytes())))
 
     @cached_property
     def digest(self) -> str:
@@ -106,7 +106,7 @@ class PairedFiles(SegmentationDataset):
     def _check_pair(self, sample: Sample) -> Checked | str:
         """What is in a pair, or what is wrong with it."""
         contents, arrays = [], []
-        for path, read in zip(sample.source, (_read_image, _read_mask), strict=True):
+        for path, read in zip(sample.source, (read_image, _read_mask), strict=True):
             # Pillow answers a damaged file with OSError, SyntaxError, ValueError, struct.error and more.
             try:
                 contents.append(path.read_bytes())
@@ -164,7 +164,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_image(content: bytes) -> np.ndarray:
+def read_image(content: bytes) -> np.ndarray:
     """uint8 [H, W, 3], RGB. Turned as EXIF says, as mmcv does."""
     with Image.open(io.BytesIO(content)) as image:
         if image.mode.startswith(("I", "F")):
