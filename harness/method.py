@@ -110,6 +110,11 @@ class Method(ABC):
     changes_start: ClassVar[str | None] = None
     """Why the attached network does not compute what the frozen one does before training; None: it does."""
 
+    head_only: ClassVar[bool] = False
+    """Trains nothing of its own, by design; without it, training nothing is a breach of the contract."""
+    mergeable: ClassVar[bool] = False
+    """Whether `merge` can fold what was trained into the backbone's own layers."""
+
     def __init__(self, hyperparameters: Hyperparameters):
         self.hyperparameters = hyperparameters
 
@@ -134,3 +139,11 @@ class Method(ABC):
         `masks` are the labels [B, H, W] at the crop's size, with `IGNORE_INDEX`.
         """
         return None
+
+    def merge(self, backbone: StagedBackbone) -> None:
+        """Fold the trained tensors into the backbone's own layers and take the added modules out.
+
+        Afterwards the backbone has the modules and the names of a bare one and computes what it computed before. Only
+        called where `mergeable`.
+        """
+        raise TypeError(f"{self.name} cannot be folded into a backbone")

@@ -26,7 +26,7 @@ def predict_images(
     `run` is a run folder, the beginning of a fingerprint, or a delta file. Every image is read before the first is
     predicted, so that a bad one costs nothing. Raises `UserError`.
     """
-    delta, remembered = _find_delta(store, run)
+    delta, remembered = find_delta(store, run)
     names = [path.stem for path in images]
     for name in names:
         if names.count(name) > 1:
@@ -58,7 +58,7 @@ def predict_images(
         yield overlay_path
 
 
-def _find_delta(store: RunStore, run: str) -> tuple[Path, str]:
+def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
     """The delta's file, and where its run had the backbone's weights."""
     if Path(run).is_file():
         return Path(run), "auto"

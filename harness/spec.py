@@ -76,6 +76,7 @@ class Spec(BaseModel):
 
     method: str
     hyperparameters: dict[str, bool | int | float | str]
+    method_code: str = Field("", description="digest of the method's code where it is not of this project")
     backbone: str
     weights: str = Field(description="identity of the pre-trained weights, never a path")
     dataset: str
@@ -96,6 +97,7 @@ class Spec(BaseModel):
                 "protocol": PROTOCOL,
                 "method": self.method,
                 "hyperparameters": self.hyperparameters,
+                **({"method_code": self.method_code} if self.method_code else {}),
                 "backbone": self.backbone,
                 "weights": self.weights,
                 "data": self.data_digest,

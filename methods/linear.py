@@ -16,6 +16,7 @@ class Linear(Method):
     name = "linear"
     summary = "the head alone; the backbone is untouched"
     source = "Alain & Bengio, Understanding intermediate layers using linear classifier probes, arXiv 1610.01644"
+    head_only = True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         pass

@@ -58,7 +58,7 @@ def test_the_head_is_the_same_for_every_method_at_one_seed_and_another_at_anothe
         return torch.cat([parameter.flatten() for parameter in network.head.parameters()])
 
     reference = first_tensor("linear", 0)
-    assert all(torch.equal(reference, first_tensor(method, 0)) for method in methods.names())
+    assert all(torch.equal(reference, first_tensor(method, 0)) for method in ("full", "linear", "spm"))
     assert not torch.equal(reference, first_tensor("linear", 1))
 
 

@@ -74,11 +74,11 @@ def check_backbone(name: str) -> None:
         raise UserError(f"--backbone {name}: no such pre-training tag; {did_you_mean(name, tags)}")
 
 
-def create(name: str) -> nn.Module:
-    """The timm network of that name with random weights and no classifier."""
+def create(name: str, **changes: Any) -> nn.Module:
+    """The timm network of that name with random weights and no classifier; `changes` are timm's own arguments."""
     check_backbone(name)
     options = _families[_module_of(name)].options
-    return timm.create_model(name, pretrained=False, num_classes=0, **options)
+    return timm.create_model(name, pretrained=False, num_classes=0, **options | changes)
 
 
 def cut(name: str, network: nn.Module) -> StagedBackbone:

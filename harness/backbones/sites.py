@@ -379,7 +379,7 @@ def _blocks_in(container: nn.Module) -> Iterator[nn.Module]:
 
 def _out_channels(block: nn.Module) -> int:
     named = ((name.split("."), module) for name, module in block.named_modules())
-    return [module for path, module in named if isinstance(module, nn.Conv2d) and "se" not in path][-1].out_channels
+    return [module for path, module in named if hasattr(module, "out_channels") and "se" not in path][-1].out_channels
 
 
 def _branch(kind: Kind, source: str, entry: str | None, exit: str, layout: Layout, at_entry: Layout | None = None):

@@ -1,0 +1,65 @@
+"""Adapters: a small bottleneck behind every residual branch, trained in an otherwise frozen network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from harness import method
+from harness.method import Method, knob
+
+if TYPE_CHECKING:
+    from harness.backbones.sites import Block, Branch
+    from harness.backbones.staged import StagedBackbone
+
+
+class Adapter(Method):
+    """Every branch's output f passes through f + up(act(down f)) before it is added to the residual stream.
+
+    `houlsby` has one behind attention and one behind the MLP (paper, section 2.1), `pfeiffer` one behind the MLP alone
+    (AdapterFusion, section 3; of that work it is the place and nothing else). Width, GELU, dropout and frozen norms are
+    those of the vision code that is followed; Houlsby et al. train the norms too. They draw both projections close to
+    zero; here the upper one is zero, so that training starts at the frozen network.
+
+    Blocks of ResNet, MobileNet and RegNet have no branches of two kinds: one adapter stands behind each block, which
+    is ours. So does one behind the single branch of a ConvNeXt block.
+    """
+
+    name = "adapter"
+    summary = "a sequential bottleneck behind attention and MLP"
+    source = (
+        "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, arXiv 1902.00751; Pfeiffer et al., "
+        "AdapterFusion, arXiv 2005.00247; code followed: the adapter baseline of github.com/Leiyi-Hu/mona"
+    )
+
+    class Hyperparameters(method.Hyperparameters):
+        width: int = knob(64, "channels of the bottleneck", ge=1, le=4096, search=(8, 128, "log"))
+        variant: Literal["houlsby", "pfeiffer"] = knob(
+            "houlsby", "behind every branch of a block, or behind its last one alone", search=["houlsby", "pfeiffer"]
+        )
+        activation: Literal["relu", "gelu"] = knob("gelu", "non-linearity of the bottleneck")
+        dropout: float = knob(0.1, "dropout in the bottleneck", ge=0, le=0.9, search=(0.0, 0.2))
+        scale: float = knob(1.0, "factor on what an adapter adds", gt=0, le=100, search=(0.1, 10, "log"))
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        from methods.modules.bottleneck import Bottleneck
+
+        options = self.hyperparameters.model_dump(include={"width", "activation", "dropout", "scale"})
+        for branch in self._branches(backbone):
+            backbone.add_at_exit(branch, Bottleneck(branch.channels, residual=True, **options))
+        for block in self._whole_blocks(backbone):
+            backbone.add_after_block(block, Bottleneck(block.channels, residual=True, **options))
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        from methods.modules.bottleneck import bottleneck_parameters
+
+        places = [*self._branches(backbone), *self._whole_blocks(backbone)]
+        return sum(bottleneck_parameters(place.channels, self.hyperparameters.width) for place in places)
+
+    def _branches(self, backbone: StagedBackbone) -> list[Branch]:
+        if self.hyperparameters.variant == "houlsby":
+            return backbone.branches
+        return list({branch.block: branch for branch in backbone.branches}.values())
+
+    def _whole_blocks(self, backbone: StagedBackbone) -> list[Block]:
+        branched = {branch.block for branch in backbone.branches}
+        return [block for block in backbone.blocks if block.index not in branched]

@@ -1,0 +1,54 @@
+"""AdaptFormer: a bottleneck beside the MLP of every block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness import method
+from harness.method import Method, No, knob
+
+if TYPE_CHECKING:
+    from harness.backbones.sites import Branch
+    from harness.backbones.staged import StagedBackbone
+
+
+class AdaptFormer(Method):
+    """x + MLP(norm(x)) becomes x + MLP(norm(x)) + s · up(ReLU(down x)): the bottleneck sees x as it is before the norm.
+
+    Follows the released code: width 64, s = 0.1, dropout 0.1, LoRA's initialisation, no norm of its own. In blocks
+    whose only branch holds the MLP among other things (ConvNeXt; attention and MLP side by side) it stands beside
+    that branch.
+    """
+
+    name = "adaptformer"
+    summary = "a parallel, scaled bottleneck beside the MLP"
+    source = (
+        "Chen et al., AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition, arXiv 2205.13535; "
+        "code followed: github.com/ShoufaChen/AdaptFormer"
+    )
+
+    class Hyperparameters(method.Hyperparameters):
+        width: int = knob(64, "channels of the bottleneck", ge=1, le=4096, search=(8, 128, "log"))
+        scale: float = knob(0.1, "factor s on what the bottleneck adds", gt=0, le=100, search=(0.01, 10, "log"))
+        dropout: float = knob(0.1, "dropout in the bottleneck", ge=0, le=0.9, search=(0.0, 0.2))
+
+    def supports(self, backbone: StagedBackbone) -> bool | No:
+        return True if self._branches(backbone) else No("its blocks have no MLP that a bottleneck could stand beside")
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        from methods.modules.bottleneck import Bottleneck
+
+        options = self.hyperparameters.model_dump(include={"width", "dropout", "scale"})
+        for branch in self._branches(backbone):
+            bottleneck = Bottleneck(branch.channels, activation="relu", residual=False, **options)
+            backbone.add_parallel(branch, bottleneck, before_entry=True)
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        from methods.modules.bottleneck import bottleneck_parameters
+
+        width = self.hyperparameters.width
+        return sum(bottleneck_parameters(branch.channels, width) for branch in self._branches(backbone))
+
+    def _branches(self, backbone: StagedBackbone) -> list[Branch]:
+        with_mlp = {branch.block for branch in backbone.branches if branch.kind == "mlp"}
+        return [branch for branch in backbone.branches if branch.kind == "mlp" or branch.block not in with_mlp]

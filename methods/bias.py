@@ -1,0 +1,48 @@
+"""BitFit: the bias terms are trained, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from harness import method
+from harness.method import Method, No, knob
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.backbones.staged import StagedBackbone
+
+_NAMES = ("bias", "q_bias", "k_bias", "v_bias")
+
+
+class Bias(Method):
+    """Un-freezes every bias vector that came with the backbone: of linear layers, convolutions and norms.
+
+    Attention's separate query and value biases (Swin v2, EVA) are among them. Tables of relative positions are no
+    bias terms in BitFit's sense and stay frozen; VPT's code, which takes every name that contains "bias", trains a
+    Swin's as well. None is added where a layer has no bias, as TinyTL (arXiv 2007.11622) would.
+    """
+
+    name = "bias"
+    summary = "the bias terms alone are trained"
+    source = "Ben Zaken et al., BitFit, arXiv 2106.10199; for vision as Bias in arXiv 2203.12119"
+    mergeable: ClassVar[bool] = True
+
+    class Hyperparameters(method.Hyperparameters):
+        lr: float = knob(1e-3, "learning rate of the biases (AdamW)", gt=0, le=10, search=(1e-4, 1e-2, "log"))
+
+    def supports(self, backbone: StagedBackbone) -> bool | No:
+        return True if self._trained(backbone) else No("the network has no bias terms")
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        backbone.unfreeze(*self._trained(backbone))
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        """The sum of the bias vectors' lengths."""
+        return sum(parameter.numel() for parameter in self._trained(backbone))
+
+    def merge(self, backbone: StagedBackbone) -> None:
+        """Nothing to fold: the trained tensors are the backbone's own."""
+
+    def _trained(self, backbone: StagedBackbone) -> list[nn.Parameter]:
+        return [p for name, p in backbone.named_parameters() if name.rpartition(".")[2] in _NAMES]

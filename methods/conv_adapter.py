@@ -1,0 +1,61 @@
+"""Conv-Adapter: adapters for convolutional networks, beside the convolutions of every block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from harness import method
+from harness.method import Method, No, knob
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.backbones.staged import StagedBackbone
+
+
+class ConvAdapter(Method):
+    """conv(x) becomes conv(x) + α ⊙ point(act(depth x)) for every K×K convolution, K > 1, inside the blocks.
+
+    The paper's "convolution parallel" scheme, with the compression γ = 8 that the released code has as its default.
+    That code draws the point-wise convolution; here it starts at zero, so that training starts at the frozen network.
+    It adds the result behind the 3×3 convolution's norm and ReLU in bottleneck blocks, before the norm in basic ones,
+    and behind the block in EfficientNet; here it is the convolution's own output everywhere. Where γ does not divide
+    the channels, the depth-wise part has fewer and larger groups.
+    """
+
+    name = "conv_adapter"
+    summary = "depth-wise and point-wise adapters beside a CNN's convolutions"
+    source = (
+        "Chen et al., Conv-Adapter: Exploring Parameter Efficient Transfer Learning for ConvNets, arXiv 2208.07463; "
+        "code read: github.com/Hhhhhhao/Conv-Adapter"
+    )
+
+    class Hyperparameters(method.Hyperparameters):
+        compression: int = knob(8, "input channels per channel of the adapter, γ", ge=1, le=256, search=[2, 4, 8, 16])
+        activation: Literal["relu", "gelu"] = knob("relu", "non-linearity between the two convolutions")
+
+    def supports(self, backbone: StagedBackbone) -> bool | No:
+        return True if self._convolutions(backbone) else No("its blocks have no convolutions beside attention and MLP")
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        from methods.modules.conv_adapter import ConvAdapterModule
+
+        options = self.hyperparameters.model_dump(include={"compression", "activation"})
+        for name, convolution in self._convolutions(backbone).items():
+            backbone.add_beside(name, ConvAdapterModule(convolution, **options))
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        from methods.modules.conv_adapter import conv_adapter_parameters
+
+        compression = self.hyperparameters.compression
+        return sum(conv_adapter_parameters(conv, compression) for conv in self._convolutions(backbone).values())
+
+    @staticmethod
+    def _convolutions(backbone: StagedBackbone) -> dict[str, nn.Conv2d]:
+        """The K×K convolutions of blocks; those that serve an attention or stand inside an MLP are not meant."""
+        layers = {name: backbone.get_submodule(name) for name in backbone.layers("conv", "grouped")}
+        return {
+            name: layer
+            for name, layer in layers.items()
+            if max(layer.kernel_size) > 1 and not {"attn", "mlp", "downsample"} & set(name.split("."))
+        }

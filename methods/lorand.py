@@ -1,0 +1,60 @@
+"""LoRand: adapters whose projections are synthesised from low-rank factors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness import method
+from harness.method import Method, knob
+
+if TYPE_CHECKING:
+    from harness.backbones.sites import Block, Branch
+    from harness.backbones.staged import StagedBackbone
+
+
+class LoRand(Method):
+    """The adapter of Houlsby et al. behind attention and MLP, with W_down and W_up built of few parameters.
+
+    From the paper: α branches of rank β, a kernel shared by the two projections of a branch, and the variants LoRand
+    (α = 2, β = 8), LoRand+ (4, 8) and LoRand++ (4, 16). There is no released code. Ours, read off the published count
+    for Swin-L (see the tests): an inner width of C/8 and no biases. Also ours: the last factor starts at zero, so that
+    training starts at the frozen network, and where blocks have no branches (ResNet, MobileNet, RegNet) one adapter
+    stands behind each block.
+    """
+
+    name = "lorand"
+    summary = "adapters of low-rank, multi-branch projections"
+    source = (
+        "Yin et al., 1% vs 100%: Parameter-Efficient Low Rank Adapter for Dense Predictions, CVPR 2023, "
+        "pages 20116-20126; no code is public"
+    )
+
+    class Hyperparameters(method.Hyperparameters):
+        branches: int = knob(2, "low-rank terms a projection, α", ge=1, le=64, search=[2, 4])
+        rank: int = knob(8, "rank of a term, β", ge=1, le=256, search=[4, 8, 16])
+        reduction: int = knob(8, "channels per inner channel", ge=1, le=256)
+        scale: float = knob(1.0, "factor on what an adapter adds", gt=0, le=100, search=(0.1, 10, "log"))
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        from methods.modules.lorand import LowRankAdapter
+
+        options = self.hyperparameters.model_dump(include={"branches", "rank", "scale"})
+        for branch in backbone.branches:
+            backbone.add_at_exit(branch, LowRankAdapter(branch.channels, self._width(branch.channels), **options))
+        for block in self._whole_blocks(backbone):
+            backbone.add_after_block(block, LowRankAdapter(block.channels, self._width(block.channels), **options))
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        from methods.modules.lorand import low_rank_adapter_parameters
+
+        options = self.hyperparameters.model_dump(include={"branches", "rank"})
+        places: list[Branch | Block] = [*backbone.branches, *self._whole_blocks(backbone)]
+        return sum(low_rank_adapter_parameters(p.channels, self._width(p.channels), **options) for p in places)
+
+    def _width(self, channels: int) -> int:
+        return max(1, channels // self.hyperparameters.reduction)
+
+    @staticmethod
+    def _whole_blocks(backbone: StagedBackbone) -> list[Block]:
+        branched = {branch.block for branch in backbone.branches}
+        return [block for block in backbone.blocks if block.index not in branched]

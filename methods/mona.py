@@ -1,0 +1,51 @@
+"""Mona: adapters with convolutional filters on the residual stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness import method
+from harness.method import Method, knob
+
+if TYPE_CHECKING:
+    from harness.backbones.staged import StagedBackbone
+
+
+class Mona(Method):
+    """Behind every residual addition, after attention and after the MLP, the stream x becomes x + change(x).
+
+    Follows the released code: width 64, a LayerNorm scaled by 1e-6 beside a scaled identity, depth-wise 3×3, 5×5 and
+    7×7 filters, a 1×1, GELU, dropout 0.1. That code is for Swin and draws the upper projection; here it starts at
+    zero, so that training starts at the frozen network. A prefix token of a ViT is a map of one pixel to the filters.
+    Where blocks have no branches (ResNet, MobileNet, RegNet) one Mona stands behind each block, which is ours.
+    """
+
+    name = "mona"
+    summary = "convolutional adapters with a scaled norm after attention and MLP"
+    source = (
+        "Yin et al., 5%>100%: Breaking Performance Shackles of Full Fine-Tuning on Visual Recognition Tasks, "
+        "arXiv 2408.08345 (first 2311.15010); code followed: github.com/Leiyi-Hu/mona"
+    )
+
+    class Hyperparameters(method.Hyperparameters):
+        width: int = knob(64, "channels of the filters", ge=1, le=4096, search=(8, 128, "log"))
+        dropout: float = knob(0.1, "dropout before the upper projection", ge=0, le=0.9, search=(0.0, 0.2))
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        from methods.modules.mona import MonaChange
+        from methods.modules.places import Grid, Residual, add_to_stream
+
+        options = self.hyperparameters.model_dump(include={"width", "dropout"})
+        last = {branch.block: branch for branch in backbone.branches}
+        for branch in backbone.branches:
+            if branch is not last[branch.block]:
+                add_to_stream(backbone, branch, MonaChange(branch.channels, grid=Grid(backbone, branch), **options))
+        for block in backbone.blocks:
+            backbone.add_after_block(block, Residual(MonaChange(block.channels, grid=Grid(backbone, block), **options)))
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        from methods.modules.mona import mona_parameters
+
+        branched = {branch.block for branch in backbone.branches}
+        places = [*backbone.branches, *(block for block in backbone.blocks if block.index not in branched)]
+        return sum(mona_parameters(place.channels, self.hyperparameters.width) for place in places)

@@ -1,0 +1,60 @@
+"""Partial-k: the last k blocks are trained, and what comes before them stays as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from harness import method
+from harness.method import Method, No, knob
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.backbones.staged import StagedBackbone
+
+
+class Partial(Method):
+    """Un-freezes the last k blocks and whatever runs behind the first of them: layers between two stages, norms at a
+    stage's end, and the output norm.
+
+    This is the rule that VPT's code (github.com/KMnP/vpt, `src/models/vit_models.py`) spells out for k = 1, 2, 4: the
+    encoder's norm is trained with the blocks, and so is a Swin's patch merging where it stands between two of them.
+    Yosinski et al. (arXiv 1411.1792) cut a CNN the same way. A ViT here applies its output norm to every stage's map,
+    so training it changes all four maps, not the last one alone.
+    """
+
+    name = "partial"
+    summary = "the last k blocks are trained"
+    source = "Partial-k of Jia et al., Visual Prompt Tuning, arXiv 2203.12119, section 4.1, and its code"
+    mergeable: ClassVar[bool] = True
+
+    class Hyperparameters(method.Hyperparameters):
+        lr: float = knob(3e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log"))
+        head_lr_scale: float = knob(3.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
+        blocks: int = knob(1, "how many blocks, counted from the end", ge=1, le=1000, search=[1, 2, 4])
+        freeze_statistics: bool = knob(False, "keep the running statistics of batch norms as pre-trained")
+
+    def supports(self, backbone: StagedBackbone) -> bool | No:
+        if (wanted := self.hyperparameters.blocks) > (there := len(backbone.blocks)):
+            return No(f"blocks={wanted}, and the network has {there}; the method full trains all of it")
+        return True
+
+    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
+        for module in self._trained(backbone):
+            backbone.unfreeze(*(module.parameters() if self.hyperparameters.freeze_statistics else (module,)))
+
+    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
+        """The sum over the chosen modules' own tensors."""
+        return sum(parameter.numel() for module in self._trained(backbone) for parameter in module.parameters())
+
+    def merge(self, backbone: StagedBackbone) -> None:
+        """Nothing to fold: the trained tensors are the backbone's own."""
+
+    def _trained(self, backbone: StagedBackbone) -> list[nn.Module]:
+        blocks = backbone.blocks
+        chosen = blocks[len(blocks) - self.hyperparameters.blocks :]
+        first = chosen[0].stage
+        modules = [block.module for block in chosen if block.stage == first]
+        closing = getattr(backbone.stages[first], "norm", None)  # PVTv2's stages end in a norm
+        modules += [closing] if closing is not None else []
+        return [*modules, *list(backbone.stages)[first + 1 :], backbone.output_norm]

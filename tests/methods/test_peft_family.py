@@ -1,0 +1,267 @@
+"""LoRA and its relatives: what they adapt and count, that the backbone stays, and that folding changes nothing.
+
+Counts are derived here from the networks' shapes. Where a comment names a paper's table, the printed figure is quoted
+as it is commonly restated; the tables themselves were not at hand. What was read (released code, public abstracts, two
+benchmarks' READMEs) is said so beside the figure.
+"""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from harness.backbones import families
+from harness.errors import UserError
+from harness.network import Unsupported, build_segmenter
+from methods.modules.injection import Rows, SplitProjection, Target, find_targets, nearest_divisor, weight_of
+from methods.peft_family import HRA, IA3, OFT, DoRA, LoHa, LoKr, LoRA
+
+FAMILY = [LoRA, DoRA, LoHa, LoKr, IA3, OFT, HRA]
+BACKBONES = [
+    "resnet10t",
+    "mobilenetv2_035",
+    "convnext_atto",
+    "swin_tiny_patch4_window7_224",
+    "pvt_v2_b0",
+    "vit_tiny_patch16_224",
+    "eva02_tiny_patch14_224",
+]
+SMALLER = {
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
+    "pvt_v2_b0": {"depths": (1, 1, 1, 1)},
+    "vit_tiny_patch16_224": {"depth": 4},
+    "eva02_tiny_patch14_224": {"depth": 4},
+}
+CLASSES = 5
+_bare = {}
+
+
+def backbone(name):
+    """With random weights, and no branch that is silent because its last norm or its scale starts near zero."""
+    if name not in _bare:
+        torch.manual_seed(0)
+        _bare[name] = families.cut(name, families.create(name, **SMALLER.get(name, {})))
+        with torch.no_grad():
+            for key, parameter in _bare[name].named_parameters():
+                if key.endswith("gamma"):
+                    parameter.fill_(0.5)
+            for norm in _bare[name].norms().values():
+                norm.weight.fill_(1.0)
+    return copy.deepcopy(_bare[name])
+
+
+def segmenter(method, name, **settings):
+    return build_segmenter(backbone(name), method(method.Hyperparameters(**settings)), "fpn:16", CLASSES, seed=0)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, 64, 64, generator=generator)
+    return images, torch.randint(0, CLASSES, (2, 64, 64), generator=generator, dtype=torch.uint8)
+
+
+def train(network, steps):
+    """Returns the names of the parameters that no step gave a gradient."""
+    silent = {name for name, _ in network.trained_parameters()}
+    optimizer = torch.optim.AdamW([p for _, p in network.trained_parameters()], lr=1e-2)
+    network.train()
+    for _ in range(steps):
+        loss, _ = network(*batch())
+        loss.backward()
+        silent -= {name for name, p in network.trained_parameters() if p.grad is not None and bool(p.grad.any())}
+        optimizer.step()
+        optimizer.zero_grad()
+    return silent
+
+
+def close(ours, expected):
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("method", FAMILY)
+def test_it_starts_as_the_backbone_trains_all_it_adds_leaves_the_rest_and_folds_away(method, name):
+    images, _ = batch()
+    bare = backbone(name)
+    frozen = [(tensor, tensor.clone()) for tensor in (*bare.parameters(), *bare.buffers())]
+    hyperparameters = method.Hyperparameters()
+    network = build_segmenter(bare, method(hyperparameters), "fpn:16", CLASSES, seed=0).eval()
+    with torch.no_grad():
+        for ours, expected in zip(network.backbone(images), backbone(name)(images), strict=True):
+            close(ours, expected)
+    assert train(network, steps=2) == set()
+    assert all(torch.equal(tensor, before) and not tensor.requires_grad for tensor, before in frozen)
+    assert all(network.backbone.is_frozen(m) for m in bare.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d))
+
+    delta = {key: tensor.clone() for key, tensor in network.trained_state().items()}
+    assert all(".default" in key for key in delta if key.startswith("backbone."))
+    rebuilt = segmenter(method, name)
+    rebuilt.load_trained_state(delta)
+    with torch.no_grad():
+        logits = network.eval()(images)
+        assert torch.equal(rebuilt.eval()(images), logits)
+        network.method.merge(network.backbone)
+        close(network(images), logits)
+    plain = backbone(name)
+    assert list(network.backbone.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(network.backbone.state_dict())
+    with torch.no_grad():
+        close(network.head(plain(images)), logits)
+
+
+def vit_b():
+    """The layers of a ViT-B, RoBERTa-base or DeBERTa-base: C = 768 and MLPs of 4 C."""
+    block = [Target(role, "", role, 768, 768) for role in ("q", "k", "v", "proj")]
+    block += [Target("fc1", "", "fc1", 768, 3072), Target("fc2", "", "fc2", 3072, 768)]
+    return 12 * block
+
+
+def counted(method, targets, roles=None, **settings):
+    built = method(method.Hyperparameters(**settings))
+    return sum(built.added_parameters(target) for target in targets if roles is None or target.role in roles)
+
+
+def test_lora_on_a_vit_b_has_the_published_count():
+    """0.295 M in table 1 of FacT (arXiv 2212.03145), and 0.3 M for RoBERTa-base in LoRA's own table 2: rank 8, q, v."""
+    real = LoRA(LoRA.Hyperparameters()).parameter_count(backbone("vit_base_patch16_224"), CLASSES)
+    assert real == counted(LoRA, vit_b(), {"q", "v"}) == 12 * 2 * 8 * (768 + 768) == 294_912
+
+
+def test_lora_on_gpt_3_has_the_published_count():
+    """4.7 M in LoRA's table 4: rank 1 on q and v of 96 layers of width 12,288."""
+    layers = 96 * [Target(role, "", role, 12288, 12288) for role in ("q", "v")]
+    assert f"{counted(LoRA, layers, rank=1) / 1e6:.1f}" == "4.7"
+
+
+def test_dora_on_llama_7b_has_the_published_share():
+    """0.83 % for LoRA and 0.84 % for DoRA in DoRA's table 1, of all parameters, those added among them."""
+    layer = [Target(role, "", role, 4096, 4096) for role in ("q", "k", "v")]
+    layer += [Target("up", "", "fc1", 4096, 11008), Target("down", "", "fc2", 11008, 4096)]
+    frozen = 6_738_415_616
+    for method, share in ((LoRA, "0.83"), (DoRA, "0.84")):
+        added = counted(method, 32 * layer, rank=32, alpha=64)
+        assert f"{100 * added / (frozen + added):.2f}" == share
+
+
+def test_hra_on_a_base_transformer_has_the_published_count():
+    """0.66 M in HRA's table 1 (DeBERTaV3-base, rank 8, all linear layers); LoRA's 1.33 M in the same table."""
+    assert f"{counted(HRA, vit_b()) / 1e6:.2f}" == "0.66"
+    assert f"{counted(LoRA, vit_b()) / 1e6:.2f}" == "1.33"
+    real = HRA(HRA.Hyperparameters(targets="all")).parameter_count(backbone("vit_base_patch16_224"), CLASSES)
+    assert real == counted(HRA, vit_b())
+
+
+def test_ia3_scales_keys_values_and_hidden_activations_once_each():
+    real = IA3(IA3.Hyperparameters()).parameter_count(backbone("vit_base_patch16_224"), CLASSES)
+    assert real == 12 * (768 + 768 + 3072)
+    network = segmenter(IA3, "vit_tiny_patch16_224")
+    block = network.backbone.stages[0][0]
+    assert block.attn.qkv.k.ia3_l["default"].shape == (192, 1)
+    assert block.mlp.fc2.ia3_l["default"].shape == (1, 768)
+    assert isinstance(block.attn.qkv.q, Rows)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 64])
+@pytest.mark.parametrize("method", [LoRA, DoRA, LoHa, LoKr])
+def test_counts_hold_at_other_ranks_and_on_all_layers(method, rank):
+    for name in ("resnet10t", "pvt_v2_b0"):
+        segmenter(method, name, rank=rank, targets="all")  # counted on building
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_it_folds_on_every_role_of_a_network_with_both_convolutions_and_attention(method):
+    network = segmenter(method, "pvt_v2_b0", targets="all")
+    assert train(network, steps=2) == set()
+    with torch.no_grad():
+        logits = network.eval()(batch()[0])
+        network.method.merge(network.backbone)
+        close(network(batch()[0]), logits)
+
+
+def test_queries_and_values_of_a_fused_projection_are_adapted_and_keys_are_not():
+    network = segmenter(LoRA, "vit_tiny_patch16_224")
+    split = network.backbone.stages[0][0].attn.qkv
+    assert isinstance(split, SplitProjection)
+    before = split(torch.ones(1, 1, 192))
+    torch.testing.assert_close(before, split.fused(torch.ones(1, 1, 192)))
+    with torch.no_grad():
+        for part in (split.q, split.v):
+            part.lora_B["default"].weight.fill_(1.0)
+    q, k, v = (split(torch.ones(1, 1, 192)) - before).chunk(3, dim=-1)
+    assert q.abs().max() > 1e-3 and v.abs().max() > 1e-3
+    assert k.abs().max() == 0
+
+
+def test_targets_of_a_fused_projection_are_the_rows_that_attention_takes_apart():
+    vit = backbone("vit_tiny_patch16_224")
+    targets = {target.part: target for target in find_targets(vit, frozenset("qkv")) if "stages.0.0." in target.layer}
+    fused = vit.stages[0][0].attn.qkv.weight
+    for part, rows in zip("qkv", fused.chunk(3), strict=True):
+        assert torch.equal(weight_of(vit, targets[part]), rows)
+
+
+def test_dora_starts_with_the_norms_of_the_rows_and_refuses_rows_of_zeros():
+    network = segmenter(DoRA, "resnet10t")
+    for _, module in network.backbone.named_modules():
+        if hasattr(module, "lora_magnitude_vector"):
+            magnitude = module.lora_magnitude_vector["default"].weight.flatten()
+            torch.testing.assert_close(magnitude, module.base_layer.weight.flatten(1).norm(dim=1))
+    bare = backbone("resnet10t")
+    with torch.no_grad():
+        bare.stages[0][0].conv1.weight[3] = 0
+    with pytest.raises(Unsupported, match=r"stages.0.0.conv1 has a row of zeros"):
+        build_segmenter(bare, DoRA(DoRA.Hyperparameters()), "fpn:16", CLASSES, seed=0)
+
+
+@pytest.mark.parametrize("method", [OFT, HRA])
+def test_a_rotation_keeps_the_lengths_of_the_weights_rows(method):
+    network = segmenter(method, "vit_tiny_patch16_224", targets="proj")
+    rows = network.backbone.stages[0][0].attn.proj.base_layer.weight.norm(dim=1).clone()
+    train(network, steps=2)
+    network.method.merge(network.backbone)
+    torch.testing.assert_close(network.backbone.stages[0][0].attn.proj.weight.norm(dim=1), rows, rtol=1e-5, atol=1e-6)
+
+
+def test_rotations_are_of_linear_layers_and_small_kernels_alone_and_say_so():
+    with pytest.raises(Unsupported, match="no layer that oft can adapt has a role of targets=merge"):
+        segmenter(OFT, "convnext_atto", targets="merge")
+
+
+@pytest.mark.parametrize(("inputs", "block"), [(64, 32), (48, 24), (40, 40), (16, 16), (67, 1), (99, 33)])
+def test_blocks_take_the_divisor_nearest_to_32(inputs, block):
+    assert nearest_divisor(inputs, 32) == block
+
+
+def test_a_role_that_the_network_has_not_is_named():
+    with pytest.raises(Unsupported, match="no layer that lora can adapt has a role of targets=q,v"):
+        segmenter(LoRA, "resnet10t", targets="q,v")
+
+
+def test_a_role_that_does_not_exist_and_an_odd_number_of_reflections_are_refused():
+    with pytest.raises(UserError, match="targets"):
+        LoRA.Hyperparameters.parse("lora", {"targets": "q,grouped"})
+    with pytest.raises(UserError, match="rank"):
+        HRA.Hyperparameters.parse("hra", {"rank": "3"})
+
+
+def test_a_copy_of_the_network_reads_its_own_weights():
+    network = segmenter(LoRA, "vit_tiny_patch16_224").eval()
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        twin.backbone.stages[0][0].attn.qkv.fused.weight.zero_()
+        assert not twin.backbone.stages[0][0].attn.qkv.q.base_layer.weight.any()
+        assert network.backbone.stages[0][0].attn.qkv.q.base_layer.weight.any()
+
+
+def test_the_declaration_imports_neither_torch_nor_peft():
+    code = "import methods.peft_family, sys; sys.exit(any(m in sys.modules for m in ('torch', 'peft')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_building_says_nothing(capfd, recwarn):
+    segmenter(OFT, "mobilenetv2_035")
+    assert capfd.readouterr() == ("", "")
+    assert [str(w.message) for w in recwarn if "peft" in str(w.filename)] == []
