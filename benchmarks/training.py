@@ -1,6 +1,6 @@
-"""How fast training is: each method's step against full fine-tuning's, and the harness's loop against a bare one.
+"""What training costs: each method's step and memory against full fine-tuning's, the harness's loop against a bare one.
 
-    python benchmarks/training.py [--backbone NAME] [--head HEAD] [--crop N] [--steps N] [--rounds N]
+    python benchmarks/training.py [--backbone NAME] [--head HEAD] [--crop N] [--steps N] [--rounds N] [--methods A,B]
 
 Everything is timed in turn within one process run, so that ratios hold on a noisy machine. Weights are random and the
 images are the packaged land cover's: the arithmetic of a step does not depend on what the weights are.
@@ -22,7 +22,7 @@ from harness.datasets import open_dataset
 from harness.datasets.transforms import TrainStream
 from harness.execution import make_fabric, make_reproducible
 from harness.method import methods
-from harness.network import Segmenter, build_segmenter
+from harness.network import Segmenter, Unsupported, build_segmenter
 from harness.runs import Checkpoints
 from harness.spec import Budget
 from harness.training import parameter_groups, train
@@ -48,7 +48,13 @@ def main() -> None:
         print(
             f"{options.backbone}, head {options.head}, crop {options.crop}, batch 8, {torch.get_num_threads()} threads"
         )
-        _step_times({name: network(name) for name in methods.names()}, stream, options.rounds)
+        built = {}
+        for name in options.methods.split(",") if options.methods else methods.names():
+            try:
+                built[name] = network(name)
+            except Unsupported as reason:
+                print(f"{name}: {reason}")
+        _costs(built, stream, options.rounds)
         ratios = []
         for round_ in range(options.rounds):
             built = network("spm")
@@ -65,14 +71,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--head", default="fpn")
     parser.add_argument("--crop", type=int, default=96)
+    parser.add_argument("--methods", help="default all")
     parser.add_argument("--steps", type=int, default=20, help="of one timed loop")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()
 
 
-def _step_times(networks: dict[str, Segmenter], stream, rounds: int) -> None:
-    """Median seconds of forward, backward and update, the methods in turn on the same images."""
+def _costs(networks: dict[str, Segmenter], stream, rounds: int) -> None:
+    """Median seconds of forward, backward and update, the methods in turn on the same images; and what is kept."""
     seconds: dict[str, list[float]] = {name: [] for name in networks}
+    kept: dict[str, int] = {}
     optimizers = {
         name: torch.optim.AdamW(parameter_groups(built, built.method.hyperparameters), lr=1e-3, fused=True)
         for name, built in networks.items()
@@ -81,6 +89,8 @@ def _step_times(networks: dict[str, Segmenter], stream, rounds: int) -> None:
         for name, built in networks.items():
             images, masks = next(iter(DataLoader(stream(built), batch_size=8)))
             built.train()
+            if repeat == 0:
+                kept[name] = _kept_bytes(built, images, masks)
             began = time.perf_counter()
             loss, _ = built(images, masks)
             loss.backward()
@@ -89,9 +99,28 @@ def _step_times(networks: dict[str, Segmenter], stream, rounds: int) -> None:
             if repeat >= 2:
                 seconds[name].append(time.perf_counter() - began)
     full = statistics.median(seconds["full"])
+    print("method         trained     step of full's  kept for backward  of full's")
     for name, measured in seconds.items():
-        middle = statistics.median(measured)
-        print(f"step of {name}: {1000 * middle:.0f} ms, {middle / full:.2f} of full's")
+        trained = networks[name].count_parameters().method
+        ratio = statistics.median(measured) / full
+        print(f"{name:12} {trained:9,} {ratio:18.2f} {kept[name] / 2**20:14.1f} MiB {kept[name] / kept['full']:10.2f}")
+
+
+def _kept_bytes(built: Segmenter, images: torch.Tensor, masks: torch.Tensor) -> int:
+    """Bytes of activations that the forward pass keeps for the backward pass; parameters are not counted."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = built(images, masks)
+    del loss
+    return sum(storages.values())
 
 
 def _bare_loop(built: Segmenter, stream: TrainStream, budget: Budget) -> float:

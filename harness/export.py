@@ -6,6 +6,7 @@ Merging folds what a method trained into the backbone's own layers: inference th
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +29,8 @@ TOLERANCE = 1e-4
 def export(store: RunStore, run: str, out: Path, format: Format, merge: bool, weights: str | None) -> list[Path]:
     """Write the adapted network of a run (folder, fingerprint or delta file) to the folder `out`; returns the files.
 
-    Whatever is written has been compared with the network as it was trained, on an image of another size than it was
-    traced with where the format allows one. Raises `UserError`.
+    Merged and traced networks are compared with the network as it was trained before they are written; ONNX is
+    written by torch's exporter, and TorchScript and ONNX are for images of the budget's crop. Raises `UserError`.
     """
     delta, remembered = find_delta(store, run)
     network, header = load_delta(delta, weights or remembered, store.cache)
@@ -135,8 +136,6 @@ def _write_tensors(network: Segmenter, path: Path) -> Path:
 
 
 def _write_torchscript(network: Segmenter, images: torch.Tensor, expected: torch.Tensor, path: Path) -> Path:
-    import warnings
-
     with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
         try:
             traced = torch.jit.trace(network, images, check_trace=False)
@@ -155,7 +154,7 @@ def _write_onnx(network: Segmenter, images: torch.Tensor, path: Path) -> Path:
     except ImportError as error:
         raise UserError(f"export --format onnx: {error.name} is not installed; pip install onnx onnxscript") from error
     try:
-        with atomically(path) as temporary:
+        with atomically(path) as temporary, warnings.catch_warnings(action="ignore"):
             torch.onnx.export(
                 network,
                 (images,),

@@ -73,3 +73,18 @@ def test_onnx_runs_where_its_packages_are_and_is_one_line_where_they_are_not(run
         assert "is not installed; pip install onnx onnxscript" in line
     else:
         assert call("export", run, "--out", tmp_path / "out", "--format", "onnx").code == 0
+
+
+@pytest.mark.parametrize("method", ["bias", "fact", "lora", "repadapter", "ssf"])
+def test_a_merged_network_has_the_bare_backbones_modules_and_the_same_logits(
+    method: str, colours: Path, tiny: Path, tmp_path: Path
+) -> None:
+    said = call(*run_arguments(colours, tiny, tmp_path / "runs", "--method", method, "--backbone", "test_vit"))
+    assert said.code == 0, said.err
+    run = Path(said.out.splitlines()[-1])
+    assert call("export", run, "--merge", "--out", tmp_path / "out").code == 0
+    merged = load_exported(tmp_path / "out")
+    assert merged.method.name == "linear" and len(merged.backbone.added) == 0
+    images, expected = trained(run, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(merged(images), expected, rtol=1e-4, atol=1e-4)
