@@ -48,6 +48,7 @@ def export(store: RunStore, run: str, out: Path, format: Format, merge: bool, we
     else:
         written = _write_onnx(network, images, out / f"{name}.onnx")
     recipe["file"] = written.name
+    recipe["size"] = "any" if format == "safetensors" else list(images.shape[-2:])
     write_text(out / f"{name}.json", json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
     return [written, out / f"{name}.json"]
 
