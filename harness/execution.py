@@ -106,16 +106,18 @@ def execute(
     fabric = make_fabric(device, cell.spec.budget.precision)
     reporter = Reporter(quiet, silent=not fabric.is_global_zero)
     with store.claim(run) if fabric.is_global_zero else contextlib.nullcontext():
-        if fabric.is_global_zero and (again or (run.result_path.exists() and run.result() is None)):
-            if not again:
-                reporter.line(f"{run.result_path} is damaged; the run is done again")
-            store.set_aside(run)
-        fabric.barrier()
-        if run.result() is None:
+        damaged = run.result_path.exists() and run.result() is None
+        if damaged:
+            reporter.line(f"{run.result_path} is damaged; the run is done again")
+        afresh = again or damaged
+        unfinished = afresh or run.result() is None
+        fabric.barrier()  # every process has looked before the first one writes
+        if unfinished:
             _Execution(
                 cell=cell,
+                store=store,
                 run=run,
-                attempt=store.attempt(run),
+                afresh=afresh,
                 fabric=fabric,
                 reporter=reporter,
                 mirror=mirror,
@@ -138,8 +140,10 @@ class _Execution:
     """One attempt at a cell by one process; the process of rank zero is the one that writes."""
 
     cell: Cell
+    store: RunStore
     run: RunFolder
-    attempt: int
+    afresh: bool
+    """Set aside what is there, once the network stands, in place of going on from it."""
     fabric: Fabric
     reporter: Reporter
     mirror: Mirror
@@ -210,7 +214,9 @@ class _Execution:
 
     def _begin(self) -> None:
         if self.writes:
-            self.run.begin(self.cell.spec, self.attempt)
+            if self.afresh:
+                self.store.set_aside(self.run)
+            self.run.begin(self.cell.spec, self.store.attempt(self.run))
             self.reporter.log_to(self.run.log_path)
 
     def _train_flops(self, network: Segmenter) -> int | None:

@@ -23,6 +23,7 @@ from tiny_cell import environment, make_budget, run_arguments
 
 import harness
 from harness.console import Reporter
+from harness.errors import UserError
 from harness.tracking import Summary
 
 COMMANDS = ("run", "predict", "list", "sync", "ui", "doctor")
@@ -466,3 +467,20 @@ def test_what_is_no_command_line_is_answered_with_the_usage(arguments: tuple[str
     assert said.err.startswith("Usage: harness")
     assert "Error" in said.err
     assert "Traceback" not in said.err
+
+
+def test_again_keeps_the_old_result_where_the_new_run_cannot_begin(
+    colours: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = run_arguments(colours, tiny, tmp_path / "runs", "--method", "linear")
+    folder = Path(call(*arguments).out.splitlines()[-1])
+    before = (folder / "result.json").read_bytes()
+
+    def out_of_reach(*_: object) -> None:
+        raise UserError("--weights auto: the hub does not give them any more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.execution.load_backbone", out_of_reach)
+        assert refusal(*arguments, "--again").startswith("--weights auto")
+    assert (folder / "result.json").read_bytes() == before
+    assert not (tmp_path / "runs" / ".superseded").exists()
