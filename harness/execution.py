@@ -29,8 +29,9 @@ from harness.datasets.base import Pair, Sample, SegmentationDataset
 from harness.datasets.transforms import TrainStream
 from harness.delta import DeltaHeader, save_delta
 from harness.errors import UserError
-from harness.evaluation import Predictor, evaluate, metrics, save_confusions
+from harness.evaluation import Predictor, evaluate
 from harness.files import is_disk_full, write_json
+from harness.metrics import metrics, save_confusions
 from harness.network import Segmenter, Unsupported, build_segmenter
 from harness.pictures import save_picture, strip
 from harness.plugins import method_origin

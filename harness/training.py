@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from harness.datasets.transforms import TrainStream
 from harness.errors import UserError
-from harness.evaluation import confusion, metrics
+from harness.evaluation import confusion
 from harness.losses import labels_at
 from harness.method import Hyperparameters
+from harness.metrics import metrics
 from harness.network import Segmenter
 from harness.runs import Checkpoints
 from harness.seeds import derive

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.datasets.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset, Split
-from harness.evaluation import Predictor, confusion, evaluate, load_confusions, metrics, save_confusions
+from harness.evaluation import Predictor, confusion, evaluate
+from harness.metrics import load_confusions, metrics, save_confusions
 from harness.quiet import quiet_imports
 from harness.spec import Budget
 

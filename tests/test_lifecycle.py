@@ -25,8 +25,8 @@ from tiny_cell import STEPS, environment, harness, make_budget, make_dataset, ru
 from warm_start import Started, Starter
 
 from harness.cells import Request, resolve
-from harness.evaluation import load_confusions
 from harness.listing import rows
+from harness.metrics import load_confusions
 from harness.runs import RunFolder, RunStore
 from harness.spec import Budget, Spec, budget
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from tiny_cell import COLOURS, run_arguments
 
 from harness.datasets.folder import FolderDataset
-from harness.evaluation import confusion, load_confusions
+from harness.evaluation import confusion
+from harness.metrics import load_confusions
 
 
 @pytest.fixture(scope="module")
