@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from harness.backbones.weights import Weights, find_weights
 from harness.datasets import open_dataset
@@ -12,22 +14,23 @@ from harness.heads import parse_head
 from harness.method import Method, methods
 from harness.plugins import outside_digest
 from harness.runs import RunStore
-from harness.spec import Part, Spec, budget
+from harness.spec import Budget, Part, Spec, budget
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `harness run` that say what is run, as the user gave them."""
+    """The arguments of `harness run` that say what is run, as the user gave them. Plain values: it can be sent."""
 
     method: str = "spm"
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"
     dataset: str = "landcover"
     head: str = "fpn"
-    budget: str = "demo"
+    budget: str | Budget = "demo"
     seed: int = 0
     part: Part = "report"
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Hyperparameters that differ from the method's defaults; strings are read as the field's type."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +47,43 @@ class Cell:
         return self.method(self.method.Hyperparameters.model_validate(self.spec.hyperparameters))
 
 
-def resolve(request: Request, store: RunStore, data: Path) -> Cell:
-    """Check every part of a request and complete it. Raises `UserError` for the first that does not fit.
+class Resolver:
+    """Turns requests into cells. What many cells of a study share is looked up once."""
 
-    What is cheap to check comes first; the dataset, which may have to be read, last.
-    """
-    method = methods.get(request.method)
-    hyperparameters = method.Hyperparameters.parse(request.method, request.settings)
-    chosen_budget = budget(request.budget)
-    parse_head(request.head)
-    weights = find_weights(request.backbone, request.weights, store.cache)
-    dataset = open_dataset(request.dataset, data, store.cache)
-    spec = Spec(
-        method=request.method,
-        hyperparameters=hyperparameters.model_dump(),
-        method_code=outside_digest(method),
-        backbone=request.backbone,
-        weights=weights.identity,
-        dataset=dataset.name,
-        data_digest=dataset.digest,
-        head=request.head,
-        budget=chosen_budget,
-        seed=request.seed,
-        part=request.part,
-    )
-    return Cell(spec, method, dataset, weights)
+    def __init__(self, store: RunStore, data: Path):
+        self._budget = cache(budget)
+        self._weights = cache(lambda backbone, weights: find_weights(backbone, weights, store.cache))
+        self._dataset = cache(lambda name: open_dataset(name, data, store.cache))
+        self._digest = cache(lambda name: self._dataset(name).digest)
+        self._code = cache(lambda name: outside_digest(methods.get(name)))
+
+    def __call__(self, request: Request) -> Cell:
+        """Check every part of a request and complete it. Raises `UserError` for the first that does not fit.
+
+        What is cheap to check comes first; the dataset, which may have to be read, last.
+        """
+        method = methods.get(request.method)
+        hyperparameters = method.Hyperparameters.parse(request.method, request.settings)
+        chosen_budget = request.budget if isinstance(request.budget, Budget) else self._budget(request.budget)
+        parse_head(request.head)
+        weights = self._weights(request.backbone, request.weights)
+        dataset = self._dataset(request.dataset)
+        spec = Spec(
+            method=request.method,
+            hyperparameters=hyperparameters.model_dump(),
+            method_code=self._code(request.method),
+            backbone=request.backbone,
+            weights=weights.identity,
+            dataset=dataset.name,
+            data_digest=self._digest(request.dataset),
+            head=request.head,
+            budget=chosen_budget,
+            seed=request.seed,
+            part=request.part,
+        )
+        return Cell(spec, method, dataset, weights)
+
+
+def resolve(request: Request, store: RunStore, data: Path) -> Cell:
+    """One cell; see `Resolver`."""
+    return Resolver(store, data)(request)

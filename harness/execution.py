@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from harness import cost, provenance
 from harness.backbones.staged import StagedBackbone
 from harness.backbones.weights import load_backbone, tensors_digest
 from harness.cells import Cell
+from harness.claims import ClaimLost
 from harness.console import Reporter
 from harness.datasets import split_samples
 from harness.datasets.base import Pair, Sample, SegmentationDataset
@@ -30,7 +32,7 @@ from harness.datasets.transforms import TrainStream
 from harness.delta import DeltaHeader, save_delta
 from harness.errors import UserError
 from harness.evaluation import Predictor, evaluate
-from harness.files import is_disk_full, write_json
+from harness.files import is_disk_full
 from harness.metrics import metrics, save_confusions
 from harness.network import Segmenter, Unsupported, build_segmenter
 from harness.pictures import save_picture, strip
@@ -74,6 +76,8 @@ def make_fabric(device: str, precision: Precision) -> Fabric:
         devices=[int(index)] if index and processes == 1 else processes,
         num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // processes),
         strategy="ddp" if "LOCAL_WORLD_SIZE" in os.environ else "auto",
+        # Without torchrun this process is the whole launch, also inside a job of Slurm's.
+        plugins=[] if "LOCAL_WORLD_SIZE" in os.environ else [LightningEnvironment()],
         precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
     )
     fabric.launch()
@@ -106,7 +110,7 @@ def execute(
     make_reproducible()
     fabric = make_fabric(device, cell.spec.budget.precision)
     reporter = Reporter(quiet, silent=not fabric.is_global_zero)
-    with store.claim(run) if fabric.is_global_zero else contextlib.nullcontext():
+    with store.claim(run) if fabric.is_global_zero else contextlib.nullcontext() as run.claim:
         damaged = run.result_path.exists() and run.result() is None
         if damaged:
             reporter.line(f"{run.result_path} is damaged; the run is done again")
@@ -208,7 +212,7 @@ class _Execution:
                 "inference": self._inference(network.backbone),
                 "provenance": self._provenance(bare_digest, len(fit), len(reported)),
             }
-            write_json(self.run.result_path, result)
+            self.run.write_result(result)
             self.run.set_status("done", step=spec.budget.steps)
         self.run.checkpoints.clear()
         self.mirror.update(self.run.path, final=True)
@@ -363,6 +367,8 @@ class _Execution:
             )
             self._record("diverged", reason, step=error.step)
             raise RunFailed("diverged", reason, self.run.path) from error
+        except ClaimLost:
+            raise
         except UserError as error:
             self._record("failed", str(error))
             raise

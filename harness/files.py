@@ -71,15 +71,24 @@ def remember(cache: Path, kind: str, key: Any, compute: Callable[[], Any]) -> An
 
     A pure cache: its files may be deleted at any time, and one that cannot be read or written is computed again.
     """
-    path = cache / f"{kind}-{digest(key)[:24]}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    value = compute()
-    with contextlib.suppress(OSError):
-        write_json(path, {"key": key, "value": value})
+    value = recall(cache, kind, key)
+    if value is None:
+        value = compute()
+        with contextlib.suppress(OSError):
+            write_json(_remembered(cache, kind, key), {"key": key, "value": value})
     return value
+
+
+def recall(cache: Path, kind: str, key: Any) -> Any:
+    """What `remember` keeps under (kind, key); None where it keeps nothing."""
+    try:
+        return json.loads(_remembered(cache, kind, key).read_text(encoding="utf-8"))["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remembered(cache: Path, kind: str, key: Any) -> Path:
+    return cache / f"{kind}-{digest(key)[:24]}.json"
 
 
 def is_disk_full(error: BaseException) -> TypeGuard[OSError]:

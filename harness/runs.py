@@ -6,17 +6,19 @@ The folder is the truth; everything else (MLflow, tables) is derived from it. Wh
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from harness import claims
+from harness.claims import Claim
 from harness.errors import UserError
 from harness.files import atomically, sha256, write_json, write_text
 from harness.spec import Spec
@@ -44,17 +46,24 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.claim: Claim | None = None
+        """Of the process that executes the run; once it is lost, nothing is written here any more."""
         self.result_path = path / "result.json"
         self.delta_path = path / "delta.safetensors"
         self.confusions_path = path / "confusions.npz"
         self.curve_path = path / "curve.jsonl"
         self.log_path = path / "log.txt"
         self.samples_path = path / "samples"
-        self.checkpoints = Checkpoints(path / "checkpoint")
+        self.checkpoints = Checkpoints(path / "checkpoint", self.check_claim)
 
     @property
     def fingerprint(self) -> str:
         return self.path.name
+
+    def check_claim(self) -> None:
+        """Raises `ClaimLost`."""
+        if self.claim is not None:
+            self.claim.check()
 
     def begin(self, spec: Spec, attempt: int) -> Status:
         """Create the folder, or go on in it; from here on the run is a visible row.
@@ -74,6 +83,7 @@ class RunFolder:
 
     def set_status(self, state: State, **fields: Any) -> Status:
         """Write the status; fields that are not given keep their last value, except `reason`, which goes."""
+        self.check_claim()
         kept = asdict(self.status() or Status(state))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         fields = {"reason": None, "pid": os.getpid(), "host": socket.gethostname(), "updated": now} | fields
@@ -87,6 +97,11 @@ class RunFolder:
             return Status(**json.loads((self.path / "status.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """The last file of a run: from here on it is done."""
+        self.check_claim()
+        write_json(self.result_path, result)
 
     def result(self) -> dict[str, Any] | None:
         """What came out, or None where the run is not done or its file is damaged."""
@@ -125,13 +140,15 @@ class RunFolder:
 class Checkpoints:
     """States to go on from: one file, named by its step and its own digest, so that a damaged one is known as such."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, before_writing: Callable[[], None] = lambda: None):
         self.folder = folder
+        self._before_writing = before_writing
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps; the one before is removed only when this one is whole."""
         import torch
 
+        self._before_writing()
         older = self._files()
         staged = self.folder / "staged.pt"
         with atomically(staged) as temporary:
@@ -164,19 +181,6 @@ class Checkpoints:
         return sorted(self.folder.glob("?????????-????????????????.pt"))
 
 
-_claims: set[int] = set()
-
-
-def _drop_claims() -> None:
-    """A forked child (a data-loading worker) shares its parent's lock and would keep it alive past the parent."""
-    for lock in _claims:
-        os.close(lock)
-    _claims.clear()
-
-
-os.register_at_fork(after_in_child=_drop_claims)
-
-
 class RunStore:
     """All runs under one folder (`--runs`)."""
 
@@ -205,33 +209,16 @@ class RunStore:
             raise UserError(f"run {name}: {len(found)} runs in {self.root} begin so; give more digits")
         raise UserError(f"run {name}: no such run in {self.root}; `harness list runs` prints them")
 
-    @contextlib.contextmanager
-    def claim(self, run: RunFolder) -> Iterator[None]:
-        """Be the only process that executes this run. The claim of a process that died is free at once.
+    def claim(self, run: RunFolder) -> AbstractContextManager[Claim]:
+        """Be the only process that executes this run. The claim of a process that died is free.
 
-        Raises `UserError` where another process holds it. The claim is a lock that the operating system holds for
-        the process, so neither a kill nor a stopped process nor a wrong clock can leave it in doubt.
+        Raises `Claimed` where another process holds it; see `claims.py`.
         """
-        locks = self.root / ".locks"
-        try:
-            locks.mkdir(parents=True, exist_ok=True)
-            lock = os.open(locks / run.fingerprint, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise UserError(f"--runs {self.root}: cannot be written: {reason}; choose another folder") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            status = run.status()
-            who = f"process {status.pid} on {status.host}" if status and status.pid else "another process"
-            raise UserError(f"run {run.fingerprint} is being executed by {who}; wait for it or stop it") from error
-        _claims.add(lock)
-        try:
-            yield
-        finally:
-            _claims.discard(lock)
-            os.close(lock)
+        return claims.claim(self.root / ".locks", run.fingerprint)
+
+    def holder(self, run: RunFolder) -> str | None:
+        """Which process executes this run now; None where none does."""
+        return claims.holder(self.root / ".locks", run.fingerprint)
 
     def set_aside(self, run: RunFolder) -> Path | None:
         """Keep what a finished or damaged run left, under `.superseded`, so that it can be executed afresh."""

@@ -115,9 +115,14 @@ class Spec(BaseModel):
     def from_yaml(cls, text: str) -> Spec:
         """Raises `ValueError` where the text is not a complete spec."""
         try:
-            return cls.model_validate(yaml.safe_load(text))
+            return cls.model_validate(read_yaml(text))
         except yaml.YAMLError as error:
             raise ValueError(f"not YAML: {error}") from error
+
+
+def read_yaml(text: str) -> Any:
+    """As `yaml.safe_load`, by libyaml where it is there: ten times as fast, which a thousand specs notice."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 @cache
@@ -128,9 +133,8 @@ def budgets() -> dict[str, Budget]:
 
 
 def budget(name: str) -> Budget:
-    """A shipped budget by name, or the one in a YAML file whose path is given (fields of `Budget`, plus `base`).
+    """A shipped budget by name, or the one in a YAML file whose path is given, as `budget_from` reads it.
 
-    A file may name a shipped budget as `base` and state only what differs.
     Raises `UserError` for an unknown name, a missing file, or a field that does not exist or does not fit.
     """
     if name in budgets():
@@ -144,19 +148,28 @@ def budget(name: str) -> Budget:
         raise UserError(f"--budget {name}: {os.strerror(error.errno or 0)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--budget {name}: not YAML: {' '.join(str(error).split())}") from error
+    return budget_from(fields, path.stem, f"--budget {name}")
+
+
+def budget_from(fields: Any, name: str, said: str) -> Budget:
+    """The budget of that name with these fields; `base: NAME` among them takes a shipped one and states what differs.
+
+    Raises `UserError`, which begins with `said`: where the fields were given.
+    """
     if not isinstance(fields, dict):
-        raise UserError(f"--budget {name}: expected fields of a budget, such as `steps: 1000`")
+        raise UserError(f"{said}: expected fields of a budget, such as `steps: 1000`")
     if "name" in fields:
-        raise UserError(f"--budget {name}: name: no such field; a budget file's own name, {path.stem}, is the budget's")
+        raise UserError(f"{said}: name: no such field; the budget is called {name}")
+    fields = dict(fields)
     base = fields.pop("base", None)
     if base is not None:
         if str(base) not in budgets():
-            raise UserError(f"--budget {name}: base: no budget {base!r}; {did_you_mean(str(base), budgets())}")
+            raise UserError(f"{said}: base: no budget {base!r}; {did_you_mean(str(base), budgets())}")
         fields = budgets()[str(base)].model_dump() | fields
     try:
-        return Budget.model_validate({**fields, "name": path.stem})
+        return Budget.model_validate({**fields, "name": name})
     except ValidationError as error:
-        raise UserError(f"--budget {name}: {first_problem(error, Budget.model_fields)}") from error
+        raise UserError(f"{said}: {first_problem(error, Budget.model_fields)}") from error
 
 
 def first_problem(error: ValidationError, known: Any) -> str:
