@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import os
 import signal
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +83,15 @@ def _options(
 
 @app.command()
 def run(
+    context: typer.Context,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="a cell in a file (a search's best.yaml, a run's spec.yaml); flags go over it",
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="tuning method; `harness list methods`")] = "spm",
     backbone: Annotated[str, typer.Option(help="timm name, such as resnet101")] = "tf_efficientnet_lite0",
     dataset: Annotated[str, typer.Option(help="name, or a folder or .yaml of your own")] = "landcover",
@@ -110,13 +121,22 @@ def run(
     The same command goes on where an interrupted run stopped, and prints the result of a finished one.
     """
     from harness.cells import Request, resolve
+    from harness.recipes import is_another, read_recipe
     from harness.runs import RunStore
 
     store = RunStore(runs)
-    request = Request(
-        method, backbone, weights, dataset, head, budget, seed, part.value, _settings(settings or [])
-    )  # fmt: skip
+    values = {
+        "method": method, "backbone": backbone, "weights": weights, "dataset": dataset, "head": head,
+        "budget": budget, "seed": seed, "part": part.value, "settings": settings_of(settings or []),
+    }  # fmt: skip
+    if from_ is None:
+        request = Request(**values)
+    else:
+        given = [name for name in values if context.get_parameter_source(name).name != "DEFAULT"]
+        request = read_recipe(from_, {name: values[name] for name in given})
     cell = resolve(request, store, data)
+    if from_ is not None and (difference := is_another(from_, cell.spec)):
+        print(f"warning: --from {from_}: {difference}", file=sys.stderr)
     folder = store.folder(cell.spec)
     if again or folder.result() is None:
         from harness.execution import execute
@@ -136,7 +156,7 @@ def run(
     if int(os.environ.get("RANK", "0")) == 0:
         result = folder.result()
         assert result is not None
-        _print_table([_row(folder.fingerprint, result)])
+        print_table([_row(folder.fingerprint, result)])
         print(folder.path)
 
 
@@ -201,13 +221,13 @@ def list_(
     if json_:
         print(json.dumps(rows, indent=2))
     elif what is What.runs:
-        _print_table([_row(row["fingerprint"], row) for row in rows])
+        print_table([_row(row["fingerprint"], row) for row in rows])
     elif what is What.methods:
         for row in rows:
             print(f"{row['name']}: {row['summary']}\n  {row['source']}")
-            _print_table([_knob(described) for described in row["hyperparameters"]], indent="  ")
+            print_table([_knob(described) for described in row["hyperparameters"]], indent="  ")
     else:
-        _print_table([{key: _plain(value) for key, value in row.items()} for row in rows])
+        print_table([{key: _plain(value) for key, value in row.items()} for row in rows])
 
 
 @app.command()
@@ -268,18 +288,19 @@ def doctor(runs: Runs = Path("runs"), data: Data = Path("data"), json_: Json = F
     if json_:
         print(json.dumps(findings, indent=2))
     else:
-        _print_table(findings)
+        print_table(findings)
     raise typer.Exit(1 if any(finding["state"] == "broken" for finding in findings) else 0)
 
 
-def _settings(pairs: list[str]) -> dict[str, str]:
+def settings_of(pairs: list[str], flag: str = "--set") -> dict[str, str]:
+    """KEY=VALUE pairs of a repeatable flag. Raises `UserError`."""
     settings: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {pair}: expected KEY=VALUE")
+            raise UserError(f"{flag} {pair}: expected KEY=VALUE")
         if key in settings:
-            raise UserError(f"--set {pair}: {key} is set twice")
+            raise UserError(f"{flag} {pair}: {key} is set twice")
         settings[key] = value
     return settings
 
@@ -348,14 +369,14 @@ def _plain(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _print_table(rows: list[dict[str, str]], indent: str = "") -> None:
+def print_table(rows: list[dict[str, str]], indent: str = "") -> None:
     """Aligned columns; numbers to the right. Nothing is cut, whatever the terminal's width."""
     if not rows:
         print("none")
         return
     columns = list(rows[0])
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
-    right = {column for column in columns if all(row[column][:1] in "0123456789-" for row in rows)} - {"run"}
+    right = {column for column in columns if all(row[column][:1] in "0123456789-" for row in rows)} - {"run", "state"}
 
     def line(cells: dict[str, str]) -> str:
         parts = [
@@ -368,10 +389,18 @@ def _print_table(rows: list[dict[str, str]], indent: str = "") -> None:
         print(line(row))
 
 
+@functools.cache
+def _add_commands() -> None:
+    """The commands of the packages that build on this one, which it knows only by the entry points they declare."""
+    for point in sorted(set(entry_points(group="harness.commands")), key=lambda point: point.name):
+        app.command(point.name)(point.load())
+
+
 def main() -> None:
     """The entry point: what a user can mend is one line and exit code 2, a failed run 1, Ctrl-C and SIGTERM 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _add_commands()
         app(prog_name="harness", standalone_mode=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

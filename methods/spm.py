@@ -53,7 +53,8 @@ class SPM(Method):
             search=(0.0, 1.0),
         )  # fmt: skip
         gaps: str = knob("all", "which gaps carry a matcher, counted from 1 behind the first stage, such as 1,3",
-                         pattern=r"^(all|[1-9](,[1-9])*)$")  # fmt: skip
+                         pattern=r"^(all|[1-9](,[1-9])*)$",
+                         search=["all", "1", "2", "3", "1,2", "1,3", "2,3"])  # fmt: skip
 
         @field_validator("kernel")
         @classmethod

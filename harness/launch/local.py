@@ -1,0 +1,111 @@
+"""Jobs on this machine: one process each, one slot a GPU or a group of cores."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.errors import UserError
+from harness.launch import Ended, Job, Launcher
+from harness.launch.supervise import Stop, supervise
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one job has to itself. `threads` None: all that torch takes by itself."""
+
+    device: str
+    cores: tuple[int, ...] = ()
+    threads: int | None = None
+
+
+class LocalLauncher(Launcher):
+    """`jobs` at once: by default one a GPU, or one that has all cores."""
+
+    name: ClassVar[str] = "local"
+
+    def __init__(self, jobs: int | None, device: str, options: Mapping[str, Any]):
+        self._slots = make_slots(jobs, device)
+        self._free = list(self._slots)
+        self._stops: dict[str, Stop] = {}
+        self._ended: queue.SimpleQueue[tuple[Ended, Slot]] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    @property
+    def slots(self) -> int:
+        return len(self._slots)
+
+    def submit(self, job: Job) -> None:
+        slot = self._free.pop(0)
+        placed = replace(job, device=slot.device, cores=slot.cores, threads=slot.threads)
+        stop = self._stops[job.fingerprint] = Stop()
+        thread = threading.Thread(target=self._watch, args=(job, placed, stop, slot), name=job.fingerprint)
+        self._threads = [other for other in self._threads if other.is_alive()] + [thread]
+        thread.start()
+
+    def _watch(self, job: Job, placed: Job, stop: Stop, slot: Slot) -> None:
+        try:
+            ended = replace(supervise(placed, stop), job=job)
+        except Exception as error:  # such as no process to be had
+            ended = Ended(job, "failed", f"{type(error).__name__}: {error}")
+        self._ended.put((ended, slot))
+
+    def wait(self, seconds: float) -> list[Ended]:
+        ended: list[Ended] = []
+        try:
+            while True:
+                one, slot = self._ended.get(timeout=0 if ended else seconds)
+                self._free.append(slot)
+                self._free.sort(key=self._slots.index)
+                self._stops.pop(one.job.fingerprint, None)
+                ended.append(one)
+        except queue.Empty:
+            return ended
+
+    def stop(self, fingerprint: str) -> None:
+        if fingerprint in self._stops:
+            self._stops[fingerprint]()
+
+    def close(self) -> None:
+        for stop in list(self._stops.values()):
+            stop()
+        for thread in self._threads:
+            thread.join()
+
+
+def make_slots(jobs: int | None, device: str) -> list[Slot]:
+    """Where jobs run at once. GPUs are dealt round; cores are divided into equal groups.
+
+    Raises `UserError` for more jobs than cores.
+    """
+    gpus = visible_gpus() if device in ("auto", "cuda") else []
+    if gpus:
+        return [Slot(f"cuda:{gpus[index % len(gpus)]}") for index in range(jobs or len(gpus))]
+    if device not in ("auto", "cpu"):
+        return [Slot(device)] * (jobs or 1)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if not jobs or jobs == 1:
+        return [Slot("cpu")]
+    if jobs > len(cores):
+        raise UserError(f"--jobs {jobs}: there are {len(cores)} cores for them; give at most as many")
+    each = len(cores) // jobs
+    most = int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or each)
+    return [Slot("cpu", tuple(cores[i * each : (i + 1) * each]), min(each, most)) for i in range(jobs)]
+
+
+def visible_gpus() -> list[int]:
+    """Indices of the GPUs that torch would see, found without importing it."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return list(range(len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])))
+    driver = Path("/proc/driver/nvidia/gpus")
+    return list(range(sum(1 for _ in driver.iterdir()))) if driver.is_dir() else []

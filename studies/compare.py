@@ -1,0 +1,310 @@
+"""`harness compare`: a study's plan, its execution on a launcher, and its table, live and at the end."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from harness.cells import Resolver
+from harness.launch import LauncherChoice
+from harness.runs import RunFolder
+from studies.drive import Circumstances, Drive, Row
+from studies.plan import FAILED, Plan, PlannedCell, PlannedSearch, make_plan, rows_of
+from studies.study import Study
+
+if TYPE_CHECKING:
+    from rich.live import Live as RichLive
+
+    from studies.search import Search
+
+PLAIN_SECONDS = 30
+"""The least time between two plain lines of overall progress."""
+
+
+def compare(
+    study: Study,
+    circumstances: Circumstances,
+    choice: LauncherChoice,
+    storage: str | None,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> Plan:
+    """Execute what is left of a study and return it as it then stands. A finished one is only looked at.
+
+    Raises `UserError` for what is wrong with the study or the launcher as a whole.
+    """
+    store = circumstances.store
+    plan = make_plan(study, store, circumstances.data)
+    if not work_left(plan):
+        return plan
+    say("asking which methods go with which backbones")
+    plan = make_plan(study, store, circumstances.data, ask_support=True)
+    say("\n".join(describe(plan)))
+    record_unsupported(plan, circumstances)
+    if not work_left(plan):
+        return plan
+    resolve = Resolver(store, circumstances.data)
+    with ExitStack() as held:
+        rows = [
+            Row(held.enter_context(search), planned)
+            for search, planned in _searches(plan, circumstances, resolve, storage, say)
+        ]
+        launcher = held.enter_context(choice.open())
+        say(f"{launcher.name}: {launcher.slots} at a time")
+        table = held.enter_context(LiveTable(plan, circumstances, quiet))
+        Drive(launcher, circumstances, resolve, plan.cells, rows, table.update).run()
+    return plan
+
+
+def work_left(plan: Plan) -> bool:
+    return any(cell.spec is not None or cell.state == "waiting" for cell in plan.left)
+
+
+def _searches(
+    plan: Plan, circumstances: Circumstances, resolve: Resolver, storage: str | None, say: Callable[[str], None]
+) -> Iterator[tuple[Search, list[PlannedSearch]]]:
+    """Each unfinished search with the rows that wait for it."""
+    rows: dict[str, list[PlannedSearch]] = {}
+    for planned in plan.searches:
+        if not planned.finished:
+            rows.setdefault(planned.folder.spec.name, []).append(planned)
+    if not rows:
+        return
+    from studies.search import Search
+
+    for planned, *others in rows.values():
+        tune = planned.tune
+        search = Search(
+            planned.request, planned.folder.spec.space, tune.trials, circumstances.store, resolve,
+            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=say,
+        )  # fmt: skip
+        yield search, [planned, *others]
+
+
+def record_unsupported(plan: Plan, circumstances: Circumstances) -> None:
+    """An unsupported cell is a row like any other, for `list runs` and reports too."""
+    from harness.launch.supervise import record_failure
+
+    for cell in plan.cells:
+        if cell.state == "unsupported" and cell.spec is not None:
+            run = circumstances.store.folder(cell.spec)
+            if run.status() is None:
+                record_failure(circumstances.job(cell.request, cell.spec.fingerprint), cell.reason or "", "unsupported")
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def describe(plan: Plan) -> list[str]:
+    """The plan in a few lines: how many cells of what, how far they are, what does not go, how long it may take."""
+    study = plan.study
+    axes = {"methods": study.methods, "backbones": study.backbones, "datasets": study.datasets, "heads": study.heads,
+            "seeds": study.seeds}  # fmt: skip
+    sizes = " × ".join(f"{len(values)} {name if len(values) > 1 else name[:-1]}" for name, values in axes.items())
+    budget = study.the_budget()
+    lines = [f"{study.title or study.name}: {sizes} = {len(plan.cells)} cells, budget {budget.name} "
+             f"({budget.steps} steps of {budget.batch_size})"]  # fmt: skip
+    lines.append("  " + ", ".join(f"{count} {state}" for state, count in sorted(plan.count().items())))
+    if study.tune is not None:
+        ended = [
+            min(study.tune.trials, sum(t.state != "running" for t in row.folder.trials())) for row in plan.searches
+        ]
+        lines.append(
+            f"  {len(plan.searches)} searches of {study.tune.trials} trials on the dev part, {sum(ended)} ended"
+        )
+    lines += [f"  {note}" for note in notes(plan)]
+    seconds = plan.seconds_left()
+    if work_left(plan):
+        known = (
+            f"{duration(seconds)} of training in one process" if seconds is not None else "unknown until one is done"
+        )
+        lines.append(f"  estimated: {known}")
+    return lines
+
+
+def notes(plan: Plan) -> list[str]:
+    """Why cells are without a figure: each reason once, with the number of its cells."""
+    counted = Counter(
+        (cell.state, cell.reason or "no reason is known")
+        for cell in plan.cells
+        if cell.state in (*FAILED, "unsupported", "damaged")
+    )
+    return [f"{state} ({count}): {reason}" for (state, reason), count in counted.items()]
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def table(plan: Plan) -> list[dict[str, str]]:
+    """One line a method, backbone, dataset and head: mIoU over the seeds that are done, and what became of the rest."""
+    searches = {id(cell): row for row in plan.searches for cell in row.cells}
+    tuned = plan.study.tune is not None
+    return [_line(row, searches.get(id(row["cells"][0])), tuned) for row in rows_of(plan)]
+
+
+def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dict[str, str]:
+    cells: list[PlannedCell] = row["cells"]
+    values = [cell.miou for cell in cells if cell.state == "done" and cell.miou is not None]
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    states = Counter(cell.state for cell in cells)
+    return {
+        "backbone": row["backbone"],
+        "dataset": row["dataset"],
+        "head": row["head"],
+        "method": row["label"],
+        "mIoU": f"{statistics.fmean(values):.4f}{spread}" if values else "-",
+        "seeds": f"{states['done']}/{len(cells)}",
+        **({"trials": _trials(search) if search else "-"} if tuned else {}),
+        "state": ", ".join(state if count == len(cells) else f"{count} {state}" for state, count in states.items()),
+    }
+
+
+def _trials(search: PlannedSearch) -> str:
+    counted = Counter(trial.state for trial in search.folder.trials() if trial.number < search.tune.trials)
+    ended = counted.total() - counted["running"]
+    lost = "".join(f", {counted[state]} {state}" for state in ("failed", "pruned") if counted[state])
+    return f"{ended}/{search.tune.trials}{lost}"
+
+
+class Live:
+    """What is shown while a drive runs: redrawn on a terminal, elsewhere lines."""
+
+    def __init__(self, quiet: bool):
+        self._fancy = not quiet and sys.stderr.isatty()
+        self._live: RichLive | None = None
+        self._began = self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._fancy:
+            from rich.console import Console
+            from rich.live import Live as RichLive
+
+            self._live = RichLive(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+        self._said = time.monotonic()
+
+
+class LiveLine(Live):
+    """How far one search is."""
+
+    def __init__(self, row: Row, quiet: bool):
+        super().__init__(quiet)
+        self._row = row
+        self._last = ""
+
+    def update(self, changed: PlannedCell | Row | None) -> None:
+        text = trials_so_far(self._row.search)
+        if self._live is not None:
+            self._live.update(f"{text}, {duration(time.monotonic() - self._began)} so far", refresh=True)
+        elif text != self._last:
+            self.line(text)
+        self._last = text
+
+
+class LiveTable(Live):
+    """The table of a study while it fills."""
+
+    def __init__(self, plan: Plan, circumstances: Circumstances, quiet: bool):
+        super().__init__(quiet)
+        self._plan = plan
+        self._circumstances = circumstances
+        self._before = sum(cell.state == "done" for cell in plan.cells)
+        self._said_of: dict[str, str] = {}
+
+    def update(self, changed: PlannedCell | Row | None) -> None:
+        if self._live is not None:
+            self._live.update(self._drawn(), refresh=True)
+        elif isinstance(changed, PlannedCell):
+            self.line(f"{_title(changed)}: {changed.state}" + self._figure(changed))
+        elif isinstance(changed, Row):
+            text = trials_so_far(changed.search)
+            if self._said_of.get(changed.search.spec.name) != text:
+                self.line(text)
+            self._said_of[changed.search.spec.name] = text
+        elif time.monotonic() - self._said > PLAIN_SECONDS:
+            self.line(self._summary())
+
+    @staticmethod
+    def _figure(cell: PlannedCell) -> str:
+        if cell.state == "done" and cell.miou is not None:
+            return f", mIoU {cell.miou:.4f}"
+        return f" ({cell.reason})" if cell.reason else ""
+
+    def _summary(self) -> str:
+        count = self._plan.count()
+        left = len(self._plan.left)
+        done = count["done"] - self._before
+        passed = time.monotonic() - self._began
+        rest = f", about {duration(passed / done * left)} left" if done and not self._plan.searches else ""
+        return f"{count['done']} of {len(self._plan.cells)} cells done, {left} left, {duration(passed)} so far{rest}"
+
+    def _drawn(self) -> Any:
+        from rich.table import Table
+
+        lines = table(self._plan)
+        drawn = Table(title=self._summary(), title_justify="left")
+        for column in lines[0]:
+            drawn.add_column(column, overflow="fold")
+        for line, row in zip(lines, rows_of(self._plan), strict=True):
+            drawn.add_row(*_escaped({**line, "state": line["state"] + self._progress(row["cells"])}))
+        return drawn
+
+    def _progress(self, cells: list[PlannedCell]) -> str:
+        """The step of what runs; from its folder, wherever it runs."""
+        steps = []
+        for cell in cells:
+            if cell.state == "running" and cell.fingerprint is not None:
+                points = RunFolder(self._circumstances.store.root / cell.fingerprint).curve()
+                steps.append(f"{points[-1]['step'] if points else 0}")
+        return f" (step {', '.join(steps)} of {self._plan.study.the_budget().steps})" if steps else ""
+
+
+def trials_so_far(search: Search) -> str:
+    """One line: how many trials there are, and the best of them."""
+    ended = [trial for trial in search.trials if trial.state != "running"]
+    best = search.folder.best(len(search.trials))
+    figure = f", best {', '.join(f'{value:.4g}' for value in best.values or ())} (trial {best.number})" if best else ""
+    return f"search {search.spec.name}: {len(ended)} trials ended, {len(search.trials) - len(ended)} run{figure}"
+
+
+def _title(cell: PlannedCell) -> str:
+    request = cell.request
+    return f"{cell.label} on {request.backbone}, {request.dataset}, {request.head}, seed {request.seed}"
+
+
+def _escaped(line: dict[str, str]) -> list[str]:
+    from rich.markup import escape
+
+    return [escape(text) for text in line.values()]
+
+
+def as_json(plan: Plan) -> list[dict[str, Any]]:
+    """Every cell as plain values."""
+    return [
+        {
+            "label": cell.label,
+            "fingerprint": cell.fingerprint,
+            **{name: getattr(cell.request, name) for name in ("method", "backbone", "dataset", "head", "seed")},
+            "settings": cell.request.settings,
+            "state": cell.state,
+            "reason": cell.reason,
+            "miou": cell.miou,
+        }
+        for cell in plan.cells
+    ]

@@ -1,0 +1,222 @@
+"""What a study comes to: its cells, what is done of them, what is left. Nothing here trains or imports torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from harness.cells import Cell, Request, Resolver
+from harness.errors import UserError, did_you_mean
+from harness.method import methods
+from harness.runs import RunStore, State
+from harness.spec import Spec
+from studies.searches import SearchFolder, SearchSpec, make_space
+from studies.study import MethodArm, Study, Tune
+
+CellState = State | Literal["to do", "waiting", "damaged"]
+"""A run's state; `to do`: never begun; `waiting`: for its search to end, which decides its hyperparameters; `damaged`:
+done once, but its result cannot be read, and is done again."""
+
+FINAL: frozenset[CellState] = frozenset({"done", "diverged", "unsupported"})
+"""What a repetition would end as again. Every other state is tried (again) when the study is."""
+FAILED: frozenset[CellState] = frozenset({"failed", "diverged", "out_of_memory"})
+
+
+@dataclass
+class PlannedCell:
+    """One cell of a study and how far it is."""
+
+    label: str
+    request: Request
+    spec: Spec | None
+    """None where a search must end first, or the cell cannot even be made out (then `state` is `failed`)."""
+    state: CellState
+    reason: str | None = None
+    miou: float | None = None
+    seconds: float | None = None
+    """Of training, where it is done."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.spec.fingerprint if self.spec else None
+
+
+@dataclass
+class PlannedSearch:
+    """The search of one row; `cells` are the row's seeds, which take its best hyperparameters."""
+
+    label: str
+    request: Request
+    folder: SearchFolder
+    tune: Tune
+    cells: list[PlannedCell]
+
+    @property
+    def finished(self) -> bool:
+        return self.folder.is_finished(self.tune.trials)
+
+
+@dataclass
+class Plan:
+    """A study's cells in its own order."""
+
+    study: Study
+    cells: list[PlannedCell] = field(default_factory=list)
+    searches: list[PlannedSearch] = field(default_factory=list)
+
+    def count(self) -> Counter[CellState]:
+        return Counter(cell.state for cell in self.cells)
+
+    @property
+    def left(self) -> list[PlannedCell]:
+        return [cell for cell in self.cells if cell.state not in FINAL]
+
+    def seconds_left(self) -> float | None:
+        """Of training, in one process, by the runs of this study that are done; None where there is none to go by."""
+        trials = sum(search.tune.trials - len([t for t in search.folder.trials() if t.state != "running"])
+                     for search in self.searches if not search.finished)  # fmt: skip
+        known = [cell.seconds for cell in self.cells if cell.seconds is not None]
+        return fmean(known) * (len(self.left) + trials) if known else None
+
+
+def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = False) -> Plan:
+    """Look at every cell. With `ask_support`, pairs that were never tried are asked about, which may import torch
+    in another process; without it such a cell is `to do`.
+
+    Raises `UserError` for what is wrong with the study as a whole; what is wrong with one cell is that cell's state.
+    """
+    resolve = Resolver(store, data)
+    plan = Plan(study)
+    _check_names(study)
+    for arm, request in study.requests():
+        seeds = [replace(request, seed=seed) for seed in study.seeds]
+        if study.tune is None:
+            plan.cells += [_look_at(arm.label, seed, resolve, store) for seed in seeds]
+            continue
+        row = _plan_search(study.tune, arm, request, seeds, resolve, store)
+        plan.cells += row.cells if isinstance(row, PlannedSearch) else row
+        if isinstance(row, PlannedSearch):
+            plan.searches.append(row)
+    if ask_support:
+        _mark_unsupported(plan, resolve, store)
+    return plan
+
+
+def _check_names(study: Study) -> None:
+    """Rows share one list of parameters to tune; a name that no method of the study has is a mistake."""
+    if study.tune is None:
+        return
+    known = {name for arm in study.methods for name in _hyperparameters(arm.method)}
+    for name in (*(study.tune.parameters or ()), *study.tune.space):
+        if known and name not in known:
+            raise UserError(f"{study.source}: tune: {name}: no method of the study has it; {did_you_mean(name, known)}")
+
+
+def _hyperparameters(method: str) -> set[str]:
+    try:
+        return set(methods.get(method).Hyperparameters.model_fields)
+    except UserError:
+        return set()  # its cells say so
+
+
+def _plan_search(
+    tune: Tune, arm: MethodArm, request: Request, seeds: list[Request], resolve: Resolver, store: RunStore
+) -> PlannedSearch | list[PlannedCell]:
+    """The row's search with its cells, or the cells alone where no search can be made out."""
+    searched = replace(request, part="dev", seed=tune.seed)
+    try:
+        cell = resolve(searched)
+        own = _hyperparameters(arm.method)
+        given = {name: text for name, text in tune.space.items() if name in own}
+        names = None if tune.parameters is None else [name for name in tune.parameters if name in own]
+        space = make_space(cell.method, names, given, request.settings)
+        spec = SearchSpec.of(cell, space, tune.sampler, tune.pruner, ("miou",))
+    except UserError as error:
+        return [PlannedCell(arm.label, seed, None, "failed", str(error)) for seed in seeds]
+    recorded = [_look_at(arm.label, seed, resolve, store) for seed in seeds]
+    if all(cell.state == "unsupported" for cell in recorded):
+        return recorded
+    row = PlannedSearch(arm.label, searched, SearchFolder.under(store.root, spec), tune, [])
+    row.cells = [PlannedCell(arm.label, seed, None, "waiting") for seed in seeds]
+    if row.finished:
+        settle(row, resolve, store)
+    return row
+
+
+def settle(row: PlannedSearch, resolve: Resolver, store: RunStore) -> None:
+    """Give the row's cells the hyperparameters that its finished search found."""
+    best = row.folder.best(row.tune.trials)
+    for cell in row.cells:
+        if best is None:
+            reasons = Counter(trial.reason for trial in row.folder.trials() if trial.reason)
+            first = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
+            cell.state, cell.reason = "failed", f"none of {row.tune.trials} trials was completed{first}"
+        else:
+            cell.request = replace(cell.request, settings={**cell.request.settings, **best.settings})
+            vars(cell).update(vars(_look_at(cell.label, cell.request, resolve, store)))
+
+
+def _look_at(label: str, request: Request, resolve: Resolver, store: RunStore) -> PlannedCell:
+    try:
+        spec = resolve(request).spec
+    except UserError as error:
+        return PlannedCell(label, request, None, "failed", str(error))
+    cell = PlannedCell(label, request, spec, "to do")
+    refresh(cell, store)
+    return cell
+
+
+def refresh(cell: PlannedCell, store: RunStore) -> None:
+    """Read how far the cell's run is."""
+    assert cell.spec is not None
+    run = store.folder(cell.spec)
+    if (result := run.result()) is not None:
+        cell.state, cell.reason = "done", None
+        cell.miou, cell.seconds = result["metrics"]["miou"], result["train_seconds"]
+    elif (status := run.status()) is not None:
+        cell.state, cell.reason = status.state, status.reason
+        if status.state == "done":  # without a result: its file is damaged or gone
+            cell.state, cell.reason = "damaged", f"{run.result_path} cannot be read; the run is done again"
+        elif status.state == "running" and (holder := store.holder(run)) is None:
+            cell.state, cell.reason = "interrupted", f"its process ended after step {status.step}"
+        elif status.state == "running":
+            cell.reason = f"executed by {holder}"
+
+
+def _mark_unsupported(plan: Plan, resolve: Resolver, store: RunStore) -> None:
+    from harness.support import reasons_against
+
+    asked = list(_unsettled(plan, resolve))
+    if not asked:
+        return
+    for (_, cells), reason in zip(asked, reasons_against([cell for cell, _ in asked], store.cache), strict=True):
+        for planned in cells if reason is not None else ():
+            planned.state, planned.reason, planned.spec = "unsupported", reason, resolve(planned.request).spec
+    unsupported = {id(cell) for cell in plan.cells if cell.state == "unsupported"}
+    plan.searches = [row for row in plan.searches if not all(id(cell) in unsupported for cell in row.cells)]
+
+
+def _unsettled(plan: Plan, resolve: Resolver) -> Iterator[tuple[Cell, list[PlannedCell]]]:
+    for row in plan.searches:
+        if not row.finished:
+            yield resolve(row.request), row.cells
+    in_searches = {id(cell) for row in plan.searches for cell in row.cells}
+    for planned in plan.cells:
+        if planned.spec is not None and planned.state not in FINAL and id(planned) not in in_searches:
+            yield resolve(planned.request), [planned]
+
+
+def rows_of(plan: Plan) -> list[dict[str, Any]]:
+    """The study's table: one row a method, backbone, dataset and head, its seeds gathered."""
+    rows: dict[tuple[str, ...], list[PlannedCell]] = {}
+    for cell in plan.cells:
+        key = (cell.request.backbone, cell.request.weights, cell.request.dataset, cell.request.head, cell.label)
+        rows.setdefault(key, []).append(cell)
+    return [
+        {"backbone": key[0], "dataset": Path(key[2]).name, "head": key[3], "label": key[4], "cells": cells}
+        for key, cells in rows.items()
+    ]

@@ -1,0 +1,130 @@
+"""A study file is checked as a whole, in one line that names the file and the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from studies_at_hand import write_study
+
+from harness.errors import UserError
+from harness.runs import RunStore
+from studies.plan import make_plan
+from studies.study import Replacements, Study, load_study, shipped_studies
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        load_study(path)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{path}: ")
+    return line.removeprefix(f"{path}: ")
+
+
+def test_it_is_methods_by_backbones_by_datasets_by_heads_by_seeds(tmp_path: Path, colours: Path) -> None:
+    path = write_study(tmp_path / "s.yaml", colours, heads=["fpn:16", "linear"], seeds=[3, 5])
+    plan = make_plan(load_study(path), RunStore(tmp_path / "runs"), tmp_path)
+    found = [(cell.label, cell.request.head, cell.request.seed) for cell in plan.cells]
+    assert found == [(m, h, s) for h in ("fpn:16", "linear") for m in ("linear", "spm") for s in (3, 5)]
+    assert len({cell.fingerprint for cell in plan.cells}) == 8
+    assert {cell.state for cell in plan.cells} == {"to do"}
+
+
+def test_rows_of_one_method_differ_in_their_settings_alone(tmp_path: Path, colours: Path) -> None:
+    rows = [
+        "spm",
+        {"method": "spm", "settings": {"hidden": 8}},
+        {"method": "spm", "label": "bare", "settings": {"auxiliary": 0}},
+    ]
+    plan = make_plan(
+        load_study(write_study(tmp_path / "s.yaml", colours, methods=rows, seeds=1)), RunStore(tmp_path), tmp_path
+    )
+    assert [cell.label for cell in plan.cells] == ["spm", "spm(hidden=8)", "bare"]
+    specs = [cell.spec for cell in plan.cells]
+    assert all(spec is not None for spec in specs)
+    assert [(s.hyperparameters["hidden"], s.hyperparameters["auxiliary"]) for s in specs if s] == [
+        (32, 0.4),
+        (8, 0.4),
+        (32, 0),
+    ]
+
+
+def test_an_override_reaches_the_cells_that_match_and_only_their_hyperparameters(tmp_path: Path, colours: Path) -> None:
+    overrides = [
+        {"method": "lin*", "backbone": "resnet*", "settings": {"lr": 0.5}},
+        {"backbone": "vit*", "settings": {"lr": 9}},
+    ]
+    path = write_study(tmp_path / "s.yaml", colours, overrides=overrides, seeds=1)
+    plan = make_plan(load_study(path), RunStore(tmp_path), tmp_path)
+    assert [cell.spec and cell.spec.hyperparameters["lr"] for cell in plan.cells] == [0.5, 0.001]
+    path = write_study(tmp_path / "t.yaml", colours, overrides=[{"method": "spm", "budget": "20k"}])
+    assert refused(path).startswith("overrides.0.settings: ") or "budget" in refused(path)
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "mine").symlink_to(colours)
+    path = write_study(tmp_path / "studies" / "s.yaml", Path("../mine"), seeds=1)
+    monkeypatch.chdir("/")
+    plan = make_plan(load_study(path), RunStore(tmp_path / "runs"), tmp_path)
+    assert [cell.state for cell in plan.cells] == ["to do", "to do"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": ["spm"]}, "method: no such field; did you mean methods?"),
+        ({"methods": []}, "methods: "),
+        ({"methods": ["spm", "spm"]}, "methods: spm is there twice; give two rows of one method a `label` each"),
+        ({"methods": [{"method": "spm", "lable": "x"}]}, "methods.0.lable: no such field"),
+        ({"seeds": []}, "seeds: "),
+        ({"seeds": 0}, "seeds: "),
+        ({"tune": {"trials": 0}}, "tune.trials: 0: "),
+        ({"tune": {"trails": 3}}, "tune."),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(tmp_path: Path, colours: Path, fields: dict, said: str) -> None:
+    assert refused(write_study(tmp_path / "s.yaml", colours, **fields)).startswith(said)
+
+
+def test_a_budget_that_does_not_fit_is_named(tmp_path: Path, colours: Path) -> None:
+    study = load_study(write_study(tmp_path / "s.yaml", colours, budget={"base": "demo", "stepps": 3}))
+    with pytest.raises(UserError, match=r"s\.yaml: budget: stepps: no such field; did you mean steps\?"):
+        study.the_budget()
+
+
+def test_what_is_no_study_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- spm\n")
+    assert refused(tmp_path / "list.yaml").startswith("expected a study's fields")
+    (tmp_path / "broken.yaml").write_text("methods: [")
+    assert refused(tmp_path / "broken.yaml").startswith("cannot be read as YAML")
+    with pytest.raises(UserError, match=r"none\.yaml: no such file"):
+        load_study(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="tradeof: no such study; did you mean tradeoff"):
+        load_study("tradeof")
+
+
+def test_a_parameter_to_tune_that_no_method_has_is_refused(tmp_path: Path, colours: Path) -> None:
+    study = load_study(write_study(tmp_path / "s.yaml", colours, tune={"trials": 2, "parameters": ["hiden"]}))
+    with pytest.raises(UserError, match=r"tune: hiden: no method of the study has it; did you mean hidden\?"):
+        make_plan(study, RunStore(tmp_path), tmp_path)
+
+
+def test_the_command_line_replaces_lists_and_keeps_rows_that_are_described(tmp_path: Path, colours: Path) -> None:
+    rows = ["linear", {"method": "spm", "label": "small", "settings": {"hidden": 8}}]
+    path = write_study(tmp_path / "s.yaml", colours, methods=rows, tune={"trials": 4, "parameters": ["lr"]})
+    study = load_study(path, Replacements(methods=("small", "lora"), seeds=1, trials=2))
+    assert [(arm.label, arm.settings) for arm in study.methods] == [("small", {"hidden": 8}), ("lora", {})]
+    assert study.seeds == (0,) and study.tune is not None and (study.tune.trials, study.tune.parameters) == (2, ("lr",))
+    assert load_study(path, Replacements(trials=0)).tune is None
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_every_study_that_ships_can_be_planned(name: str, tmp_path: Path) -> None:
+    study: Study = load_study(name)
+    plan = make_plan(study, RunStore(tmp_path), tmp_path)
+    sizes = [len(axis) for axis in (study.methods, study.backbones, study.datasets, study.heads, study.seeds)]
+    total = sizes[0] * sizes[1] * sizes[2] * sizes[3] * sizes[4]
+    assert len(plan.cells) == total
+    reasons = {cell.reason for cell in plan.cells if cell.state == "failed"}
+    assert all("not found under" in str(reason) for reason in reasons), reasons  # data sets that are not there
