@@ -17,6 +17,11 @@ PLAIN_SECONDS = 10
 """The least time between two plain lines of progress."""
 
 
+def say(text: str) -> None:
+    """A line for the user."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Reporter:
     """Progress of one run. `log` is opened once there is a run folder (`log_to`); before that lines only show."""
 
@@ -41,7 +46,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def log(self, text: str) -> None:
         """Lines in the log alone."""
@@ -103,7 +108,7 @@ class Reporter:
         due = now - self._last_line >= PLAIN_SECONDS or done == self._total
         if self._bar is None and not self._silent and due:
             self._last_line = now
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
 
 def _figure(value: float | None) -> str:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,10 @@ LOGGED_STEP = "harness.logged_step"
 """Tag: the last step of the curve that MLflow has. Set in the same request as the points up to it."""
 MIRRORED = "harness.mirrored"
 """Tag: digest of what the folder held when everything of it had arrived. Set last."""
+SEARCH = "harness.search"
+"""Tag of the run that stands for a whole search: its name. The runs of its trials are nested under it."""
+PARENT = "mlflow.parentRunId"
+"""Tag by which MLflow nests runs."""
 
 _STATUS = {
     "running": "RUNNING",
@@ -83,10 +88,17 @@ class Mirror:
 
         A failure is warned of once and never raised; after it only a `final` update tries again.
         """
+        return self._update(_read, folder, final)
+
+    def update_search(self, folder: Path, final: bool = False) -> bool:
+        """As `update`, for a folder under `searches`: its own run, and its trials' runs nested under that."""
+        return self._update(_read_search, folder, final)
+
+    def _update(self, read: Callable[[Path], _Record | _SearchRecord], folder: Path, final: bool) -> bool:
         if self._uri is None or (self._down and not final):
             return False
         try:
-            record = _read(folder)
+            record = read(folder)
             self._store = self._store or _Store(self._runs, self._uri)
             self._store.bring_up_to_date(record)
         except Exception as error:  # MLflow and what is below it raise anything
@@ -113,7 +125,9 @@ class Summary:
 
 
 def sync(runs: Path, uri: str | None = None) -> Summary:
-    """Bring every run folder in `runs` up to date in MLflow; one that cannot be read is named, never fatal.
+    """Bring every run folder in `runs`, and then every search, up to date in MLflow.
+
+    One that cannot be read is named, never fatal.
 
     Raises `UserError` where there is no such folder or the tracking store cannot be reached at all.
     """
@@ -125,9 +139,11 @@ def sync(runs: Path, uri: str | None = None) -> Summary:
     summary = Summary()
     store: _Store | None = None
     lost = ""
-    for folder in sorted(path for path in runs.iterdir() if re.fullmatch(r"[0-9a-f]{16}", path.name)):
+    folders = sorted(path for path in runs.iterdir() if re.fullmatch(r"[0-9a-f]{16}", path.name))
+    searches = sorted(path.parent for path in runs.glob("searches/*/search.json"))
+    for folder in [*folders, *searches]:
         try:
-            record = _read(folder)
+            record = (_read_search if folder in searches else _read)(folder)
         except _Malformed as error:
             summary.failed[folder.name] = str(error)
             continue
@@ -263,7 +279,7 @@ def _read(folder: Path) -> _Record:
     return _Record(
         fingerprint=folder.name,
         name=f"{spec.method}/{spec.backbone}/{spec.dataset}/seed{spec.seed}",
-        params=_params(spec),
+        params=_texts(spec.model_dump(mode="json")),
         status=status,
         curve=curve,
         figures=figures,
@@ -271,6 +287,59 @@ def _read(folder: Path) -> _Record:
         started=started,
         changed=changed,
         digest=digest([status.model_dump(), repr(result), curve[-1].step if curve else None]),
+    )
+
+
+@dataclass(frozen=True)
+class _SearchRecord:
+    """All that MLflow is told of one search. Times are milliseconds since 1970."""
+
+    name: str
+    params: dict[str, str]
+    state: State
+    ended: int
+    figures: dict[str, float]
+    trials: frozenset[str]
+    """Fingerprints."""
+    started: int
+    changed: int
+    digest: str
+
+
+def _read_search(folder: Path) -> _SearchRecord:
+    """Raises `_Malformed`."""
+    file = folder / "search.json"
+    try:
+        definition = json.loads(file.read_bytes())
+        params = _texts(definition)
+        objectives = list(definition["objectives"])
+        started = _milliseconds(file)
+        file = folder / "trials.json"
+        trials = json.loads(file.read_bytes())
+        states = Counter(trial["state"] for trial in trials)
+        complete = [trial["values"] for trial in trials if trial["state"] == "complete"]
+        fingerprints = frozenset(trial["fingerprint"] for trial in trials)
+        changed = _milliseconds(file)
+        state: State = "running" if states["running"] else "done"
+        figures = {f"trials/{state}": float(count) for state, count in states.items()}
+        figures["steps"] = float(sum(trial["steps"] for trial in trials))
+        for index, name in enumerate(objectives if complete else ()):
+            best = max if name == "miou" else min  # the others are costs
+            figures[f"best/{name}"] = float(best(values[index] for values in complete))
+    except OSError as error:
+        raise _Malformed(f"{file.name}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _Malformed(f"{file.name}: {_one_line(f'{type(error).__name__}: {error}')}") from None
+    return _SearchRecord(
+        name=folder.name,
+        params=params,
+        state=state,
+        ended=len(trials) - states["running"],
+        figures=figures,
+        trials=fingerprints,
+        started=started,
+        changed=changed,
+        digest=digest([figures, state]),
     )
 
 
@@ -292,10 +361,11 @@ def _curve(path: Path, batch_size: int) -> Iterator[_Point]:
         yield _Point(step, elapsed, {f"train/{name}": value for name, value in figures.items()})
 
 
-def _params(spec: Spec) -> dict[str, str]:
+def _texts(tree: dict[str, Any]) -> dict[str, str]:
+    """Every leaf under its dotted path, as a parameter of an MLflow run."""
     texts = {
         name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in _leaves(spec.model_dump(mode="json"))
+        for name, value in _leaves(tree)
         if value is not None
     }
     return {name: text[:_LONGEST_PARAM] for name, text in texts.items()}
@@ -361,8 +431,11 @@ class _Store:
         except Exception:
             return False
 
-    def bring_up_to_date(self, record: _Record) -> bool:
+    def bring_up_to_date(self, record: _Record | _SearchRecord) -> bool:
         """False where MLflow had all of it already."""
+        return self._bring_search(record) if isinstance(record, _SearchRecord) else self._bring_run(record)
+
+    def _bring_run(self, record: _Record) -> bool:
         from mlflow.entities import Metric, Param, RunTag
 
         run = self._find(record) or self._create(record)
@@ -391,15 +464,55 @@ class _Store:
             self._client.log_batch(run_id, figures[start : start + _LARGEST_BATCH])
         for path, place in record.artifacts:
             self._client.log_artifact(run_id, str(path), place)
-        status = _STATUS[record.status.state]
-        if run.info.status != status:
-            if status == "RUNNING":
-                self._client.update_run(run_id, status)
-            else:
-                self._client.set_terminated(run_id, status, record.changed)
+        self._set_status(run, record.status.state, record.changed)
         last = {STATE: record.status.state, REASON: record.status.reason or "", MIRRORED: record.digest}
         self._client.log_batch(run_id, tags=[RunTag(key, text[:_LONGEST_TAG]) for key, text in last.items()])
         return True
+
+    def _bring_search(self, record: _SearchRecord) -> bool:
+        from mlflow.entities import Metric, Param, RunTag
+
+        searches = self._all(f"tags.`{SEARCH}` LIKE '%'")
+        parent = next((run for run in searches if run.data.tags[SEARCH] == record.name), None)
+        if parent is None:
+            parent = self._client.create_run(self._experiment, record.started, {SEARCH: record.name}, record.name)
+            searches.append(parent)
+        run_id = parent.info.run_id
+        changed = parent.data.tags.get(MIRRORED) != record.digest
+        if changed:
+            params = [Param(name, text) for name, text in record.params.items()]
+            metrics = [Metric(name, value, record.changed, record.ended) for name, value in record.figures.items()]
+            self._client.log_batch(run_id, metrics, params)
+            self._set_status(parent, record.state, record.changed)
+            tags = {STATE: record.state, MIRRORED: record.digest}
+            self._client.log_batch(run_id, tags=[RunTag(key, text) for key, text in tags.items()])
+        nested = {run.data.tags[FINGERPRINT] for run in self._all(f"tags.`{PARENT}` = '{run_id}'")}
+        parents = {run.info.run_id for run in searches}
+        for fingerprint in record.trials - nested:
+            for run in self._all(f"tags.`{FINGERPRINT}` = '{fingerprint}'"):
+                if run.data.tags.get(PARENT) not in parents:  # what two searches share stays with the first
+                    self._client.set_tag(run.info.run_id, PARENT, run_id)
+                    changed = True
+        return changed
+
+    def _all(self, condition: str) -> list[Run]:
+        """The runs that meet a condition, the first begun first; of those begun at once, in one order for everybody."""
+        found: list[Run] = []
+        token: str | None = ""
+        while token is not None:
+            page = self._client.search_runs([self._experiment], condition, page_token=token or None)
+            found += page
+            token = page.token or None
+        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def _set_status(self, run: Run, state: State, changed: int) -> None:
+        status = _STATUS[state]
+        if run.info.status == status:
+            return
+        if status == "RUNNING":
+            self._client.update_run(run.info.run_id, status)
+        else:
+            self._client.set_terminated(run.info.run_id, status, changed)
 
     def _find(self, record: _Record) -> Run | None:
         """The MLflow run of this attempt. Ends what a dead earlier attempt left running."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated
 import typer
 
 from harness.cli import Data, Json, Plugin, Runs, Tracking, print_table, settings_of
+from harness.console import say
 from harness.errors import UserError
 
 
@@ -86,13 +86,13 @@ def compare(
     store = RunStore(runs)
     if plan:
         planned = make_plan(chosen, store, data, ask_support=True)
-        say = print if not json_ else _say
-        say("\n".join(comparing.describe(planned)))
+        show = print if not json_ else say
+        show("\n".join(comparing.describe(planned)))
     else:
         circumstances = _circumstances(runs, data, tracking, workers, time_limit, checkpoint_seconds)
         choice = _choice(launcher, jobs, device, launcher_settings)
         with _stoppable():
-            planned = comparing.compare(chosen, circumstances, choice, storage, quiet, _say)
+            planned = comparing.compare(chosen, circumstances, choice, storage, quiet)
     if json_:
         print(json.dumps(comparing.as_json(planned), indent=2))
     else:
@@ -103,17 +103,13 @@ def compare(
         raise typer.Exit(0 if all(cell.state in ("done", "unsupported") for cell in planned.cells) else 1)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Ctrl-C and SIGTERM: what runs has written checkpoints by now, or does so while the launcher is closed."""
     try:
         yield
     except KeyboardInterrupt:
-        _say("stopped; the same command goes on")
+        say("stopped; the same command goes on")
         raise typer.Exit(130) from None
 
 
@@ -209,10 +205,10 @@ def search(
                 pruner=pruner,
                 objectives=tuple(objective or ["miou"]),
                 storage=storage,
-                warn=_say,
+                warn=circumstances.say,
             )
         )
-        _say(f"search {found.spec.name}: {trials} trials of {found.spec.budget.steps} steps over "
+        say(f"search {found.spec.name}: {trials} trials of {found.spec.budget.steps} steps over "
              + ", ".join(f"{name}={range_}" for name, range_ in ranges.items()))  # fmt: skip
         row = Row(found)
         if not found.finished:

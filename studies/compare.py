@@ -6,8 +6,9 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.cells import Resolver
@@ -32,13 +33,12 @@ def compare(
     choice: LauncherChoice,
     storage: str | None,
     quiet: bool,
-    say: Callable[[str], None],
 ) -> Plan:
     """Execute what is left of a study and return it as it then stands. A finished one is only looked at.
 
     Raises `UserError` for what is wrong with the study or the launcher as a whole.
     """
-    store = circumstances.store
+    store, say = circumstances.store, circumstances.say
     plan = make_plan(study, store, circumstances.data)
     if not work_left(plan):
         return plan
@@ -52,7 +52,7 @@ def compare(
     with ExitStack() as held:
         rows = [
             Row(held.enter_context(search), planned)
-            for search, planned in _searches(plan, circumstances, resolve, storage, say)
+            for search, planned in _searches(plan, circumstances, resolve, storage)
         ]
         launcher = held.enter_context(choice.open())
         say(f"{launcher.name}: {launcher.slots} at a time")
@@ -66,7 +66,7 @@ def work_left(plan: Plan) -> bool:
 
 
 def _searches(
-    plan: Plan, circumstances: Circumstances, resolve: Resolver, storage: str | None, say: Callable[[str], None]
+    plan: Plan, circumstances: Circumstances, resolve: Resolver, storage: str | None
 ) -> Iterator[tuple[Search, list[PlannedSearch]]]:
     """Each unfinished search with the rows that wait for it."""
     rows: dict[str, list[PlannedSearch]] = {}
@@ -81,7 +81,7 @@ def _searches(
         tune = planned.tune
         search = Search(
             planned.request, planned.folder.spec.space, tune.trials, circumstances.store, resolve,
-            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=say,
+            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=circumstances.say,
         )  # fmt: skip
         yield search, [planned, *others]
 
@@ -285,7 +285,7 @@ def trials_so_far(search: Search) -> str:
 
 def _title(cell: PlannedCell) -> str:
     request = cell.request
-    return f"{cell.label} on {request.backbone}, {request.dataset}, {request.head}, seed {request.seed}"
+    return f"{cell.label} on {request.backbone}, {Path(request.dataset).name}, {request.head}, seed {request.seed}"
 
 
 def _escaped(line: dict[str, str]) -> list[str]:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cells import Request, Resolver
+from harness.console import say
 from harness.launch import Ended, Job, Launcher
 from harness.plugins import loaded_files
 from harness.runs import RunStore
+from harness.tracking import Mirror
 from studies.plan import FINAL, PlannedCell, PlannedSearch, refresh, settle
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Circumstances:
     seconds: float | None = None
     """The most that one cell may take."""
     checkpoint_seconds: float = 30
+    say: Callable[[str], None] = say
+    """Takes a line for the user."""
 
     def job(self, request: Request, fingerprint: str) -> Job:
         return Job(
@@ -91,6 +95,7 @@ class Drive:
         self._elsewhere: list[PlannedCell] = []
         self._again: dict[str, int] = {}
         self._looked = 0.0
+        self._mirror = Mirror(self._store.root, circumstances.tracking, circumstances.say)
 
     def run(self) -> None:
         """Returns when every cell and search has ended. Ctrl-C passes through, with what runs still running."""
@@ -136,10 +141,14 @@ class Drive:
             if self._works_for(row) >= row.width:
                 continue
             trial = row.search.next()
-            if trial is not None and trial.fingerprint not in self._in_flight:
-                self._in_flight[trial.fingerprint] = row
-                self._on_change(row)
-                return self._circumstances.job(trial.request, trial.fingerprint)
+            if trial is None:
+                continue
+            if trial.fingerprint in self._in_flight:  # of another row's search, with the same hyperparameters
+                row.search.ended(trial.fingerprint, "claimed", None)
+                continue
+            self._in_flight[trial.fingerprint] = row
+            self._on_change(row)
+            return self._circumstances.job(trial.request, trial.fingerprint)
         return None
 
     def _works_for(self, row: Row) -> int:
@@ -148,22 +157,28 @@ class Drive:
     def _take(self, ended: Ended) -> None:
         fingerprint = ended.job.fingerprint
         task = self._in_flight.pop(fingerprint)
+        again = ended.outcome == "interrupted" and self._take_up_again(fingerprint)
         if isinstance(task, Row):
-            task.search.ended(fingerprint, ended.outcome, ended.reason)
+            outcome = "failed" if ended.outcome == "interrupted" and not again else ended.outcome
+            task.search.ended(fingerprint, outcome, ended.reason)
+            self._mirror.update_search(task.search.folder.path)
             self._on_change(task)
             return
         for cell in task:
             if ended.outcome == "claimed":
                 cell.state, cell.reason = "running", f"executed by {ended.reason}"
                 self._elsewhere.append(cell)
-            elif ended.outcome == "interrupted" and self._again.get(fingerprint, 0) < TAKEN_UP_AGAIN:
-                self._again[fingerprint] = self._again.get(fingerprint, 0) + 1
+            elif again:
                 self._cells.append(cell)
             else:
                 refresh(cell, self._store)
                 if ended.outcome != "done":  # the folder may not have been writable
                     cell.state, cell.reason = ended.outcome, ended.reason
             self._on_change(cell)
+
+    def _take_up_again(self, fingerprint: str) -> bool:
+        self._again[fingerprint] = self._again.get(fingerprint, 0) + 1
+        return self._again[fingerprint] <= TAKEN_UP_AGAIN
 
     def _look(self) -> None:
         for cell in list(self._elsewhere):
@@ -184,6 +199,7 @@ class Drive:
     def _finish(self, row: Row) -> None:
         self._rows.remove(row)
         row.conclusion = row.search.conclude()
+        self._mirror.update_search(row.search.folder.path, final=True)
         for planned in row.planned:
             settle(planned, self._resolve, self._store)
             self._cells += [cell for cell in planned.cells if cell.state not in FINAL and cell.spec is not None]

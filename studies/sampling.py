@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from harness.errors import UserError
 from harness.seeds import derive
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
+WATCHED = "watched"
 MEMORY = "harness:memory"
 """System attribute of a trial: what its sampler had noted on the study when it proposed the trial."""
 
@@ -120,25 +123,16 @@ def directions(spec: SearchSpec) -> list[str]:
 def propose(spec: SearchSpec, trials: Sequence[FrozenTrial]) -> FrozenTrial:
     """The trial that comes after these, whole and ready to be stored; nothing is written anywhere.
 
-    The sampler works on a copy of the study in memory. What it notes on the study there travels with the trial, so that
-    trial and note are stored together or not at all.
+    What the sampler notes on the study travels with the trial, so that trial and note are stored together or not at
+    all.
     """
-    import optuna
     from optuna.trial import TrialState, create_trial
 
-    memory = optuna.storages.InMemoryStorage()
-    study: Study = optuna.create_study(
-        storage=memory,
-        study_name=spec.name,  # Hyperband deals its brackets by it
-        directions=directions(spec),
-        sampler=make_sampler(spec, len(trials)),
-        pruner=make_pruner(spec),
-    )
+    memory, study = _in_memory(spec, trials, make_sampler(spec, len(trials)))
     study_id = memory.get_study_id_from_name(spec.name)
     noted: dict[str, Any] = json.loads(trials[-1].system_attrs[MEMORY]) if trials else {}
     for key, value in noted.items():
         memory.set_study_system_attr(study_id, key, value)
-    study.add_trials(trials)
     distributions = make_distributions(spec)
     asked = study.ask(distributions)
     system = study.get_trials()[asked.number].system_attrs
@@ -148,3 +142,65 @@ def propose(spec: SearchSpec, trials: Sequence[FrozenTrial]) -> FrozenTrial:
         distributions=distributions,
         system_attrs={**system, MEMORY: json.dumps(memory.get_study_system_attrs(study_id))},
     )
+
+
+class Watched(TypedDict):
+    """What the pruner was shown of a trial and made of it; kept with the trial as its user attribute `WATCHED`."""
+
+    curve: list[tuple[int, float]]
+    """Step and figure."""
+    noted: dict[str, Any]
+    """What the pruner remembers of this trial, to judge others by."""
+    pruned_at: int | None
+    """The step at which it ended the trial; None: it has not."""
+
+
+def watch(spec: SearchSpec, trials: Sequence[FrozenTrial], number: int, curve: list[tuple[int, float]]) -> Watched:
+    """Show the pruner a trial's curve, point by point from its beginning; nothing is written anywhere.
+
+    Its judgement depends on the curve and the other trials alone, and not on when or how often it is asked for.
+    """
+    from optuna.trial import Trial
+
+    shown = copy.copy(trials[number])
+    shown.user_attrs = {}
+    memory, study = _in_memory(spec, [*trials[:number], shown, *trials[number + 1 :]])
+    study_id = memory.get_study_id_from_name(spec.name)
+    trial = Trial(study, memory.get_trial_id_from_study_id_trial_number(study_id, number))
+    pruned_at = None
+    for step, figure in curve:
+        trial.report(figure, step)
+        if trial.should_prune():
+            pruned_at = step
+            break
+    system = study.get_trials()[number].system_attrs
+    noted = {key: value for key, value in system.items() if key not in shown.system_attrs}
+    return Watched(curve=curve, noted=noted, pruned_at=pruned_at)
+
+
+def _in_memory(
+    spec: SearchSpec, trials: Sequence[FrozenTrial], sampler: BaseSampler | None = None
+) -> tuple[BaseStorage, Study]:
+    """A copy of the study, on which samplers and pruners may write what they like."""
+    import optuna
+
+    memory = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(
+        storage=memory,
+        study_name=spec.name,  # Hyperband deals its brackets by it
+        directions=directions(spec),
+        sampler=sampler or optuna.samplers.RandomSampler(),
+        pruner=make_pruner(spec),
+    )
+    study.add_trials(_with_what_was_watched(trial) for trial in trials)
+    return memory, study
+
+
+def _with_what_was_watched(trial: FrozenTrial) -> FrozenTrial:
+    watched: Watched | None = trial.user_attrs.get(WATCHED)
+    if watched is None:
+        return trial
+    seen = copy.copy(trial)
+    seen.intermediate_values = dict(watched["curve"])
+    seen.system_attrs = {**trial.system_attrs, **watched["noted"]}
+    return seen

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from harness import claims
 from harness.cells import Request, Resolver
@@ -24,7 +24,7 @@ from harness.launch import Outcome
 from harness.runs import RunFolder, RunStore
 from studies import storage as storages
 from studies.findings import Conclusion, conclude
-from studies.sampling import check_sampler, directions, make_pruner, propose, quiet_optuna
+from studies.sampling import WATCHED, Watched, check_sampler, directions, propose, quiet_optuna, watch
 from studies.searches import OBJECTIVES, Range, SearchFolder, SearchSpec, Trial, TrialState
 
 if TYPE_CHECKING:
@@ -34,12 +34,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FINGERPRINT, WORKER, STEPS, REASON = "fingerprint", "worker", "steps", "reason"
-"""What a trial carries in Optuna's storage as user attributes."""
+FINGERPRINT, WORKER = "fingerprint", "worker"
+"""User attributes of a trial in Optuna's storage: its run, and the worker that sees to it."""
+SPENT, REASON = "steps", "reason"
+"""User attributes of a trial that has ended."""
 STATES: dict[str, TrialState] = {"RUNNING": "running", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 _TURN = 1.0
 """Seconds that a call waits for another worker's turn before it says "nothing now"."""
+_LONG_TURN = 30.0
+"""Seconds without a turn after which it is said who has it."""
 _RETRY = 1.0
 """Seconds between two tries of a storage that does not answer."""
 
@@ -93,17 +97,18 @@ class Search:
         self._held = contextlib.ExitStack()
         self._mine: dict[str, int] = {}
         """Fingerprint -> number of the trials that were handed out and have not ended."""
-        self._untold: list[tuple[str, int, Outcome, str | None]] = []
+        self._untold: list[tuple[int, Outcome, str | None]] = []
         self._beats: dict[str, tuple[bytes, float]] = {}
-        self._trouble: _Trouble | None = None
+        self._troubles: dict[str, _Trouble] = {}
         self._turn: Claim | None = None
         url = storage or f"sqlite:///{(store.root / 'optuna.db').absolute()}"
         self._shown = storages.without_password(url)
         with quiet_optuna():
             self._storage, self._study = self._open(url)
         self._held.enter_context(claims.claim(self._locks, self._worker))  # by it others see that this worker lives
-        self.trials: list[Trial] = self._when_possible(self._refresh) or self.folder.trials()
+        self.trials: list[Trial] = self.folder.trials()
         """As last seen."""
+        self._when_possible(self._refresh)
 
     def __enter__(self) -> Search:
         return self
@@ -114,6 +119,7 @@ class Search:
     def close(self) -> None:
         """Leave what was handed out to other workers. A process that ends without it is seen to have ended."""
         self._held.close()
+        (self._locks / self._worker).unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
@@ -123,7 +129,7 @@ class Search:
 
     def next(self) -> TrialJob | None:
         """A trial to execute now: one that nobody executes any more, else a new one. None: nothing now."""
-        found: TrialJob | bool | None = True
+        found: TrialJob | bool | None = self._when_possible(self._look, alone=False)
         while found is True:
             found = self._when_possible(self._step)
         return found or None
@@ -133,7 +139,7 @@ class Search:
         number = self._mine.pop(fingerprint)
         if outcome == "claimed":
             self._beats.pop(fingerprint, None)  # whoever executes it gets the whole time of a lease again
-        self._untold.append((fingerprint, number, outcome, reason))
+        self._untold.append((number, outcome, reason))
         self._when_possible(self._refresh)
 
     def poll(self) -> list[str]:
@@ -142,7 +148,11 @@ class Search:
         The pruner sees the mIoU of the training crops, from the runs' curves: the dev part is evaluated at the end
         alone.
         """
-        return self._when_possible(self._poll) or []
+        if self._untold or self._when_possible(self._is_behind, alone=False):
+            self._when_possible(self._refresh)
+        if self.spec.pruner is None or not self._mine:
+            return []
+        return self._when_possible(self._pruned) or []
 
     def conclude(self) -> Conclusion:
         """Write what was found into the search's folder."""
@@ -164,7 +174,6 @@ class Search:
                     load_if_exists=True,
                     directions=directions(self.spec),
                     sampler=optuna.samplers.RandomSampler(),  # draws nothing: see `propose`
-                    pruner=make_pruner(self.spec),
                 )
         except Claimed as error:
             raise UserError(f"{self._locks / 'optuna'}: held by {error.holder}; stop that process") from error
@@ -191,41 +200,44 @@ class Search:
                     time.sleep(random.uniform(0.01, 0.05))
             yield claim
 
-    def _when_possible(self, work: Callable[[], T]) -> T | None:
-        """`work()` in this worker's turn with what there was to tell told, or None where that cannot be now."""
-        if self._trouble and time.monotonic() < self._trouble.retry:
+    def _when_possible(self, work: Callable[[], T], *, alone: bool = True) -> T | None:
+        """`work()`, or None where that cannot be now. In this worker's turn it is, after what there was to tell."""
+        away = self._troubles.get("storage")
+        if away and time.monotonic() < away.retry:
             return None
         try:
-            with quiet_optuna(), self._alone(self.spec.name, _TURN) as self._turn:
-                while self._untold:
-                    self._tell(*self._untold[0])
-                    self._untold.pop(0)
+            with quiet_optuna(), contextlib.ExitStack() as held:
+                if alone:
+                    self._turn = held.enter_context(self._alone(self.spec.name, _TURN))
+                    while self._untold:
+                        self._tell(*self._untold[0])
+                        self._untold.pop(0)
                 result = work()
         except (Claimed, ClaimLost) as error:
             holder = error.holder if isinstance(error, Claimed) else "another machine"
-            self._put_off(f"search {self.spec.name}: its turn is held by {holder}", "stop that process", quiet=30)
+            self._put_off("turn", f"search {self.spec.name}: its turn is held by {holder}", "stop that process")
         except UserError:
             raise
         except Exception as error:
             if not storages.is_away(error):
                 raise
             problem = f"--storage {self._shown}: does not answer ({storages.reason(error)})"
-            self._put_off(problem, "start it", quiet=0)
+            self._put_off("storage", problem, "start it")
         else:
-            self._trouble = None
+            self._troubles.pop("storage", None)
+            if alone:
+                self._troubles.pop("turn", None)
             return result
-        finally:
-            self._turn = None
         return None
 
-    def _put_off(self, problem: str, remedy: str, quiet: float) -> None:
-        """Warn once, after `quiet` seconds. Raises `UserError` after the search's patience."""
+    def _put_off(self, kind: Literal["storage", "turn"], problem: str, remedy: str) -> None:
+        """Warn once. Raises `UserError` after the search's patience."""
         now = time.monotonic()
-        trouble = self._trouble = self._trouble or _Trouble(since=now)
+        trouble = self._troubles.setdefault(kind, _Trouble(since=now))
         trouble.retry = now + _RETRY
         if now - trouble.since > self._patience:
             raise UserError(f"{problem}, for {self._patience:g} s; {remedy} and repeat the command, the search goes on")
-        if now - trouble.since >= quiet and not trouble.warned:
+        if not trouble.warned and (kind == "storage" or now - trouble.since > _LONG_TURN):
             trouble.warned = True
             self._warn(f"{problem}; what is executed goes on, and it is tried again for {self._patience:g} s")
 
@@ -237,13 +249,24 @@ class Search:
             )
         return trials
 
-    def _refresh(self) -> list[Trial]:
+    def _is_behind(self) -> bool:
         self.trials = [_record(trial) for trial in self._load()]
-        if self.folder.trials() != self.trials:
+        return self.folder.trials() != self.trials
+
+    def _refresh(self) -> None:
+        if self._is_behind():
             self.folder.write(self.trials)
-        return self.trials
 
     # ---- one turn ----------------------------------------------------------------------------------------------------
+
+    def _look(self) -> bool:
+        """Whether there may be something to do; most often there is not, and nobody's turn is needed to see that."""
+        trials = self._load()[: self._number_of_trials]
+        return (
+            bool(self._untold)
+            or len(trials) < self._number_of_trials
+            or any(trial.state.name == "RUNNING" and self._is_free(trial) for trial in trials)
+        )
 
     def _step(self) -> TrialJob | bool:
         """A trial to execute; True: something was done, look again; False: nothing now."""
@@ -251,10 +274,11 @@ class Search:
         for trial in trials[: self._number_of_trials]:
             if trial.state.name == "RUNNING" and self._is_free(trial):
                 return self._take(trial)
-        if len(trials) >= self._number_of_trials:
-            return False
-        self._propose(trials)
-        return True
+        if len(trials) < self._number_of_trials:
+            self._propose(trials)
+            return True
+        self._refresh()
+        return False
 
     def _is_free(self, trial: FrozenTrial) -> bool:
         """Whether the trial is not executed, and nobody is about to."""
@@ -281,17 +305,12 @@ class Search:
     def _take(self, trial: FrozenTrial) -> TrialJob | bool:
         fingerprint = trial.user_attrs[FINGERPRINT]
         if self._run(fingerprint).result() is not None:
-            self._tell(fingerprint, trial.number, "done", None)
+            self._tell(trial.number, "done", None)
             return True
         if trial.user_attrs[WORKER] != self._worker:
-            self._storage.set_trial_user_attr(self._id(trial.number), WORKER, self._worker)
-        request = self._request_of(trial.params)
-        found = self._resolve(request).spec.fingerprint
-        if found != fingerprint:
-            self._tell(fingerprint, trial.number, "failed", f"its cell has changed since: it is run {found} now")
-            return True
+            self._note(trial.number, WORKER, self._worker)
         self._mine[fingerprint] = trial.number
-        return TrialJob(trial.number, request, fingerprint)
+        return TrialJob(trial.number, self._request_of(trial.params), fingerprint)
 
     def _propose(self, trials: list[FrozenTrial]) -> None:
         """Store the next trial with its run's fingerprint in one write."""
@@ -302,84 +321,76 @@ class Search:
         self._turn.check()
         self._study.add_trial(trial)
 
-    def _poll(self) -> list[str]:
-        self._refresh()
-        if self.spec.pruner is None:
-            return []
-        return [
-            fingerprint
-            for fingerprint, number in self._mine.items()
-            if self._pruned_at(number, fingerprint) is not None
-        ]
+    def _pruned(self) -> list[str]:
+        trials = self._load()
+        return [fingerprint for fingerprint, number in self._mine.items() if self._pruned_at(trials, number)]
 
-    def _tell(self, fingerprint: str, number: int, outcome: Outcome, reason: str | None) -> None:
+    def _tell(self, number: int, outcome: Outcome, reason: str | None) -> None:
         """Repeated without harm; nothing is told of a trial that is to be gone on with."""
         from optuna.trial import TrialState as State
 
         trials = self._load()
+        fingerprint = trials[number].user_attrs[FINGERPRINT]
         if trials[number].state.is_finished():
             return
         run = self._run(fingerprint)
-        result = run.result()
-        pruned_at = self._pruned_at(number, fingerprint)
-        values = None
-        if pruned_at is not None:
-            state = State.PRUNED
-            reason = f"pruned by search {self.spec.name} at step {pruned_at}"
-            self._note_pruning(run, reason)
-        elif outcome in ("interrupted", "claimed") or (outcome == "done" and result is None):
-            return
+        result, status = run.result(), run.status()
+        values: list[float] | None = None
+        if pruned_at := self._pruned_at(trials, number):
+            state, reason = State.PRUNED, f"pruned by search {self.spec.name} at step {pruned_at}"
+            if result is None:
+                self._explain(run, reason)
         elif result is not None:
-            figures = {name: OBJECTIVES[name].of(result) for name in self.spec.objectives}
-            lacking = [name for name, figure in figures.items() if figure is None or not math.isfinite(figure)]
-            state = State.FAIL if lacking else State.COMPLETE
-            reason = f"its result has no figure for {', '.join(lacking)}" if lacking else None
-            values = None if lacking else list(figures.values())
+            state, reason, values = State.COMPLETE, None, self._figures(result)
+            if values is None:
+                state, reason = State.FAIL, f"its result has no figure for {' or '.join(self.spec.objectives)}"
+        elif outcome in ("interrupted", "claimed", "done"):  # done, and its result was damaged since
+            return
         else:
-            state = State.FAIL
-            reason = f"{outcome}: {reason}" if reason else outcome
-        status = run.status()
-        steps = result["steps"] if result else status.step if status else 0
+            state, reason = State.FAIL, f"{outcome}: {reason}" if reason else outcome
+        spent = result["steps"] if result else status.step if status else 0
         twin = next((t.number for t in trials[:number] if t.user_attrs[FINGERPRINT] == fingerprint), None)
         if twin is not None:
-            steps = 0
-            reason = f"the same hyperparameters as trial {twin}" if reason is None else reason
-        for key, value in ((STEPS, steps), (REASON, reason)):
-            self._storage.set_trial_user_attr(self._id(number), key, value)
+            spent, reason = 0, reason or f"the same hyperparameters as trial {twin}"
+        self._note(number, SPENT, spent)
+        self._note(number, REASON, reason)
         self._study.tell(number, values, state)
 
-    def _pruned_at(self, number: int, fingerprint: str) -> int | None:
+    def _figures(self, result: dict[str, Any]) -> list[float] | None:
+        """One an objective; None where one is not defined."""
+        found = [OBJECTIVES[name].of(result) for name in self.spec.objectives]
+        figures = [figure for figure in found if figure is not None and math.isfinite(figure)]
+        return figures if len(figures) == len(found) else None
+
+    def _pruned_at(self, trials: list[FrozenTrial], number: int) -> int | None:
         """The step at which the pruner ended the trial. The curve decides and not the clock: a trial that was quicker
         than whoever watched it is pruned all the same.
         """
         if self.spec.pruner is None:
             return None
-        import optuna
+        trial = trials[number]
+        watched: Watched | None = trial.user_attrs.get(WATCHED)
+        curve = [
+            (point["step"], point["miou_train"])
+            for point in self._run(trial.user_attrs[FINGERPRINT]).curve()
+            if point["miou_train"] is not None and point["step"] < self.spec.budget.steps
+        ]
+        if watched is None or (watched["pruned_at"] is None and len(watched["curve"]) < len(curve)):
+            watched = watch(self.spec, trials, number, curve)
+            self._note(number, WATCHED, watched)
+        return watched["pruned_at"]
 
-        watched = optuna.trial.Trial(self._study, self._id(number))
-        reported = self._study.get_trials(deepcopy=False)[number].intermediate_values
-        last = max(reported, default=0)
-        for point in self._run(fingerprint).curve():
-            step, miou = point["step"], point["miou_train"]
-            if miou is None or step < last or step >= self.spec.budget.steps:
-                continue
-            if step not in reported:
-                watched.report(miou, step)
-            if watched.should_prune():
-                return step
-        return None
-
-    def _note_pruning(self, run: RunFolder, reason: str) -> None:
-        """In the run folder, where it was stopped before its end."""
-        if run.result() is None:
-            with contextlib.suppress(Claimed), self._store.claim(run) as run.claim:
-                run.set_status("interrupted", reason=reason)
+    def _explain(self, run: RunFolder, reason: str) -> None:
+        """In the folder of a run that was stopped before its end."""
+        with contextlib.suppress(Claimed), self._store.claim(run) as run.claim:
+            run.set_status("interrupted", reason=reason)
 
     # ---- small change ------------------------------------------------------------------------------------------------
 
-    def _id(self, number: int) -> int:
+    def _note(self, number: int, key: str, value: Any) -> None:
         study = self._storage.get_study_id_from_name(self.spec.name)
-        return self._storage.get_trial_id_from_study_id_trial_number(study, number)
+        trial = self._storage.get_trial_id_from_study_id_trial_number(study, number)
+        self._storage.set_trial_user_attr(trial, key, value)
 
     def _run(self, fingerprint: str) -> RunFolder:
         return RunFolder(self._store.root / fingerprint)
@@ -405,6 +416,6 @@ def _record(trial: FrozenTrial) -> Trial:
         settings=trial.params,
         fingerprint=trial.user_attrs[FINGERPRINT],
         values=trial.values if state == "complete" else None,
-        steps=trial.user_attrs.get(STEPS, 0),
+        steps=trial.user_attrs.get(SPENT, 0),
         reason=trial.user_attrs.get(REASON),
     )

@@ -58,6 +58,8 @@ def _save(plot: Callable[[], Any], size: tuple[float, float], path: Path) -> Pat
     for axes in every:
         if axes.get_xscale() == "log":
             _space_out(axes)
+        elif axes.xaxis.have_units():  # choices, as words
+            axes.tick_params(axis="x", labelrotation=90)
     figure = every[0].get_figure()
     figure.set_size_inches(size)
     with atomically(path) as temporary:

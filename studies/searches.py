@@ -19,7 +19,7 @@ from harness.cells import Cell
 from harness.errors import UserError, did_you_mean
 from harness.files import digest, write_json
 from harness.method import Method
-from harness.spec import Budget
+from harness.spec import PROTOCOL, Budget
 
 Setting = bool | int | float | str
 
@@ -190,7 +190,7 @@ class SearchSpec(BaseModel):
     @cached_property
     def name(self) -> str:
         """Readable, unique, and a file's name."""
-        told = self.model_dump(mode="json", exclude={"dataset": True, "budget": {"name"}})
+        told = [PROTOCOL, self.model_dump(mode="json", exclude={"dataset": True, "budget": {"name"}})]
         words = (self.method, self.backbone, self.dataset, digest(told)[:8])
         return "-".join(re.sub(r"[^\w.]+", "_", word) for word in words)
 

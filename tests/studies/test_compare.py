@@ -1,0 +1,255 @@
+"""`harness compare` as its users meet it: real processes, bad cells, kills and races, and the table is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies_at_hand import BUDGET, finish, write_study
+from tiny_cell import environment, harness
+
+from harness.metrics import load_confusions
+from harness.runs import RunFolder, RunStore
+from studies.plan import make_plan
+from studies.study import load_study
+
+QUICK = ("--tracking", "off", "--workers", "0", "--device", "cpu", "--checkpoint-seconds", "0")
+
+
+def compare(study: Path, runs: Path, *more: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return harness("compare", study, "--runs", runs, *QUICK, *more, **options)
+
+
+def start(study: Path, runs: Path, *more: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "harness", "compare", study, "--runs", runs, *QUICK, *more]
+    return subprocess.Popen(
+        list(map(str, command)), env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_until(reached: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "waited for too long"
+        time.sleep(0.05)
+
+
+def finished(runs: Path) -> list[RunFolder]:
+    return [run for run in RunStore(runs) if run.result() is not None]
+
+
+def executions(run: RunFolder) -> int:
+    """How often the run was begun from its first step."""
+    text = run.log_path.read_text()
+    return text.count("images to train on") - text.count("going on from step")
+
+
+def figures(runs: Path) -> dict[str, Any]:
+    """Everything about every run that a repetition must give again, by fingerprint."""
+    found = {}
+    for run in finished(runs):
+        result = run.result()
+        assert result is not None
+        names, matrices = load_confusions(run.confusions_path)
+        kept = ("metrics", "parameters", "delta_bytes", "steps", "images")
+        found[run.fingerprint] = [{key: result[key] for key in kept}, names, matrices.tolist()]
+    return found
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
+    """Two methods, each tuned with two trials, then run at two seeds."""
+    budget = {**BUDGET, "steps": 20}
+    folder = tmp_path_factory.mktemp("study")
+    return write_study(folder / "tuned.yaml", colours, budget=budget, tune={"trials": 2, "parameters": ["lr"]})
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its runs, that nothing disturbed. Not to be changed."""
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    done = compare(tuned, runs, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert len(finished(runs)) == 8
+    return runs
+
+
+def test_it_runs_every_cell_once_and_then_only_reads(tuned: Path, uninterrupted: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
+    told = compare(tuned, uninterrupted, "--json")
+    cells = json.loads(told.stdout)
+    assert told.returncode == 0 and told.stderr == ""
+    assert [(cell["label"], cell["seed"], cell["state"]) for cell in cells] == [
+        ("linear", 0, "done"), ("linear", 1, "done"), ("spm", 0, "done"), ("spm", 1, "done"),
+    ]  # fmt: skip
+    assert len({cell["settings"]["lr"] for cell in cells if cell["label"] == "spm"}) == 1
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()} == before
+    assert all(executions(run) == 1 for run in finished(uninterrupted))
+
+
+def test_every_seed_takes_the_best_of_its_own_search(tuned: Path, uninterrupted: Path) -> None:
+    plan = make_plan(load_study(tuned), RunStore(uninterrupted), uninterrupted)
+    for row in plan.searches:
+        trials = row.folder.trials()
+        assert [trial.state for trial in trials] == ["complete", "complete"]
+        of_trials = {trial.fingerprint: RunFolder(uninterrupted / trial.fingerprint).result() for trial in trials}
+        assert all(result and result["spec"]["part"] == "dev" for result in of_trials.values())
+        best = max(trials, key=lambda trial: of_trials[trial.fingerprint]["metrics"]["miou"])
+        assert {cell.request.settings["lr"] for cell in row.cells} == {best.settings["lr"]}
+
+
+def test_a_study_that_is_stopped_and_killed_ends_with_the_same_figures(
+    tuned: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    stopped = start(tuned, runs, "--jobs", "2")
+    wait_until(lambda: any(run.curve() for run in RunStore(runs)))
+    stopped.send_signal(signal.SIGINT)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, said
+    assert said.endswith("stopped; the same command goes on\n") and "Traceback" not in said
+    assert not any(is_running(run) for run in RunStore(runs))
+
+    killed = start(tuned, runs, "--jobs", "2")
+    wait_until(lambda: len(finished(runs)) >= 3)
+    assert killed.poll() is None
+    killed.kill()
+    killed.communicate()
+
+    last = start(tuned, runs, "--jobs", "2")
+    wait_until(lambda: any(is_running(run) for run in RunStore(runs)) or last.poll() is not None)
+    for run in RunStore(runs):
+        if is_running(run):
+            os.kill(run.status().pid, signal.SIGKILL)  # a worker, too
+    _, said = last.communicate()
+    assert last.returncode == 0, said
+    assert figures(runs) == figures(uninterrupted)
+
+
+def is_running(run: RunFolder) -> bool:
+    status = run.status()
+    return status is not None and status.state == "running" and RunStore(run.path.parent).holder(run) is not None
+
+
+def test_launchers_that_race_execute_each_cell_once(colours: Path, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "s.yaml", colours)
+    racers = [start(study, tmp_path / "runs") for _ in range(2)]
+    said = [racer.communicate() for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    assert [executions(run) for run in finished(tmp_path / "runs")] == [1] * 4
+
+
+BAD = """
+    import os, time
+    from harness.method import Method, knob
+    from harness import method
+
+    class Bad(Method):
+        name, summary, source = "bad", "does what is asked for", "this test"
+        head_only = True
+
+        class Hyperparameters(method.Hyperparameters):
+            how: str = knob("raise", "which way to fail")
+
+        def attach(self, backbone, num_classes):
+            pass
+
+        def parameter_count(self, backbone, num_classes):
+            return 0
+
+        def auxiliary_loss(self, masks):
+            match self.hyperparameters.how:
+                case "raise":
+                    raise RuntimeError("a bug of the method")
+                case "exit":
+                    os._exit(3)
+                case "hang":
+                    time.sleep(3600)
+                case "memory":
+                    bytearray(1 << 60)
+                case "diverge":
+                    return masks.sum() * float("inf")
+"""
+
+
+def test_no_bad_cell_stops_the_others(tmp_path: Path, colours: Path) -> None:
+    plugin = tmp_path / "bad.py"
+    plugin.write_text(textwrap.dedent(BAD))
+    ways = ["raise", "exit", "hang", "memory", "diverge"]
+    rows = [{"method": "bad", "label": way, "settings": {"how": way}} for way in ways]
+    study = write_study(tmp_path / "s.yaml", colours, methods=[*rows, "vpt_deep", "linear"], seeds=1)
+    done = compare(study, tmp_path / "runs", "--plugin", plugin, "--jobs", "2", "--time-limit", "0.1", "--json")
+    cells = {cell["label"]: cell for cell in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert {label: cell["state"] for label, cell in cells.items()} == {
+        "raise": "failed", "exit": "failed", "hang": "failed", "memory": "out_of_memory", "diverge": "diverged",
+        "vpt_deep": "unsupported", "linear": "done",
+    }  # fmt: skip
+    assert cells["raise"]["reason"] == "RuntimeError: a bug of the method"
+    assert cells["exit"]["reason"].startswith("the process ended with code 3, 3 times; ")
+    assert cells["hang"]["reason"] == "took longer than its limit of 6 s (--time-limit)"
+    assert "not one" not in done.stderr and "Traceback" not in done.stderr
+    for cell in cells.values():  # each is a visible row of its own, for `list runs` and reports too
+        status = RunFolder(tmp_path / "runs" / cell["fingerprint"]).status()
+        assert status is not None and (status.state, status.reason) == (cell["state"], cell["reason"])
+
+    again = compare(study, tmp_path / "runs", "--plugin", plugin, "--plan", "--json")
+    states = {cell["label"]: cell["state"] for cell in json.loads(again.stdout)}
+    assert states == {label: cell["state"] for label, cell in cells.items()}
+
+
+def test_damaged_results_and_checkpoints_are_set_aside_and_done_again(
+    tuned: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    runs = Path(shutil.copytree(uninterrupted, tmp_path / "runs"))
+    first, second, third = [run for run in finished(runs) if run.result()["spec"]["part"] == "report"][:3]
+    first.result_path.write_text(first.result_path.read_text()[:100])
+    second.result_path.unlink()
+    second.set_status("interrupted", step=5)
+    checkpoint = second.checkpoints.folder / f"{5:09d}-{'0' * 16}.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"not what the name says")
+    third.result_path.write_text("null")
+    done = compare(tuned, runs, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot be read; the run is done again") == 2
+    assert figures(runs) == figures(uninterrupted)
+    assert {path.name[:16] for path in (runs / ".superseded").iterdir()} == {first.fingerprint, third.fingerprint}
+    assert "is damaged and not gone on from" in second.log_path.read_text()
+
+
+def test_the_plan_of_a_finished_study_needs_neither_torch_nor_optuna(tmp_path: Path, colours: Path) -> None:
+    study = write_study(tmp_path / "s.yaml", colours, methods=["linear", "spm", "full", "lora"], seeds=20)
+    for cell in make_plan(load_study(study), RunStore(tmp_path / "runs"), tmp_path).cells:
+        assert cell.spec is not None
+        finish(tmp_path / "runs", cell.spec)
+    code = f"""
+        import sys
+        from harness import cli
+        for arguments in (["compare", {str(study)!r}], ["list", "runs"]):
+            sys.argv = ["harness", *arguments, "--runs", {str(tmp_path / "runs")!r}]
+            try:
+                cli.main()
+            except SystemExit as stop:
+                assert not stop.code, stop.code
+        heavy = {{"torch", "optuna", "mlflow", "pandas", "matplotlib", "ray"}} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    told = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment()
+    )
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    assert sum(line.split()[-2:] == ["20/20", "done"] for line in lines) == 4
+    assert len(lines) == 5 + 81
