@@ -6,19 +6,18 @@ INSTALLED := $(VENV)/.harness-installed
 
 .PHONY: demo test clean
 
-# The main job: the same cell for three methods on the embedded default, then the table.
+# The main job: the same cell for three methods on the embedded default, then the report of what they reached and cost.
 demo: $(INSTALLED)
-	@for method in linear spm full; do $(BIN)/harness run --method $$method --budget demo || exit $$?; done
+	@$(BIN)/harness compare demo
+	@$(BIN)/harness report demo --out report
 	@echo
-	@$(BIN)/harness list runs
-	@echo
-	@echo "Each run's folder under runs/ holds its spec, log, result, per-image confusions, delta and sample pictures."
-	@echo "Next: $(BIN)/harness run --help, $(BIN)/harness list methods, $(BIN)/harness ui (curves), $(BIN)/harness doctor"
+	@echo "Open report/index.html. Each run's folder under runs/ holds its spec, log, result, delta and sample pictures."
+	@echo "Next: $(BIN)/harness run --help, $(BIN)/harness compare tradeoff --plan, $(BIN)/harness list methods"
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

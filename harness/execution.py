@@ -188,6 +188,7 @@ class _Execution:
             matrices = self._evaluate(network, reported)
             if not self.writes:
                 return
+            self.run.check_claim()
             header = DeltaHeader(
                 spec=spec,
                 classes=tuple(dataset.classes),
@@ -259,6 +260,7 @@ class _Execution:
             self.reporter.start("train", budget.steps, step)
 
         def on_step(step: int, loss: float, lr: float) -> None:
+            self.run.check_claim()
             images = (step - first) * budget.batch_size
             self.reporter.step(step, loss, lr, images / (time.monotonic() - began))
 
@@ -304,6 +306,7 @@ class _Execution:
         self.reporter.start("evaluate", len(samples))
 
         def on_image(index: int, pair: Pair, prediction: np.ndarray) -> None:
+            self.run.check_claim()
             self.reporter.advance(index + 1)
             if index in kept:
                 name = samples[index].name.replace("/", "-") + ".png"
@@ -314,6 +317,7 @@ class _Execution:
         if self.fabric.world_size > 1:
             matrices = _gather(matrices, len(samples), self.fabric)
         if self.writes:
+            self.run.check_claim()
             save_confusions(self.run.confusions_path, [sample.name for sample in samples], matrices)
         return matrices
 
@@ -373,6 +377,7 @@ class _Execution:
             self._record("failed", str(error))
             raise
         except Exception as error:
+            self.run.check_claim()  # who took the run over cleared away what was being written
             if is_disk_full(error):
                 reason = f"{self.run.path}: {error.strerror}; make room and repeat the command, it goes on"
                 self._record("failed", reason)

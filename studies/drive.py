@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cells import Request, Resolver
+from harness.claims import LEASE
 from harness.console import say
 from harness.launch import Ended, Job, Launcher
 from harness.plugins import loaded_files
@@ -92,7 +93,7 @@ class Drive:
         self._rows = list(rows)
         self._on_change = on_change
         self._in_flight: dict[str, list[PlannedCell] | Row] = {}
-        self._elsewhere: list[PlannedCell] = []
+        self._elsewhere: list[tuple[PlannedCell, float]] = []
         self._again: dict[str, int] = {}
         self._looked = 0.0
         self._mirror = Mirror(self._store.root, circumstances.tracking, circumstances.say)
@@ -167,7 +168,7 @@ class Drive:
         for cell in task:
             if ended.outcome == "claimed":
                 cell.state, cell.reason = "running", f"executed by {ended.reason}"
-                self._elsewhere.append(cell)
+                self._elsewhere.append((cell, time.monotonic()))
             elif again:
                 self._cells.append(cell)
             else:
@@ -181,11 +182,12 @@ class Drive:
         return self._again[fingerprint] <= TAKEN_UP_AGAIN
 
     def _look(self) -> None:
-        for cell in list(self._elsewhere):
+        for cell, since in list(self._elsewhere):
             assert cell.spec is not None
-            holder = self._store.holder(self._store.folder(cell.spec))
-            if holder is None:
-                self._elsewhere.remove(cell)
+            free = self._store.holder(self._store.folder(cell.spec)) is None
+            # Of a holder on another machine only its lease is seen; a job watches that for a beat, and takes over.
+            if free or time.monotonic() - since > LEASE:
+                self._elsewhere.remove((cell, since))
                 refresh(cell, self._store)
                 if cell.state not in FINAL and cell.state != "failed":
                     self._cells.append(cell)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -87,8 +87,10 @@ class _Attempt:
         self._told, tell = context.Pipe(duplex=False)
         alive, self._lifeline = context.Pipe(duplex=False)
         self.process = context.Process(target=_execute_job, args=(job, tell, alive), name=job.fingerprint)
-        with _starting, _signals_held_back():
-            self.process.start()
+        with _starting:
+            resource_tracker.ensure_running()  # it unblocks what it has blocked for itself
+            with _signals_held_back():
+                self.process.start()
         tell.close()
         alive.close()
         assert self.process.pid is not None

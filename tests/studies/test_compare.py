@@ -23,6 +23,8 @@ from harness.runs import RunFolder, RunStore
 from studies.plan import make_plan
 from studies.study import load_study
 
+pytestmark = pytest.mark.xdist_group("compare")  # one undisturbed study for all
+
 QUICK = ("--tracking", "off", "--workers", "0", "--device", "cpu", "--checkpoint-seconds", "0")
 
 

@@ -1,0 +1,230 @@
+"""Jobs on an existing Ray cluster: one Ray task each, which watches the job's own process on its node.
+
+The harness must be installed on the nodes, and `--runs`, `--data` and plugin files be under the same paths there.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.errors import UserError
+from harness.launch import Ended, Job, Launcher
+from harness.launch.supervise import GRACE, Stop, recorded, supervise
+from harness.runs import RunFolder, RunStore
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+_GIB = 2**30
+
+
+@dataclass
+class _Task:
+    """A submitted job. `stopped`: it was asked to end, and is not begun anew."""
+
+    job: Job
+    begun: int = 1
+    stopped: bool = False
+
+
+class RayLauncher(Launcher):
+    """`jobs` at once: by default as many as the nodes there are have resources for."""
+
+    name: ClassVar[str] = "ray"
+    defaults: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "address": ("auto", "HOST:PORT of the cluster's head node"),
+        "cpus": (1, "CPU cores of a job, and torch's threads"),
+        "gpus": (None, "GPUs of a job, also a part of one such as 0.5; default 1 where the cluster has any"),
+        "memory": (0.0, "GiB of memory that a job reserves; 0 is none"),
+        "retries": (3, "how often a job is begun anew whose node or Ray worker died"),
+    }
+
+    def __init__(self, jobs: int | None, device: str, options: Mapping[str, Any]):
+        _check(device, options)
+        self._ray = _connect(options["address"])
+        try:
+            self._jobs = jobs
+            self._retries: int = options["retries"]
+            self._cpus: int = options["cpus"]
+            self._gpus = self._gpus_of_a_job(device, options["gpus"])
+            self._memory = int(options["memory"] * _GIB)
+            # Ray keeps a worker for the next job, and with it the imports that jobs are forked from; with GPUs it does
+            # not, as a worker sees the ones that its first job had.
+            self._execute = self._ray.remote(
+                num_cpus=self._cpus, num_gpus=self._gpus, memory=self._memory or None, max_retries=0
+            )(_execute)
+            self._tasks: dict[ObjectRef, _Task] = {}
+            if not self.slots:
+                wanted = f"cpus={self._cpus}, gpus={self._gpus:g} and memory={options['memory']:g}"
+                raise UserError(
+                    f"--launcher ray: no node of the cluster has {wanted} for a job; ask for less with "
+                    "--launcher-set, or give --jobs where the cluster grows by itself"
+                )
+        except BaseException:
+            self._ray.shutdown()
+            raise
+
+    def _gpus_of_a_job(self, device: str, given: str | None) -> float:
+        if given is not None:
+            return float(given)
+        if device == "auto":
+            return float(any(node.get("GPU", 0) >= 1 for node in self._nodes()))
+        return float(device == "cuda")
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each living node has in all."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    @property
+    def slots(self) -> int:
+        if self._jobs is not None:
+            return self._jobs
+        asked = {"CPU": self._cpus, "GPU": self._gpus, "memory": self._memory}
+        asked = {resource: amount for resource, amount in asked.items() if amount}
+        return sum(min(int(node.get(name, 0) / amount) for name, amount in asked.items()) for node in self._nodes())
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self._tasks)
+
+    def submit(self, job: Job) -> None:
+        self._begin(_Task(job))
+
+    def _begin(self, task: _Task) -> None:
+        placed = replace(
+            task.job,
+            device="cuda" if self._gpus else "cpu",
+            threads=self._cpus,
+            workers=min(8, self._cpus // 2) if task.job.workers is None else task.job.workers,
+        )
+        self._tasks[self._execute.remote(placed, os.getcwd(), again=task.begun > 1)] = task
+
+    def wait(self, seconds: float) -> list[Ended]:
+        if not self._tasks:
+            time.sleep(seconds)
+            return []
+        ready, _ = self._ray.wait(list(self._tasks), timeout=seconds)
+        if ready:  # the first; now all that are
+            ready, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+        return [ended for ref in ready if (ended := self._ended(ref, self._tasks.pop(ref))) is not None]
+
+    def _ended(self, ref: ObjectRef, task: _Task) -> Ended | None:
+        """What became of a task; None where it is begun anew."""
+        errors = self._ray.exceptions
+        try:
+            return replace(self._ray.get(ref), job=task.job)
+        except errors.TaskCancelledError:  # before it began, or with its job stopped
+            done = RunFolder(task.job.runs / task.job.fingerprint).result() is not None
+            return Ended(task.job, "done" if done else "interrupted")
+        except errors.RayTaskError as error:  # such as no process to be had
+            return recorded(task.job, f"{type(error.cause).__name__}: {error.cause}")
+        except errors.RayError as error:
+            if task.begun <= self._retries and not task.stopped:
+                self._begin(replace(task, begun=task.begun + 1))
+                return None
+            reason = " ".join(str(error).split())[:300]
+            if isinstance(error, errors.OutOfMemoryError):
+                return recorded(task.job, f"Ray: {reason}", "out_of_memory")
+            return recorded(task.job, f"Ray: {reason} (begun {task.begun} times)", "interrupted")
+
+    def stop(self, fingerprint: str) -> None:
+        for ref, task in self._tasks.items():
+            if task.job.fingerprint == fingerprint and not task.stopped:
+                task.stopped = True
+                self._ray.cancel(ref)
+
+    def close(self) -> None:
+        for task in list(self._tasks.values()):
+            self.stop(task.job.fingerprint)
+        if self._tasks:  # jobs that are not done with their checkpoints by then end with their workers
+            self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=GRACE + 15)
+            self._tasks.clear()
+        self._ray.shutdown()
+
+
+def _check(device: str, options: Mapping[str, Any]) -> None:
+    """Raises `UserError`."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: Ray deals the GPUs out; give auto, cpu or cuda")
+    for name, least in {"cpus": 1, "gpus": 0, "memory": 0, "retries": 0}.items():
+        try:
+            fits = options[name] is None or float(options[name]) >= least
+        except ValueError:
+            fits = False
+        if not fits:
+            raise UserError(f"--launcher-set {name}={options[name]}: give a number of at least {least}")
+
+
+def _connect(address: str) -> Any:
+    """The module `ray`, connected to the cluster. Raises `UserError`."""
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            '--launcher ray: ray is not installed; pip install "segmentation-tuning-harness[ray]"'
+        ) from error
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
+    host, _, port = address.rpartition(":")
+    # Of this process's variables the nodes get those of the harness: all who share a disk must have one idea of how
+    # long a lease is.
+    variables = {name: value for name, value in os.environ.items() if name.startswith("HARNESS_")}
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    # Ray has no option that keeps the last words of a node that died out of this process's stdout.
+    ray._private.worker._worker_logs_enabled = False
+    try:
+        if port.isdecimal() and "/" not in host:  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env={"env_vars": variables} if variables else None,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"--launcher-set address={address}: no Ray cluster answers ({reason}); start one with `ray start --head`, "
+            "or give the HOST:PORT of its head node"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in its place
+    return ray
+
+
+# ---- on the node -----------------------------------------------------------------------------------------------------
+
+
+def _execute(job: Job, folder: str, again: bool) -> Ended:
+    """The body of a Ray task. To cancel it, Ray raises KeyboardInterrupt here, where nothing is done but to wait."""
+    with contextlib.suppress(OSError):
+        os.chdir(folder)  # to which a request's paths may be relative
+    if again:
+        _await_the_lost(job)
+    stop = Stop()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(supervise, job, stop)
+        while not ended.done():
+            try:
+                concurrent.futures.wait([ended], timeout=0.2)  # Ray's interrupt wakes up nothing
+            except KeyboardInterrupt:
+                stop()
+    return ended.result()
+
+
+def _await_the_lost(job: Job) -> None:
+    """The job of a worker that died notices it, writes its checkpoint, and only then gives the run free."""
+    run = RunFolder(job.runs / job.fingerprint)
+    end = time.monotonic() + GRACE
+    while RunStore(job.runs).holder(run) is not None and time.monotonic() < end:
+        time.sleep(0.2)

@@ -1,0 +1,52 @@
+"""What tests of launchers share: jobs, and how those cells end where nothing happens to them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_cell import make_budget
+from tiny_jobs import PLUGIN, SLOW, Cells, figures, loaded, run_all
+
+from harness.launch.local import LocalLauncher
+
+LONGER = 40
+"""Steps of runs that something is to happen to."""
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugins") / "troublesome.py"
+    path.write_text(PLUGIN, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cells(colours: Path, tiny: Path, plugin: Path) -> Cells:
+    return Cells(colours, tiny, plugin)
+
+
+@pytest.fixture(scope="session")
+def longer_cells(colours: Path, plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Cells:
+    return Cells(colours, make_budget(tmp_path_factory.mktemp("budgets") / "longer.yaml", steps=LONGER), plugin)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known(plugin: Path) -> Iterator[None]:
+    with loaded(plugin):
+        yield
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    cells: Cells, longer_cells: Cells, plugin: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict]:
+    """The figures of the cells that tests disturb, by fingerprint, from the local launcher with one thread a job."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    with loaded(plugin), LocalLauncher(min(2, len(os.sched_getaffinity(0))), "cpu", {}) as launcher:
+        jobs = [cells.job(runs, seed=seed) for seed in range(3)] + [longer_cells.job(runs, SLOW)]
+        ended = run_all(launcher, jobs)
+    assert {one.outcome for one in ended.values()} == {"done"}, ended
+    return {job.fingerprint: figures(job) for job in jobs}

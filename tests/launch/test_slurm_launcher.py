@@ -1,0 +1,112 @@
+"""Jobs through submitit, with its local processes in Slurm's place: the same files, signals and results."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tiny_jobs import SLOW, Cells, executions, figures, folder, only_end, steps_done, wait_until
+
+from harness.errors import UserError
+from harness.launch import LauncherChoice
+from harness.launch.slurm import SlurmLauncher
+from harness.launch.supervise import supervise
+
+pytest.importorskip("submitit")
+
+
+@pytest.fixture
+def launcher() -> Iterator[SlurmLauncher]:
+    with LauncherChoice("slurm", device="cpu", settings={"cluster": "local"}).open() as launcher:
+        assert isinstance(launcher, SlurmLauncher)
+        yield launcher
+
+
+def options(**settings: str) -> dict[str, Any]:
+    return SlurmLauncher.read_options(settings)
+
+
+def body() -> psutil.Process:
+    """The process that Slurm would have started on a node."""
+
+    def found() -> list[psutil.Process]:
+        below = psutil.Process().children(recursive=True)
+        return [process for process in below if "submitit.core._submit" in process.cmdline()]
+
+    wait_until(found)
+    (process,) = found()
+    return process
+
+
+def test_without_slurm_or_submitit_the_user_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="`sbatch` is not on PATH; start it on a login node"):
+        SlurmLauncher(None, "auto", options())
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"submitit is not installed; pip install \"segmentation-tuning-harness\[slurm"):
+        SlurmLauncher(None, "auto", options())
+
+
+@pytest.mark.parametrize("setting", ["cpus=0", "gpus=-1", "mem_gb=-2.0", "minutes=0", "requeues=-1"])
+def test_an_option_out_of_range_is_named(setting: str) -> None:
+    name, _, value = setting.partition("=")
+    with pytest.raises(UserError, match=f"--launcher-set {setting}: give a number of at least"):
+        SlurmLauncher(None, "auto", options(**{name: value}))
+
+
+def test_a_cluster_of_another_kind_is_refused() -> None:
+    with pytest.raises(UserError, match="--launcher-set cluster=debug: give slurm or local"):
+        SlurmLauncher(None, "auto", options(cluster="debug"))
+
+
+def test_a_job_gives_the_figures_of_the_local_launcher(
+    launcher: SlurmLauncher, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
+) -> None:
+    job = cells.job(tmp_path, threads=None)
+    assert launcher.slots == launcher.free == 1
+    launcher.submit(job)
+    assert launcher.free == 0
+    assert only_end(launcher).outcome == "done"
+    assert launcher.free == 1
+    assert executions(job) == (1, 0)
+    assert figures(job) == undisturbed[job.fingerprint]
+
+
+def test_before_its_time_limit_a_job_is_queued_again_and_goes_on_and_cancelled_it_can_be_gone_on_with(
+    launcher: SlurmLauncher, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
+) -> None:
+    job = longer_cells.job(tmp_path, SLOW)
+    launcher.submit(job)
+    wait_until(lambda: steps_done(job) > 3)
+    first = body()
+    first.send_signal(signal.SIGUSR2)
+    first.wait(timeout=60)
+    assert launcher.wait(0) == []
+    seen = steps_done(job)
+    wait_until(lambda: steps_done(job) > seen)
+    assert executions(job) == (2, 1)
+    launcher.stop(job.fingerprint)
+    assert only_end(launcher).outcome == "interrupted"
+    status = folder(job).status()
+    assert status is not None and status.reason == f"stopped after step {status.step}"
+    assert supervise(job).outcome == "done"
+    assert executions(job) == (3, 2)
+    assert figures(job) == undisturbed[job.fingerprint]
+
+
+def test_a_job_that_dies_without_a_result_is_interrupted_with_a_reason(
+    launcher: SlurmLauncher, cells: Cells, tmp_path: Path
+) -> None:
+    job = cells.job(tmp_path)
+    launcher.submit(job)
+    body().kill()
+    one = only_end(launcher)
+    status = folder(job).status()
+    assert one.outcome == "interrupted" and status is not None
+    assert (status.state, status.reason) == ("interrupted", one.reason)
+    assert str(one.reason).startswith("Slurm job ") and "ended without a result: FINISHED; see " in str(one.reason)

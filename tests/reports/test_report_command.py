@@ -1,0 +1,181 @@
+"""`harness report`: one folder, whole or not at all, the same bytes from the same runs, and no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_runs import end_run, make_run, make_runs, make_search, make_spec
+from tiny_cell import environment
+
+from harness.errors import UserError
+from reports.collect import Collected, collect
+from reports.comparison import check_metric
+from reports.published import load_published
+from reports.report import MARKER, Options, filtered, replacing, write_report
+
+WITHOUT_TORCH = (
+    "import sys; from harness.cli import main\n"
+    "sys.argv[0] = 'harness'\n"
+    "try: main()\n"
+    "finally: assert not {'torch', 'optuna', 'mlflow'} & sys.modules.keys()"
+)
+
+
+def report(*arguments: str | Path, where: Path) -> subprocess.CompletedProcess[str]:
+    """`harness report ARGUMENTS` in a process of its own that fails where it imports torch."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "report", *map(str, arguments)],
+        cwd=where, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of every state, folders that are no runs, and names that would do something where they are not inert."""
+    root = tmp_path_factory.mktemp("messy") / "runs"
+    classes = ("<script>alert(1)</script>", "=cmd()", r"\input{/etc/passwd}", "a|b\nc")
+    for seed in (0, 1):
+        for method in ("linear", "spm", "full"):
+            make_run(root, make_spec(method, seed=seed), classes=classes)
+    make_run(root, make_spec("<b>bold</b>", dataset="=1+1"), classes=classes)
+    end_run(root, make_spec("vpt_deep"), "unsupported", "a CNN has no <i>tokens</i>")
+    end_run(root, make_spec("lora"), "failed", "=cmd() & \\end{table}")
+    make_run(root, make_spec("norm")).result_path.write_text("{")
+    make_run(root, make_spec("norm", seed=1)).confusions_path.unlink()
+    (root / "0123456789abcdef").mkdir()
+    (make_search(root) / "trials.json").write_text("[{}]")
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(messy: Path) -> Path:
+    """A report of them by the command."""
+    done = report("--runs", messy, "--out", "out", where=messy.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "2 settings, runs: 1 damaged, 8 done, 1 failed, 1 unsupported",
+        "out/index.html",
+    ]
+    assert [line.split()[1] for line in done.stderr.splitlines() if line.startswith("warning: ")] == [
+        "searches/spm-resnet18-meadow-0a1b2c3d",
+        "0123456789abcdef",
+    ]
+    return messy.parent / "out"
+
+
+def test_a_report_is_a_page_plots_tables_and_data_and_takes_no_torch(written: Path) -> None:
+    files = digests(written).keys()
+    assert {"index.html", "data.parquet", "tables/results.csv", "tables/results-1.md", "tables/results-1.tex"} <= files
+    assert {Path(name).suffix for name in files if name.startswith("plots/")} == {".png", ".svg", ".pdf"}
+
+
+def test_the_data_hold_every_run_with_its_exact_figures_and_no_path(written: Path, messy: Path) -> None:
+    data = pd.read_parquet(written / "data.parquet").set_index("fingerprint")
+    runs = collect(messy).runs.set_index("fingerprint")
+    assert data["miou"].to_dict() == pytest.approx(runs["miou"].to_dict(), rel=0, nan_ok=True)
+    assert len(data) == len(runs) and "path" not in data
+    first = runs.index[runs["state"] == "done"][0]
+    result = json.loads((messy / first / "result.json").read_text())
+    assert list(data.loc[first, "class_iou"]) == [of["iou"] for of in result["metrics"]["per_class"]]
+
+
+def test_nothing_of_this_machine_is_in_the_tables_and_data(written: Path, messy: Path) -> None:
+    for path in [written / "data.parquet", *(written / "tables").iterdir()]:
+        assert str(messy.parent).encode() not in path.read_bytes(), path
+
+
+def test_the_same_runs_give_the_same_bytes(written: Path, messy: Path, tmp_path: Path) -> None:
+    done = report("--runs", messy, "--out", tmp_path / "again", where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "again") == digests(written)
+
+
+def test_a_report_replaces_an_earlier_one_as_a_whole(tmp_path: Path) -> None:
+    with replacing(tmp_path / "out") as folder:
+        (folder / "old.txt").write_text("old")
+    with replacing(tmp_path / "out") as folder:
+        (folder / "new.txt").write_text("new")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [MARKER, "new.txt"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_report_that_breaks_leaves_the_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    with replacing(tmp_path / "out") as folder:
+        (folder / "old.txt").write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "out") as folder:
+        (folder / "new.txt").write_text("new")
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "old.txt").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_folder_that_is_no_report_is_never_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / "chapter.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is there and no report of the harness"), replacing(out):
+        pass
+    assert (out / "chapter.txt").read_text() == "years of work"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Collected:
+    root = tmp_path_factory.mktemp("small")
+    make_runs(root, ["linear", "spm", "lora"], ["resnet18", "deit_tiny"], seeds=[0])
+    make_search(root, trials=3)
+    return collect(root)
+
+
+def test_a_filter_keeps_what_matches_one_of_its_patterns(small: Collected) -> None:
+    kept = filtered(small, ["method=spm,l*a", "backbone=res*"])
+    assert set(kept.reported["label"]) == {"spm", "lora"}
+    assert set(kept.reported["backbone"]) == {"resnet18"}
+    assert set(kept.per_class["fingerprint"]) <= set(kept.runs["fingerprint"])
+    assert len(kept.searches) == len(filtered(small, ["budget=brief", "seed=0"]).searches) == 1
+    assert filtered(small, ["backbone=deit*"]).searches == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("spm", "expected NAME=PATTERN"),
+        ("methods=spm", "no such name; did you mean method"),
+        ("method=absent", "no run is left; there are: linear, lora, spm"),
+    ],
+)
+def test_a_filter_that_does_not_fit_is_the_users_to_mend(small: Collected, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        filtered(small, [text])
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [("miuo", "no such metric; did you mean miou"), ("class:wather", "no run has such a class; did you mean water")],
+)
+def test_a_metric_that_no_run_has_is_the_users_to_mend(small: Collected, metric: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_metric(small, metric)
+
+
+def test_a_reference_that_no_run_has_is_refused_before_anything_is_written(small: Collected, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--reference lroa: no such method; did you mean lora"):
+        write_report(small, load_published(), tmp_path / "out", Options(reference="lroa"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_in_another_metric_says_so(small: Collected, tmp_path: Path) -> None:
+    chosen = filtered(small, ["backbone=resnet18"])
+    comparison = write_report(chosen, [], tmp_path / "out", Options(metric="class:water", reference="lora"))
+    assert set(comparison.significance["reference"]) == {"lora"}
+    assert "| method | meadow, IoU of water (%) |" in (tmp_path / "out/tables/results-1.md").read_text()

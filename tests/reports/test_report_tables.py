@@ -1,0 +1,293 @@
+"""Tables as people read them, and that no text of others does anything in them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_runs import end_run, make_run, make_runs, make_spec
+
+from harness.errors import UserError
+from reports.collect import collect
+from reports.comparison import Comparison, compare
+from reports.formats import Cell, Table, latex, markdown, write_csv
+from reports.published import Published, load_published, match
+from reports.tables import Layout, Numbers, absent_table, result_tables, significance_tables
+
+NASTY = [
+    "=cmd()",
+    "<script>alert(1)</script>",
+    r"\input{/etc/passwd}",
+    "a|b",
+    "one\ntwo",
+    "$x_1^2$ & 5 % #~",
+    "--",
+    "né漢",
+]
+
+
+def results(comparison: Comparison, layout: Layout | None = None, numbers: Numbers | None = None) -> Table:
+    """The one table of results."""
+    nothing = match([], comparison, "miou")
+    (table,) = result_tables(comparison, nothing, layout or Layout(), numbers or Numbers())
+    return table
+
+
+def row(table: Table, label: str) -> dict[str, Cell]:
+    """One method's cells by their column."""
+    (cells,) = (cells for cells in table.rows if cells[0].text == label)
+    return dict(zip(table.header, cells, strict=True))
+
+
+def test_methods_are_rows_and_datasets_columns_with_mean_and_spread(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], datasets=["meadow", "town"])
+    comparison = compare(collect(tmp_path))
+    table = results(comparison)
+    assert table.header[:3] == ["method", "meadow, mIoU (%)", "town, mIoU (%)"]
+    summary = comparison.summary.set_index(["label", "dataset"])
+    mean, spread = summary.loc[("linear", "town"), ["mean", "std"]]
+    assert row(table, "linear")["town, mIoU (%)"].text == f"{100 * mean:.2f} ± {100 * spread:.2f}"
+    assert table.caption.startswith("Mean ± standard deviation over 2 seeds")
+
+
+def test_each_backbone_has_a_table(tmp_path: Path) -> None:
+    make_runs(tmp_path, backbones=["resnet18", "deit_tiny"])
+    comparison = compare(collect(tmp_path))
+    tables = result_tables(comparison, match([], comparison, "miou"), Layout(), Numbers())
+    assert [table.title for table in tables] == ["deit_tiny, fpn:64, brief", "resnet18, fpn:64, brief"]
+
+
+def test_costs_are_those_of_the_runs(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["spm"])
+    told = {name: cell.text for name, cell in row(results(compare(collect(tmp_path))), "spm").items()}
+    assert told["trained, M"] == "0.0355"  # 35,494
+    assert told["head, M"] == "0.0500"  # 50,000
+    assert told["of backbone, %"] == "3.55"  # of 1,000,000
+    assert told["delta, MiB"] == "0.326"  # 4 bytes for each of 85,494
+    assert told["training, s"] == "10.4"
+    assert told["inference, ×"] == "1.10"
+
+
+def test_what_trains_nothing_has_a_zero_and_what_was_not_measured_has_none(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear"])
+    end_run(tmp_path, make_spec("vpt_deep"), "unsupported", "a CNN has no tokens")
+    table = results(compare(collect(tmp_path)))
+    assert row(table, "linear")["trained, M"].text == "0"
+    assert "0" not in {cell.text for cell in row(table, "vpt_deep").values()}
+
+
+def test_an_unsupported_cell_is_a_dash_with_its_reason_as_a_footnote(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear"])
+    for seed in (0, 1):
+        end_run(tmp_path, make_spec("vpt_deep", seed=seed), "unsupported", "a CNN has no tokens")
+    table = results(compare(collect(tmp_path)))
+    cell = row(table, "vpt_deep")["meadow, mIoU (%)"]
+    assert (cell.text, cell.notes) == ("–", "a")
+    assert table.footnotes == ["a: unsupported: a CNN has no tokens"]
+    assert table.rows[-1][0].text == "vpt_deep"
+
+
+def test_failed_cells_are_visible_and_listed(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear"])
+    end_run(tmp_path, make_spec("full"), "out_of_memory", "after step 3")
+    comparison = compare(collect(tmp_path))
+    assert row(results(comparison), "full")["meadow, mIoU (%)"].text == "out of memory"
+    (listed,) = absent_table(comparison, [("0123456789abcdef", "no spec")])
+    assert [[cell.text for cell in cells[1:]] for cells in listed.rows] == [
+        ["full", "0", "out of memory", "after step 3"],
+        ["–", "–", "not read", "no spec"],
+    ]
+
+
+def test_a_seed_that_failed_is_told_beside_the_mean_of_the_others(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], seeds=[0, 1])
+    end_run(tmp_path, make_spec("spm", seed=2), "diverged", "at step 7")
+    make_run(tmp_path, make_spec("linear", seed=2))
+    table = results(compare(collect(tmp_path)))
+    cell = row(table, "spm")["meadow, mIoU (%)"]
+    assert "(n = 2)" in cell.text
+    assert (cell.notes, table.footnotes) == ("a", ["a: seed 2 diverged: at step 7"])
+
+
+def test_the_best_is_bold_and_the_second_underlined() -> None:
+    table = Table("t", "T", ["method", "x"], [[Cell("a", "text"), Cell("2", mark="best")],
+                                              [Cell("b", "text"), Cell("1", mark="second", notes="a")]])  # fmt: skip
+    assert "| a | **2** |\n| b | <ins>1</ins><sup>a</sup> |" in markdown(table)
+    assert "{}a & \\textbf{2} \\\\\n{}b & \\underline{1}\\textsuperscript{a} \\\\" in latex(table)
+
+
+def test_rows_are_sorted_as_asked_and_what_has_no_value_comes_last(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm", "full"])
+    end_run(tmp_path, make_spec("vpt_deep"), "unsupported", "because")
+    comparison = compare(collect(tmp_path))
+
+    def order(sort: str) -> list[str]:
+        return [cells[0].text for cells in results(comparison, Layout(sort=sort)).rows]
+
+    assert order("figure") == ["full", "spm", "linear", "vpt_deep"]
+    assert order("-figure") == ["linear", "spm", "full", "vpt_deep"]
+    assert order("trained") == ["linear", "spm", "full", "vpt_deep"]
+    assert order("label") == ["full", "linear", "spm", "vpt_deep"]
+
+
+def test_columns_are_those_asked_for_in_that_order(tmp_path: Path) -> None:
+    make_runs(tmp_path)
+    table = results(compare(collect(tmp_path)), Layout(columns=("trained", "figure")))
+    assert table.header == ["method", "trained, M", "meadow, mIoU (%)"]
+
+
+@pytest.mark.parametrize(("flag", "layout"), [("--columns", {"columns": ("memroy",)}), ("--sort", {"sort": "-memroy"})])
+def test_a_column_that_is_none_is_the_users_to_mend(flag: str, layout: dict) -> None:
+    with pytest.raises(UserError, match=f"{flag} memroy: no such column; did you mean memory"):
+        Layout(**layout)
+
+
+def test_numbers_are_written_as_asked() -> None:
+    assert Numbers().figure(0.48314) == "48.31"
+    assert Numbers(unit="share").figure(0.48314) == "0.4831"
+    assert Numbers(decimals=1, sign=",").difference(-0.48314) == "−48,3"
+    assert Numbers().difference(0.001) == "+0.10"
+    assert Numbers().figure(float("nan")) == Numbers().short(float("nan")) == "–"
+    assert [Numbers().short(value) for value in (0, 0.00355, 12.345, 198.58, 12345.6)] == [
+        "0",
+        "0.00355",
+        "12.3",
+        "199",
+        "12346",
+    ]
+
+
+def test_the_verdict_is_in_words_and_no_difference_as_loud_as_one(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], images=30)
+    _, matrices = collect(tmp_path).confusions(make_spec("linear").fingerprint)
+    make_run(tmp_path, make_spec("norm"), matrices=matrices)
+    (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), Numbers())
+    assert table.title == "resnet18, meadow, fpn:64, brief: against linear"
+    assert [(cells[0].text, cells[-1].text) for cells in table.rows] == [
+        ("spm", "better"),
+        ("norm", "no significant difference"),
+    ]
+    assert markdown(table).count("**") == 4
+
+
+def test_what_cannot_be_compared_stands_beside_what_can_with_its_reason(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], seeds=[0])
+    make_run(tmp_path, make_spec("lora", seed=7))
+    (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), Numbers())
+    assert [(cells[-1].text, cells[-1].notes) for cells in table.rows] == [("better", ""), ("not comparable", "a")]
+    assert table.footnotes == ["a: no seed in common"]
+
+
+def test_a_run_in_which_every_class_is_absent_has_no_figure_and_no_zero(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear"], seeds=[0])
+    make_run(tmp_path, make_spec("spm"), matrices=np.zeros((3, 4, 4), np.int64))
+    cell = row(results(compare(collect(tmp_path))), "spm")["meadow, mIoU (%)"]
+    assert cell.text == "undefined"
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_of_others_is_inert_in_markdown(text: str) -> None:
+    (line,) = markdown(Table("t", "T", ["method"], [[Cell(text, "text")]])).splitlines()[4:]
+    assert line.count("|") - line.count(r"\|") == 2
+    assert "<" not in line and "$x" not in line.replace(r"\$", "")
+
+
+@pytest.mark.parametrize("text", [*NASTY, "-1", "@SUM(1)", "\t=1", " =1"])
+def test_text_of_others_is_computed_by_no_spreadsheet_and_read_back_whole(tmp_path: Path, text: str) -> None:
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"label": [text], "difference": [-0.1234567890123456]}))
+    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as handle:
+        (read,) = csv.DictReader(handle)
+    assert read["label"].lstrip(" ")[0] not in "=+-@\t\r\n"
+    assert read["label"].removeprefix("'") == text
+    assert float(read["difference"]) == -0.1234567890123456
+
+
+def test_a_table_of_texts_of_others_compiles_in_a_minimal_latex_file(tmp_path: Path) -> None:
+    if shutil.which("pdflatex") is None:
+        pytest.skip("there is no pdflatex: apt-get install texlive-latex-recommended")
+    rows = [[Cell(text, "text", notes="a"), Cell("−48,31 ± 0,10 ≈", mark="best")] for text in ("[b]", "é", *NASTY)]
+    table = Table("t", r"100 % of \evil", ["method", "mIoU (%)"], rows, "Kendall's τ × “quotes”", [rf"a: {NASTY}"])
+    (tmp_path / "table.tex").write_text(latex(table), encoding="utf-8")
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\usepackage[T1]{fontenc}\n"
+        "\\begin{document}\n\\input{table.tex}\n\\end{document}\n"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "paper.pdf").exists()
+    assert "root:" not in done.stdout
+
+
+def cited(**fields: object) -> Published:
+    values = {"setting": "a table", "dataset": "meadow", "backbone": "resnet18 resnet18.*", "head": "fpn:64",
+              "method": "spm", "printed": "SPM", "value": 60.0, "source": "a paper", "sure": "own"}  # fmt: skip
+    return Published.model_validate({**values, **fields})
+
+
+def test_a_published_figure_stands_beside_the_measured_one_with_the_difference(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"])
+    comparison = compare(collect(tmp_path))
+    matched = match([cited(trained_millions=0.2, head_counted=True)], comparison, "miou")
+    (found,) = matched.to_dict("records")
+    mean = comparison.summary.set_index("label").loc["spm", "mean"]
+    assert (found["value"], found["trained"], found["measured_label"]) == (0.6, 200_000, "spm")
+    assert found["difference"] == pytest.approx(mean - 0.6)
+    (table,) = result_tables(comparison, matched, Layout(), Numbers())
+    cell = row(table, "spm")["meadow, published (difference)"]
+    assert cell.text == f"60.00 ({100 * (mean - 0.6):+.2f})".replace("-", "−")
+    assert table.footnotes == ["a: published by a paper (own)"]
+
+
+@pytest.mark.parametrize("other", [{"dataset": "town"}, {"backbone": "resnet1"}, {"head": "fpn"}, {"metric": "mdice"},
+                                   {"evaluation": "multi-scale"}])  # fmt: skip
+def test_a_published_figure_of_something_else_is_not_matched(tmp_path: Path, other: dict) -> None:
+    make_runs(tmp_path, ["spm"])
+    assert match([cited(**other)], compare(collect(tmp_path)), "miou").empty
+
+
+def test_sources_that_disagree_are_both_shown(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["spm"])
+    comparison = compare(collect(tmp_path))
+    matched = match([cited(), cited(value=50.0, source="another")], comparison, "miou")
+    (table,) = result_tables(comparison, matched, Layout(), Numbers())
+    cell = row(table, "spm")["meadow, published (difference)"]
+    assert cell.text.startswith("60.00 (") and "; 50.00 (" in cell.text
+    assert cell.notes == "a,b"
+
+
+def test_the_published_figures_that_ship_keep_both_conventions_apart_and_have_no_row_of_spm() -> None:
+    rows = load_published()
+    assert {(row.setting, row.head_counted) for row in rows if row.trained_millions is not None} >= {
+        ("ADE20K, SETR-PUP, ViT-L/16 (ImageNet-21k)", True),
+        ("ADE20K, UperNet, Swin-L (ImageNet-22k)", False),
+    }
+    assert all(row.head_counted is not None for row in rows if row.trained_millions is not None)
+    assert "spm" not in {row.method for row in rows}
+    full = [row.value for row in rows if row.setting.startswith("ADE20K, UperNet") and row.method == "full"]
+    assert full == [52.10, 51.18]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("meadow,r,fpn,spm,x,own", "line 2: value: 'x'"),
+        ("meadow,r,fpn,spm,160,own", "line 2: value: '160'"),
+        ("meadow,r,fpn,spm,60,hearsay", "line 2: sure: 'hearsay'"),
+        ("meadow,r,fpn,,60,own", "line 2: method: "),
+    ],
+)
+def test_a_line_of_the_users_own_figures_that_does_not_fit_is_named(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "my.csv"
+    dataset, rest = line.split(",", 1)
+    path.write_text(f"setting,printed,source,dataset,backbone,head,method,value,sure\ns,p,q,{dataset},{rest}\n")
+    with pytest.raises(UserError) as caught:
+        load_published([path])
+    assert str(caught.value).startswith(f"--published {path}: {said}")
