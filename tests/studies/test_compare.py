@@ -32,11 +32,10 @@ def compare(study: Path, runs: Path, *more: str | Path, **options: Any) -> subpr
     return harness("compare", study, "--runs", runs, *QUICK, *more, **options)
 
 
-def start(study: Path, runs: Path, *more: str | Path) -> subprocess.Popen[str]:
+def start(study: Path, runs: Path, *more: str | Path, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "harness", "compare", study, "--runs", runs, *QUICK, *more]
-    return subprocess.Popen(
-        list(map(str, command)), env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(list(map(str, command)), text=True, **options)
 
 
 def wait_until(reached: Callable[[], bool], seconds: float = 240) -> None:
@@ -150,6 +149,27 @@ def test_launchers_that_race_execute_each_cell_once(colours: Path, tmp_path: Pat
     assert [racer.returncode for racer in racers] == [0, 0], said
     assert said[0][0] == said[1][0]
     assert [executions(run) for run in finished(tmp_path / "runs")] == [1] * 4
+
+
+def test_a_cell_of_a_machine_that_dies_while_others_wait_for_it_is_taken_over(colours: Path, tmp_path: Path) -> None:
+    study, runs = write_study(tmp_path / "s.yaml", colours, methods=["linear"], seeds=1), tmp_path / "runs"
+    (cell,) = make_plan(load_study(study), RunStore(runs), tmp_path).cells
+    lease = runs / ".locks" / f"{cell.fingerprint}.lease"
+    lease.parent.mkdir(parents=True)
+    errors = tmp_path / "errors.txt"
+    with errors.open("w") as handle:
+        waiting = start(study, runs, env=environment(HARNESS_LEASE="3"), stderr=handle)
+    beats = 0
+
+    def is_waited_for() -> bool:  # the other machine beats until then, and never again
+        nonlocal beats
+        beats += 1
+        lease.write_text(json.dumps({"id": "0" * 16, "machine": "elsewhere/0", "pid": 1}) + f"\n{beats:012d}\n")
+        return waiting.poll() is not None or "executed by process 1 on elsewhere" in errors.read_text()
+
+    wait_until(is_waited_for)
+    assert waiting.wait(timeout=240) == 0, errors.read_text()
+    assert [executions(run) for run in finished(runs)] == [1]
 
 
 BAD = """
