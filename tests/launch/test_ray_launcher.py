@@ -33,8 +33,6 @@ from harness.launch import Job, LauncherChoice
 from harness.launch.ray import RayLauncher
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
-
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 

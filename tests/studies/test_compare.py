@@ -23,8 +23,6 @@ from harness.runs import RunFolder, RunStore
 from studies.plan import make_plan
 from studies.study import load_study
 
-pytestmark = pytest.mark.xdist_group("compare")  # one undisturbed study for all
-
 QUICK = ("--tracking", "off", "--workers", "0", "--device", "cpu", "--checkpoint-seconds", "0")
 
 
@@ -69,10 +67,10 @@ def figures(runs: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
-    """Two methods, each tuned with two trials, then run at two seeds."""
+    """Two methods, each tuned with two trials, then run at one seed."""
     budget = {**BUDGET, "steps": 20}
     folder = tmp_path_factory.mktemp("study")
-    return write_study(folder / "tuned.yaml", colours, budget=budget, tune={"trials": 2, "parameters": ["lr"]})
+    return write_study(folder / "tuned.yaml", colours, budget=budget, tune={"trials": 2, "parameters": ["lr"]}, seeds=1)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +79,7 @@ def uninterrupted(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     runs = tmp_path_factory.mktemp("uninterrupted")
     done = compare(tuned, runs, "--jobs", "2")
     assert done.returncode == 0, done.stderr
-    assert len(finished(runs)) == 8
+    assert len(finished(runs)) == 6
     return runs
 
 
@@ -91,14 +89,15 @@ def test_it_runs_every_cell_once_and_then_only_reads(tuned: Path, uninterrupted:
     cells = json.loads(told.stdout)
     assert told.returncode == 0 and told.stderr == ""
     assert [(cell["label"], cell["seed"], cell["state"]) for cell in cells] == [
-        ("linear", 0, "done"), ("linear", 1, "done"), ("spm", 0, "done"), ("spm", 1, "done"),
-    ]  # fmt: skip
-    assert len({cell["settings"]["lr"] for cell in cells if cell["label"] == "spm"}) == 1
+        ("linear", 0, "done"),
+        ("spm", 0, "done"),
+    ]
+    assert all(0 < cell["settings"]["lr"] < 1 for cell in cells)
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()} == before
     assert all(executions(run) == 1 for run in finished(uninterrupted))
 
 
-def test_every_seed_takes_the_best_of_its_own_search(tuned: Path, uninterrupted: Path) -> None:
+def test_a_cell_takes_the_best_of_its_own_search(tuned: Path, uninterrupted: Path) -> None:
     plan = make_plan(load_study(tuned), RunStore(uninterrupted), uninterrupted)
     for row in plan.searches:
         trials = row.folder.trials()
@@ -173,7 +172,7 @@ def test_a_cell_of_a_machine_that_dies_while_others_wait_for_it_is_taken_over(co
 
 
 BAD = """
-    import os, time
+    import time
     from harness.method import Method, knob
     from harness import method
 
@@ -194,8 +193,6 @@ BAD = """
             match self.hyperparameters.how:
                 case "raise":
                     raise RuntimeError("a bug of the method")
-                case "exit":
-                    os._exit(3)
                 case "hang":
                     time.sleep(3600)
                 case "memory":
@@ -208,18 +205,17 @@ BAD = """
 def test_no_bad_cell_stops_the_others(tmp_path: Path, colours: Path) -> None:
     plugin = tmp_path / "bad.py"
     plugin.write_text(textwrap.dedent(BAD))
-    ways = ["raise", "exit", "hang", "memory", "diverge"]
+    ways = ["raise", "hang", "memory", "diverge"]
     rows = [{"method": "bad", "label": way, "settings": {"how": way}} for way in ways]
     study = write_study(tmp_path / "s.yaml", colours, methods=[*rows, "vpt_deep", "linear"], seeds=1)
     done = compare(study, tmp_path / "runs", "--plugin", plugin, "--jobs", "2", "--time-limit", "0.1", "--json")
     cells = {cell["label"]: cell for cell in json.loads(done.stdout)}
     assert done.returncode == 1
     assert {label: cell["state"] for label, cell in cells.items()} == {
-        "raise": "failed", "exit": "failed", "hang": "failed", "memory": "out_of_memory", "diverge": "diverged",
+        "raise": "failed", "hang": "failed", "memory": "out_of_memory", "diverge": "diverged",
         "vpt_deep": "unsupported", "linear": "done",
     }  # fmt: skip
     assert cells["raise"]["reason"] == "RuntimeError: a bug of the method"
-    assert cells["exit"]["reason"].startswith("the process ended with code 3, 3 times; ")
     assert cells["hang"]["reason"] == "took longer than its limit of 6 s (--time-limit)"
     assert "not one" not in done.stderr and "Traceback" not in done.stderr
     for cell in cells.values():  # each is a visible row of its own, for `list runs` and reports too
@@ -235,19 +231,18 @@ def test_damaged_results_and_checkpoints_are_set_aside_and_done_again(
     tuned: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     runs = Path(shutil.copytree(uninterrupted, tmp_path / "runs"))
-    first, second, third = [run for run in finished(runs) if run.result()["spec"]["part"] == "report"][:3]
+    first, second = [run for run in finished(runs) if run.result()["spec"]["part"] == "report"]
     first.result_path.write_text(first.result_path.read_text()[:100])
     second.result_path.unlink()
     second.set_status("interrupted", step=5)
     checkpoint = second.checkpoints.folder / f"{5:09d}-{'0' * 16}.pt"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"not what the name says")
-    third.result_path.write_text("null")
     done = compare(tuned, runs, "--jobs", "2")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("cannot be read; the run is done again") == 2
+    assert done.stderr.count("cannot be read; the run is done again") == 1
     assert figures(runs) == figures(uninterrupted)
-    assert {path.name[:16] for path in (runs / ".superseded").iterdir()} == {first.fingerprint, third.fingerprint}
+    assert [path.name[:16] for path in (runs / ".superseded").iterdir()] == [first.fingerprint]
     assert "is damaged and not gone on from" in second.log_path.read_text()
 
 
