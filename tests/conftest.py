@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_cell import make_budget, make_dataset
+
+
+def pytest_configure() -> None:
+    """A shell starts what goes to its background with Ctrl-C ignored, which all that the tests start would inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +27,19 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A budget of twelve steps of four crops of 32×32."""
     return make_budget(tmp_path_factory.mktemp("budgets") / "tiny.yaml")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=4m", "tmpfs"]
+    try:
+        mounted = subprocess.run(["mount", *options, str(disk)], capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"a small disk cannot be mounted here: {error}")
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

@@ -438,22 +438,6 @@ def test_a_failure_of_torch_or_numpy_to_allocate_counts_as_out_of_memory() -> No
 # A full disk
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=4m", "tmpfs"]
-    try:
-        mounted = subprocess.run(["mount", *options, str(disk)], capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"a small disk cannot be mounted here: {error}")
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 @pytest.mark.parametrize(
     ("left", "where"),
     [(0, "folder"), (40_000, "checkpoint"), (1_400_000, "delta")],

@@ -207,6 +207,7 @@ def _connect(address: str) -> Any:
 
 def _execute(job: Job, folder: str, again: bool) -> Ended:
     """The body of a Ray task. To cancel it, Ray raises KeyboardInterrupt here, where nothing is done but to wait."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored on a node that was started in a background
     with contextlib.suppress(OSError):
         os.chdir(folder)  # to which a request's paths may be relative
     if again:

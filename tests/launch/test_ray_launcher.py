@@ -141,14 +141,6 @@ def test_two_nodes_give_the_figures_of_the_local_launcher(
     assert [figures(job) for job in jobs] == [undisturbed[job.fingerprint] for job in jobs]
 
 
-def test_a_bad_job_is_an_outcome_and_the_next_one_runs(launcher: RayLauncher, cells: Cells, tmp_path: Path) -> None:
-    bad, good = cells.job(tmp_path, "raises"), cells.job(tmp_path, "linear")
-    ended = run_all(launcher, [bad, good])
-    assert ended[good.fingerprint].outcome == "done"
-    one = ended[bad.fingerprint]
-    assert (one.outcome, one.reason) == ("failed", "LookupError: no such thing")
-
-
 def test_stopped_it_is_interrupted_and_goes_on_from_its_checkpoint(
     launcher: RayLauncher, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:

@@ -7,9 +7,7 @@ import pickle
 import re
 import shutil
 import signal
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,22 +171,6 @@ def test_a_launcher_that_is_killed_takes_its_job_with_it_and_another_finishes_it
     assert supervise(job).outcome == "done"
     assert executions(job) == (2, 1)
     assert figures(job) == undisturbed[job.fingerprint]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=4m", "tmpfs"]
-    try:
-        mounted = subprocess.run(["mount", *options, str(disk)], capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"a small disk cannot be mounted here: {error}")
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("left", [0, 40_000], ids=["for nothing", "for no checkpoint"])
