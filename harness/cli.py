@@ -17,6 +17,7 @@ import typer
 import harness
 from harness.errors import UserError
 from harness.files import is_disk_full
+from harness.sizes import CACHE_SIZE, parse_size
 
 app = typer.Typer(
     name="harness",
@@ -46,6 +47,15 @@ Data = Annotated[Path, typer.Option("--data", envvar="HARNESS_DATA", help="folde
 Tracking = Annotated[
     str | None,
     typer.Option("--tracking", envvar="MLFLOW_TRACKING_URI", help="MLflow store; default SQLite under --runs; or off"),
+]
+CacheSize = Annotated[
+    str,
+    typer.Option(
+        "--cache-size",
+        envvar="HARNESS_CACHE_SIZE",
+        metavar="SIZE",
+        help="disk under --runs for what frozen backbones compute, such as 500MB or 20GiB; 0: none",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -113,6 +123,7 @@ def run(
     tracking: Tracking = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="plain lines in place of a progress bar")] = False,
     again: Annotated[bool, typer.Option("--again", help="do a finished run afresh; the old one is set aside")] = False,
+    cache_size: CacheSize = CACHE_SIZE,
     plugin: Plugin = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="least time between checkpoints", hidden=True)] = 30,
 ) -> None:
@@ -124,6 +135,7 @@ def run(
     from harness.recipes import is_another, read_recipe
     from harness.runs import RunStore
 
+    cache_bytes = parse_size(cache_size, "--cache-size")
     store = RunStore(runs)
     values = {
         "method": method, "backbone": backbone, "weights": weights, "dataset": dataset, "head": head,
@@ -152,6 +164,7 @@ def run(
             quiet=quiet,
             again=again,
             checkpoint_seconds=checkpoint_seconds,
+            cache_bytes=cache_bytes,
         )
     if int(os.environ.get("RANK", "0")) == 0:
         result = folder.result()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.backbones.staged import Prefix
 from harness.datasets.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset
 from harness.datasets.transforms import prepare
 from harness.losses import upsample
@@ -25,6 +27,12 @@ def confusion(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
     return torch.bincount(index, minlength=classes**2).reshape(classes, classes)
 
 
+class Known(Protocol):
+    """Gives what the untouched stages make of the images of each forward pass, in the order of passes."""
+
+    def __call__(self, images: Tensor) -> Prefix: ...
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A network with what it must be fed: one object that turns an image of any size into labels of its size."""
@@ -35,6 +43,8 @@ class Predictor:
     scale: tuple[int, int] | None
     budget: Budget
     device: torch.device
+    known: Known | None = None
+    """None: every pass begins with its images."""
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Tensor]:
@@ -51,27 +61,37 @@ class Predictor:
         return self._slide(images)
 
     def _forward(self, images: Tensor) -> Tensor:
+        if self.budget.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.budget.precision)
         with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
-            return self.network(images)
+            return self.network(images if self.known is None else self.known(images))
 
     def _slide(self, images: Tensor) -> Tensor:
         """Mean logits over windows of the crop's size, at the images' size: [B, K, H, W].
 
-        The last window of a row or column is moved back to end at the border; a smaller image is one window.
+        The last window of a row or column is moved back to end at the border; a smaller image is one window. As many
+        windows as a batch has images go through the network together.
         """
         assert self.budget.stride is not None
         height, width = images.shape[-2:]
         window = (min(self.budget.crop[0], height), min(self.budget.crop[1], width))
+        places = [
+            (slice(top, top + window[0]), slice(left, left + window[1]))
+            for top in _starts(height, window[0], self.budget.stride[0])
+            for left in _starts(width, window[1], self.budget.stride[1])
+        ]
+        windows = [(image, place) for place in places for image in range(len(images))]
         total, count = None, torch.zeros(1, 1, height, width, device=images.device)
-        for top in _starts(height, window[0], self.budget.stride[0]):
-            for left in _starts(width, window[1], self.budget.stride[1]):
-                place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-                logits = upsample(self._forward(images[place]), window)
-                if total is None:
-                    total = logits.new_zeros(len(images), logits.shape[1], height, width)
-                total[place] += logits
-                count[place] += 1
+        for place in places:
+            count[..., *place] += 1
+        for first in range(0, len(windows), self.budget.batch_size):
+            together = windows[first : first + self.budget.batch_size]
+            logits = self._forward(torch.stack([images[image][..., *place] for image, place in together]))
+            if total is None:
+                total = images.new_zeros(len(images), logits.shape[1], height, width, dtype=torch.float32)
+            for (image, place), one in zip(together, logits, strict=True):
+                total[image][..., *place] += upsample(one[None], window)[0]
         assert total is not None
         return total / count
 

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,33 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 
 from harness import cost, provenance
-from harness.backbones.staged import StagedBackbone
+from harness.backbones.staged import Prefix, StagedBackbone
 from harness.backbones.weights import load_backbone, tensors_digest
 from harness.cells import Cell
-from harness.claims import ClaimLost
+from harness.claims import Claimed, ClaimLost
 from harness.console import Reporter
 from harness.datasets import split_samples
-from harness.datasets.base import Pair, Sample, SegmentationDataset
+from harness.datasets.base import Pair, SegmentationDataset
 from harness.datasets.transforms import TrainStream
 from harness.delta import DeltaHeader, save_delta
 from harness.errors import UserError
 from harness.evaluation import Predictor, evaluate
+from harness.feeding import Feeder, Keeping
 from harness.files import is_disk_full
+from harness.launch import Outcome
 from harness.metrics import metrics, save_confusions
-from harness.network import Segmenter, Unsupported, build_segmenter
+from harness.network import Segmenter, Unsupported, build_segmenter, lay_out
 from harness.pictures import save_picture, strip
 from harness.plugins import method_origin
+from harness.reuse import Remembered, Reuse
 from harness.runs import RunFolder, RunStore, State
 from harness.seeds import derive
+from harness.sizes import CACHE_SIZE, parse_size
 from harness.spec import Precision
 from harness.tracking import Mirror
-from harness.training import Diverged, Interrupted, Meters, Point, train
+from harness.training import Diverged, Interrupted, Learner, Point, Watcher, train
 
+DEFAULT_CACHE = parse_size(CACHE_SIZE, "--cache-size")
 SAMPLES = 4
 """How many evaluated images are kept as pictures."""
 
@@ -100,37 +105,156 @@ def execute(
     quiet: bool = False,
     again: bool = False,
     checkpoint_seconds: float = 30,
+    cache_bytes: int = DEFAULT_CACHE,
+    more: int = 0,
 ) -> RunFolder:
     """Execute a cell, or go on with it, and return its finished run folder. A finished one is returned as it is.
+
+    `cache_bytes` bounds what frozen features may take on disk (0: none are kept or used); `more` is how many further
+    runs are expected that see the same training images. Neither changes a figure.
 
     Raises `UserError` for what can be mended before anything is trained, with nothing left behind; `RunFailed` for a
     run that ended without a result; `Interrupted` when asked to stop.
     """
-    run = store.folder(cell.spec)
     make_reproducible()
     fabric = make_fabric(device, cell.spec.budget.precision)
-    reporter = Reporter(quiet, silent=not fabric.is_global_zero)
-    with store.claim(run) if fabric.is_global_zero else contextlib.nullcontext() as run.claim:
-        damaged = run.result_path.exists() and run.result() is None
-        if damaged:
-            reporter.line(f"{run.result_path} is damaged; the run is done again")
-        afresh = again or damaged
-        unfinished = afresh or run.result() is None
-        fabric.barrier()  # every process has looked before the first one writes
-        if unfinished:
-            _Execution(
-                cell=cell,
-                store=store,
-                run=run,
-                afresh=afresh,
-                fabric=fabric,
-                reporter=reporter,
-                mirror=mirror,
-                workers=default_workers() if workers is None else workers,
-                checkpoint_seconds=checkpoint_seconds,
-            ).run_to_result()
+    execution = _Execution(cell, store, fabric, mirror, quiet, again, checkpoint_seconds, cache_bytes)
+    with execution.claimed():
+        if execution.unfinished():
+            execution.prepare()
+            with execution.failures_recorded():
+                execution.begin()
+                train([execution.learner], _feeder([execution], workers, more))
+                execution.finish()
             fabric.barrier()
-    return run
+    return execution.run
+
+
+def execute_together(
+    cells: Sequence[Cell],
+    store: RunStore,
+    mirror: Mirror,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    quiet: bool = False,
+    checkpoint_seconds: float = 30,
+    cache_bytes: int = DEFAULT_CACHE,
+    more: int = 0,
+) -> list[tuple[Outcome, str | None]]:
+    """Execute cells side by side: one pass over the data and the frozen prefix, each with its own tensors and result.
+
+    The cells differ in method, hyperparameters and head alone (`ValueError`). Each ends as it would have alone; what
+    goes wrong with one is its outcome and reason, as its run folder says, and the others go on. Outcomes are in the
+    order of the cells.
+    """
+    if len({_seen_by(cell) for cell in cells}) > 1:
+        raise ValueError("cells that are executed together see the same images through the same backbone")
+    make_reproducible()
+    outcomes: dict[int, tuple[Outcome, str | None]] = {}
+    ready: list[_Execution] = []
+    at: dict[int, int] = {}
+
+    def dropped(execution: _Execution, error: BaseException) -> None:
+        outcomes[at[id(execution)]] = outcome_of(error)
+        if execution in ready:
+            ready.remove(execution)
+
+    with contextlib.ExitStack() as claims:
+        for index, cell in enumerate(cells):
+            fabric = make_fabric(device, cell.spec.budget.precision)  # one each: a loss scaler is part of a run
+            execution = _Execution(
+                cell, store, fabric, mirror, quiet, False, checkpoint_seconds, cache_bytes, alone=False
+            )
+            at[id(execution)] = index
+            try:
+                claims.enter_context(execution.claimed())
+                if not execution.unfinished():
+                    outcomes[index] = ("done", None)
+                    continue
+                execution.prepare()
+                with execution.failures_recorded():
+                    execution.begin()
+            except Exception as error:
+                dropped(execution, error)
+            else:
+                ready.append(execution)
+        if ready:
+            _train_together(ready, workers, more, dropped)
+        for execution in list(ready):
+            try:
+                with execution.failures_recorded():
+                    execution.finish()
+                outcomes[at[id(execution)]] = ("done", None)
+            except (Exception, KeyboardInterrupt) as error:
+                dropped(execution, error)
+    return [outcomes[index] for index in range(len(cells))]
+
+
+def _train_together(ready: list[_Execution], workers: int | None, more: int, dropped: Any) -> None:
+    """Train all that are ready; those that fail are dropped, all where they are asked to stop."""
+    by_learner = {id(execution.learner): execution for execution in ready}
+
+    def failed(learner: Learner, error: Exception) -> None:
+        execution = by_learner[id(learner)]
+        try:
+            with execution.failures_recorded():
+                raise error
+        except Exception as told:
+            dropped(execution, told)
+
+    try:
+        train([execution.learner for execution in ready], _feeder(ready, workers, more), failed)
+    except (Exception, KeyboardInterrupt) as error:
+        for execution in list(ready):
+            try:
+                with execution.failures_recorded():
+                    raise error
+            except (Exception, KeyboardInterrupt) as told:
+                dropped(execution, told)
+
+
+def outcome_of(error: BaseException) -> tuple[Outcome, str | None]:
+    """How a cell ended whose execution raised, and why, in one line."""
+    match error:
+        case Claimed():
+            return "claimed", error.holder
+        case ClaimLost():
+            return "claimed", str(error)
+        case Interrupted() | KeyboardInterrupt():
+            return "interrupted", str(error) or None
+        case RunFailed():
+            status = RunFolder(error.folder).status()
+            return error.state, status.reason if status else str(error)
+        case UserError():
+            return "failed", str(error)
+    return "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _seen_by(cell: Cell) -> tuple[Any, ...]:
+    """What must be the same of cells that see the same images through the same frozen stages."""
+    spec = cell.spec
+    return spec.backbone, spec.weights, spec.data_digest, spec.budget.model_dump_json(), spec.seed, spec.part
+
+
+def _feeder(executions: Sequence[_Execution], workers: int | None, more: int) -> Feeder:
+    """What feeds the learners of executions that see the same images."""
+    first = max(executions, key=lambda execution: execution.untouched)
+    budget = first.cell.spec.budget
+    kept = first.reuse.training() if first.reuse.limit and first.untouched else None
+    keeping = None
+    if kept is not None:
+        passes = budget.steps * budget.accumulate
+        keeping = Keeping(kept, first.reuse.limit, more, passes, first.reporter.line)
+    return Feeder(
+        stream=first.stream,
+        budget=budget,
+        fabric=first.fabric,
+        workers=default_workers() if workers is None else workers,
+        fed=[execution.learner for execution in executions],
+        kept=kept,
+        keeping=keeping,
+    )
 
 
 def make_reproducible() -> None:
@@ -140,87 +264,180 @@ def make_reproducible() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-@dataclasses.dataclass
-class _Execution:
+class _Execution(Watcher):
     """One attempt at a cell by one process; the process of rank zero is the one that writes."""
 
-    cell: Cell
-    store: RunStore
-    run: RunFolder
-    afresh: bool
-    """Set aside what is there, once the network stands, in place of going on from it."""
-    fabric: Fabric
-    reporter: Reporter
-    mirror: Mirror
-    workers: int
-    checkpoint_seconds: float
+    def __init__(
+        self,
+        cell: Cell,
+        store: RunStore,
+        fabric: Fabric,
+        mirror: Mirror,
+        quiet: bool,
+        again: bool,
+        checkpoint_seconds: float,
+        cache_bytes: int,
+        alone: bool = True,
+    ):
+        self.cell, self.store, self.fabric, self.mirror = cell, store, fabric, mirror
+        self.run = store.folder(cell.spec)
+        self.reporter = Reporter(quiet, silent=not fabric.is_global_zero)
+        self._again, self._checkpoint_seconds, self._cache_bytes = again, checkpoint_seconds, cache_bytes
+        self._alone = alone
+        """Whether nothing else is trained in this process meanwhile."""
+        self._first_step = 0
 
     @property
     def writes(self) -> bool:
         return self.fabric.is_global_zero
 
-    def run_to_result(self) -> None:
-        """Build, train, evaluate, write. Until the network stands, nothing is written."""
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Raises `Claimed` where another process executes the run."""
+        with self.store.claim(self.run) if self.writes else contextlib.nullcontext() as self.run.claim:
+            yield
+
+    def unfinished(self) -> bool:
+        """Whether there is anything to do; a damaged result is as none."""
+        damaged = self.run.result_path.exists() and self.run.result() is None
+        if damaged:
+            self.reporter.line(f"{self.run.result_path} is damaged; the run is done again")
+        self._afresh = self._again or damaged
+        unfinished = self._afresh or self.run.result() is None
+        self.fabric.barrier()  # every process has looked before the first one writes
+        return unfinished
+
+    def prepare(self) -> None:
+        """Build the network. Until it stands, nothing is written."""
         spec, dataset = self.cell.spec, self.cell.dataset
-        fit, reported = split_samples(dataset, spec.part, spec.budget.dev_fraction)
+        self._fit, self._reported = split_samples(dataset, spec.part, spec.budget.dev_fraction)
         backbone = self._bare_backbone()
-        bare_digest = tensors_digest(backbone)
+        self._bare_digest = tensors_digest(backbone)
+        probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        bare = backbone.prefix(probe, len(backbone.stages))
         try:
             network = build_segmenter(backbone, self.cell.new_method(), spec.head, len(dataset.classes), spec.seed)
         except Unsupported as error:
-            self._begin()
+            self._begin_folder()
             self._record("unsupported", str(error))
             raise RunFailed("unsupported", str(error), self.run.path) from error
-        stream = TrainStream(dataset, fit, spec.budget, derive(spec.seed, "data"), backbone.mean, backbone.std)
-        flops = self._train_flops(network)
+        self.network = network
+        self.untouched = self._same_stages(network.backbone, probe, bare)
+        self.stream = TrainStream(
+            dataset, self._fit, spec.budget, derive(spec.seed, "data"), backbone.mean, backbone.std
+        )
+        self._flops = self._train_flops(network)
+        self.reuse = Reuse(self.cell, self.store, self._bare_digest, self.fabric, self._cache_bytes)
 
-        with self._failures_recorded():
-            self._begin()
-            kind, colon, content = spec.weights.partition("sha256:")
-            shown = f"weights sha256:{content[:12]}" if colon else f"weights {kind}"
-            self.reporter.line(
-                f"{spec.method} on {spec.backbone} ({shown}), {dataset.name}: {len(fit)} images to train on, "
-                f"{len(reported)} to report on; head {spec.head}, budget {spec.budget.name}, seed {spec.seed}, "
-                f"{provenance.device_name(self.fabric.device)}"
-            )
-            meters = self._train(network, stream)
-            peak = cost.peak_memory_bytes(self.fabric.device)
-            matrices = self._evaluate(network, reported)
-            if not self.writes:
-                return
-            self.run.check_claim()
-            header = DeltaHeader(
-                spec=spec,
-                classes=tuple(dataset.classes),
-                palette=tuple(dataset.palette),
-                scale=dataset.scale,
-                backbone_sha256=bare_digest,
-            )
-            result = {
-                "status": "done",
-                "fingerprint": self.run.fingerprint,
-                "spec": spec.model_dump(mode="json"),
-                "metrics": _figures(dataset, matrices),
-                "parameters": dataclasses.asdict(network.count_parameters()),
-                "delta_bytes": save_delta(self.run.delta_path, network, header),
-                "steps": spec.budget.steps,
-                "images": meters.images,
-                "train_seconds": meters.seconds,
-                "images_per_second": meters.images / meters.seconds,
-                "data_wait": meters.data_seconds / meters.seconds,
-                "peak_memory_bytes": peak,
-                "train_flops": flops,
-                "inference": self._inference(network.backbone),
-                "provenance": self._provenance(bare_digest, len(fit), len(reported)),
-            }
-            self.run.write_result(result)
-            self.run.set_status("done", step=spec.budget.steps)
+    @staticmethod
+    def _same_stages(backbone: StagedBackbone, probe: torch.Tensor, bare: Prefix) -> int:
+        """The untouched stages, as far as they compute what they did before the method was attached."""
+        stages = backbone.untouched_stages()
+        if not stages:
+            return 0
+        now = backbone.prefix(probe, stages)
+        same = [torch.equal(one, other) for one, other in zip(now.outputs, bare.outputs, strict=False)]
+        return [*same, False].index(False)
+
+    def begin(self) -> None:
+        """Open the run folder; from here on the run is a visible row."""
+        spec, budget = self.cell.spec, self.cell.spec.budget
+        self._begin_folder()
+        kind, colon, content = spec.weights.partition("sha256:")
+        shown = f"weights sha256:{content[:12]}" if colon else f"weights {kind}"
+        self.reporter.line(
+            f"{spec.method} on {spec.backbone} ({shown}), {self.cell.dataset.name}: {len(self._fit)} images to train "
+            f"on, {len(self._reported)} to report on; head {spec.head}, budget {budget.name}, seed {spec.seed}, "
+            f"{provenance.device_name(self.fabric.device)}"
+        )
+        if self.fabric.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.fabric.device)
+        self.reporter.start("train", budget.steps)
+        if self.writes:
+            found = self.run.checkpoints.latest()
+            for path in self.run.checkpoints.damaged():
+                self.reporter.line(f"{path} is damaged and not gone on from")
+            self.run.cut_curve(found[0] if found else 0)
+        self.fabric.barrier()
+        self._began = time.monotonic()
+        self.learner = Learner(
+            self.network,
+            budget,
+            self.network.method.hyperparameters,
+            spec.seed,
+            self.fabric,
+            self.run.checkpoints,
+            untouched=self.untouched,
+            checkpoint_seconds=self._checkpoint_seconds,
+            watcher=self,
+        )
+
+    def on_resume(self, step: int) -> None:
+        self._first_step = step
+        self.reporter.line(f"going on from step {step}")
+        self.reporter.start("train", self.cell.spec.budget.steps, step)
+
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        self.run.check_claim()
+        images = (step - self._first_step) * self.cell.spec.budget.batch_size
+        self.reporter.step(step, loss, lr, images / (time.monotonic() - self._began))
+
+    def on_point(self, point: Point) -> None:
+        self.reporter.point(point.step, point.loss, point.lr, point.miou_train, point.images_per_second)
+        if self.writes:
+            self.run.append_curve(dataclasses.asdict(point))
+
+    def on_checkpoint(self, step: int) -> None:
+        if self.writes:
+            self.run.set_status("running", step=step)
+            self.mirror.update(self.run.path)
+
+    def finish(self) -> None:
+        """Evaluate once, and write what came out."""
+        spec, dataset, network, meters = self.cell.spec, self.cell.dataset, self.network, self.learner.meters
+        peak = cost.peak_memory_bytes(self.fabric.device) if self._alone else None
+        matrices, remembered = self._evaluate()
+        if not self.writes:
+            return
+        self.run.check_claim()
+        header = DeltaHeader(
+            spec=spec,
+            classes=tuple(dataset.classes),
+            palette=tuple(dataset.palette),
+            scale=dataset.scale,
+            backbone_sha256=self._bare_digest,
+        )
+        result = {
+            "status": "done",
+            "fingerprint": self.run.fingerprint,
+            "spec": spec.model_dump(mode="json"),
+            "metrics": _figures(dataset, matrices),
+            "parameters": dataclasses.asdict(network.count_parameters()),
+            "delta_bytes": save_delta(self.run.delta_path, network, header),
+            "steps": spec.budget.steps,
+            "images": meters.images,
+            "train_seconds": meters.seconds,
+            "images_per_second": meters.images / meters.seconds,
+            "data_wait": meters.data_seconds / meters.seconds,
+            "peak_memory_bytes": peak,
+            "train_flops": self._flops,
+            "inference": self._inference(network.backbone),
+            "reuse": {
+                "untouched_stages": self.untouched,
+                "training": meters.reused / spec.budget.steps,
+                "evaluation": remembered.reused / remembered.passes if remembered and remembered.passes else 0.0,
+                "spent_seconds": meters.spent,
+            },
+            "provenance": self._provenance(self._bare_digest, len(self._fit), len(self._reported)),
+        }
+        self.run.write_result(result)
+        self.run.set_status("done", step=spec.budget.steps)
         self.run.checkpoints.clear()
         self.mirror.update(self.run.path, final=True)
 
-    def _begin(self) -> None:
+    def _begin_folder(self) -> None:
         if self.writes:
-            if self.afresh:
+            if self._afresh:
                 self.store.set_aside(self.run)
             self.run.begin(self.cell.spec, self.store.attempt(self.run))
             self.reporter.log_to(self.run.log_path)
@@ -246,61 +463,16 @@ class _Execution:
         spec = self.cell.spec
         return load_backbone(spec.backbone, self.cell.weights, derive(spec.seed, "backbone"))
 
-    def _train(self, network: Segmenter, stream: TrainStream) -> Meters:
-        spec, budget = self.cell.spec, self.cell.spec.budget
-        if self.fabric.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.fabric.device)
-        first, began = 0, time.monotonic()
-        self.reporter.start("train", budget.steps)
-
-        def on_resume(step: int) -> None:
-            nonlocal first
-            first = step
-            self.reporter.line(f"going on from step {step}")
-            self.reporter.start("train", budget.steps, step)
-
-        def on_step(step: int, loss: float, lr: float) -> None:
-            self.run.check_claim()
-            images = (step - first) * budget.batch_size
-            self.reporter.step(step, loss, lr, images / (time.monotonic() - began))
-
-        def on_point(point: Point) -> None:
-            self.reporter.point(point.step, point.loss, point.lr, point.miou_train, point.images_per_second)
-            if self.writes:
-                self.run.append_curve(dataclasses.asdict(point))
-
-        def on_checkpoint(step: int) -> None:
-            if self.writes:
-                self.run.set_status("running", step=step)
-                self.mirror.update(self.run.path)
-
-        if self.writes:
-            found = self.run.checkpoints.latest()
-            for path in self.run.checkpoints.damaged():
-                self.reporter.line(f"{path} is damaged and not gone on from")
-            self.run.cut_curve(found[0] if found else 0)
-        self.fabric.barrier()
-        return train(
-            network,
-            stream,
-            budget,
-            network.method.hyperparameters,
-            spec.seed,
-            self.fabric,
-            self.run.checkpoints,
-            workers=self.workers,
-            checkpoint_seconds=self.checkpoint_seconds,
-            on_step=on_step,
-            on_point=on_point,
-            on_resume=on_resume,
-            on_checkpoint=on_checkpoint,
-        )
-
-    def _evaluate(self, network: Segmenter, samples: list[Sample]) -> np.ndarray:
+    def _evaluate(self) -> tuple[np.ndarray, Remembered | None]:
         """Confusion matrices [N, K, K] of all samples, in their order; each process evaluates its share."""
-        backbone, dataset = network.backbone, self.cell.dataset
+        network, samples = self.network, self._reported
+        backbone, dataset, budget = network.backbone, self.cell.dataset, self.cell.spec.budget
+        remembered = None
+        if self.untouched and self.reuse.limit:
+            stream = self.reuse.evaluation()
+            remembered = Remembered(backbone, self.untouched, stream, self.reuse.limit, self.fabric.device)
         predictor = Predictor(
-            network, backbone.mean, backbone.std, dataset.scale, self.cell.spec.budget, self.fabric.device
+            network, backbone.mean, backbone.std, dataset.scale, budget, self.fabric.device, remembered
         )
         kept = {round(i * (len(samples) - 1) / max(SAMPLES - 1, 1)) for i in range(SAMPLES)}
         self.reporter.start("evaluate", len(samples))
@@ -314,15 +486,17 @@ class _Execution:
 
         share = slice(self.fabric.global_rank, None, self.fabric.world_size)
         matrices = evaluate(predictor, dataset, samples, on_image, share)
+        if remembered is not None:
+            remembered.finish()
         if self.fabric.world_size > 1:
             matrices = _gather(matrices, len(samples), self.fabric)
         if self.writes:
             self.run.check_claim()
             save_confusions(self.run.confusions_path, [sample.name for sample in samples], matrices)
-        return matrices
+        return matrices, remembered
 
     def _inference(self, adapted: StagedBackbone) -> dict[str, float]:
-        bare = self.fabric.to_device(self._bare_backbone())
+        bare = lay_out(self.fabric.to_device(self._bare_backbone()), self.cell.spec.budget)
         seconds = cost.inference_seconds(adapted.eval(), bare, self.cell.spec.budget.crop, self.fabric.device)
         return {"adapted_seconds": seconds[0], "backbone_seconds": seconds[1], "ratio": seconds[0] / seconds[1]}
 
@@ -354,7 +528,7 @@ class _Execution:
                 self.mirror.update(self.run.path, final=True)
 
     @contextlib.contextmanager
-    def _failures_recorded(self) -> Iterator[None]:
+    def failures_recorded(self) -> Iterator[None]:
         """Turn every way a run can end early into a state and a reason in its folder."""
         try:
             yield

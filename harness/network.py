@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.staged import StagedBackbone
+from harness.backbones.staged import Prefix, StagedBackbone
 from harness.heads import build_head
 from harness.losses import cross_entropy, upsample
 from harness.method import Method
 from harness.seeds import derive
+from harness.spec import Budget
 
 
 class MethodError(Exception):
@@ -42,8 +43,8 @@ class Segmenter(nn.Module):
         self.head = head
         self.method = method
 
-    def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """images [B, 3, H, W] -> logits [B, classes, h, w] at the head's own size.
+    def forward(self, images: Tensor | Prefix, masks: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """images [B, 3, H, W], or what `backbone.prefix` made of them -> logits [B, classes, h, w] at the head's size.
 
         With masks [B, H, W]: (loss, logits), the loss being the mean cross-entropy over labelled pixels at the
         masks' size plus the method's auxiliary loss, in float32; the logits are detached.
@@ -85,6 +86,11 @@ class Segmenter(nn.Module):
         head = sum(parameter.numel() for name, parameter in trained.items() if name.startswith("head."))
         method = sum(parameter.numel() for parameter in trained.values()) - head
         return ParameterCounts(method, head, method + head, self.backbone.pretrained_parameters)
+
+
+def lay_out(module: nn.Module, budget: Budget) -> nn.Module:
+    """Give a network's convolutions the memory layout that the budget asks for, in place; what they are fed follows."""
+    return module.to(memory_format=torch.channels_last) if budget.channels_last else module
 
 
 def build_segmenter(backbone: StagedBackbone, method: Method, head: str, num_classes: int, seed: int) -> Segmenter:

@@ -14,6 +14,7 @@ from harness.delta import load_delta
 from harness.errors import UserError
 from harness.evaluation import Predictor
 from harness.execution import make_fabric
+from harness.network import lay_out
 from harness.pictures import overlay, save_labels, save_picture
 from harness.runs import RunFolder, RunStore
 
@@ -37,7 +38,7 @@ def predict_images(
     fabric = make_fabric(device, header.spec.budget.precision)
     backbone = network.backbone
     predictor = Predictor(
-        fabric.to_device(network),
+        lay_out(fabric.to_device(network), header.spec.budget),
         backbone.mean,
         backbone.std,
         header.scale,

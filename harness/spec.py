@@ -42,6 +42,11 @@ class Budget(BaseModel):
     power: float = Field(0.9, gt=0, description="exponent of the polynomial decay of the learning rate to zero")
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm over all trained tensors; 0 is no clipping")
     precision: Precision = Field("fp32", description="of the forward pass; bf16 and fp16 are autocast")
+    channels_last: bool = Field(
+        False,
+        description="memory layout of maps in convolutional networks: other, on most devices faster kernels, of which "
+        "the last bits differ",
+    )
     dev_fraction: float = Field(0.2, gt=0, lt=1, description="share of train held out when a search selects")
     evaluation: Literal["whole", "slide"] = Field("whole", description="whole images, or windows of `crop` size")
     stride: tuple[int, int] | None = Field(None, description="height, width between windows of `slide`")
@@ -62,6 +67,11 @@ class Budget(BaseModel):
         elif self.stride is not None:
             raise ValueError("a stride belongs to slide evaluation")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that can change a figure, as plain values. What came later is left out where it changes nothing:
+        older fingerprints stay what they were."""
+        return self.model_dump(mode="json", exclude={"name"} | (set() if self.channels_last else {"channels_last"}))
 
     def learning_rate_factor(self, step: int) -> float:
         """What the base learning rate is multiplied by at `step` (0-based): linear warm-up, then polynomial decay."""
@@ -102,9 +112,11 @@ class Spec(BaseModel):
                 "weights": self.weights,
                 "data": self.data_digest,
                 "head": self.head,
-                "budget": self.budget.model_dump(mode="json", exclude={"name"}),
+                "budget": self.budget.identity(),
                 "seed": self.seed,
                 "part": self.part,
+                # Which windows go through the network together can move the last bits of what it puts out.
+                **({"windows": "together"} if self.budget.evaluation == "slide" else {}),
             }
         )[:16]
 

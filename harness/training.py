@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from harness.datasets.transforms import TrainStream
-from harness.errors import UserError
 from harness.evaluation import confusion
+from harness.feeding import Feeder, Given
 from harness.losses import labels_at
 from harness.method import Hyperparameters
 from harness.metrics import metrics
-from harness.network import Segmenter
+from harness.network import Segmenter, lay_out
 from harness.runs import Checkpoints
 from harness.seeds import derive
 from harness.spec import Budget
@@ -51,7 +50,12 @@ class Meters:
 
     images: int = 0
     seconds: float = 0.0
+    """What the training takes when it shares nothing: what was reused counts with the time it took when computed."""
     data_seconds: float = 0.0
+    spent: float = 0.0
+    """What it took here: of what was shared with others, its part."""
+    reused: float = 0.0
+    """Steps whose prefix was not computed but kept from an earlier run."""
     loss_sum: float = 0.0
     loss_steps: int = 0
     matrix: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
@@ -105,129 +109,170 @@ def parameter_groups(network: Segmenter, hyperparameters: Hyperparameters) -> li
     ]
 
 
-def train(
-    network: Segmenter,
-    stream: TrainStream,
-    budget: Budget,
-    hyperparameters: Hyperparameters,
-    seed: int,
-    fabric: Fabric,
-    checkpoints: Checkpoints,
-    *,
-    workers: int = 0,
-    checkpoint_seconds: float = 30,
-    on_step: Callable[[int, float, float], None] = lambda step, loss, lr: None,
-    on_point: Callable[[Point], None] = lambda point: None,
-    on_resume: Callable[[int], None] = lambda step: None,
-    on_checkpoint: Callable[[int], None] = lambda step: None,
-) -> Meters:
-    """Train `network` in place for the whole budget, going on from the last checkpoint if there is one.
+class Watcher:
+    """Told how a network's training goes."""
 
-    The randomness of a step depends on the seed and the step alone, and so do its images: an interrupted run ends as
-    an uninterrupted one. Raises `Diverged`, and `Interrupted` after a signal, when a checkpoint has been written.
-    """
-    fabric.to_device(network)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(network, hyperparameters), lr=hyperparameters.lr, fused=budget.precision != "fp16"
-    )
-    meters, start = Meters(), 0
-    if (found := checkpoints.latest()) is not None:
-        start, state = found
-        network.load_trained_state(state["trained"])
-        optimizer.load_state_dict(state["optimizer"])
-        fabric.strategy.precision.load_state_dict(state["precision"])
-        meters = Meters(**state["meters"])
-        on_resume(start)
-    if start == budget.steps:
-        return meters
-    model, optimizer = fabric.setup(network, optimizer)
-    model.train()
+    def on_resume(self, step: int) -> None: ...
 
-    def save(step: int) -> None:
-        if fabric.is_global_zero:
+    def on_step(self, step: int, loss: float, lr: float) -> None: ...
+
+    def on_point(self, point: Point) -> None: ...
+
+    def on_checkpoint(self, step: int) -> None: ...
+
+
+class Learner:
+    """One network in training, with an optimiser, meters and checkpoints of its own."""
+
+    def __init__(
+        self,
+        network: Segmenter,
+        budget: Budget,
+        hyperparameters: Hyperparameters,
+        seed: int,
+        fabric: Fabric,
+        checkpoints: Checkpoints,
+        *,
+        untouched: int = 0,
+        checkpoint_seconds: float = 30,
+        watcher: Watcher | None = None,
+    ):
+        """`untouched`: stages of the backbone whose outputs it can be fed in place of images."""
+        self.network, self.backbone, self.untouched = network, network.backbone, untouched
+        self.budget, self.hyperparameters, self.seed = budget, hyperparameters, seed
+        self.fabric, self.checkpoints = fabric, checkpoints
+        self.watcher = watcher or Watcher()
+        self.step = 0
+        self.meters = Meters()
+        self._checkpoint_seconds, self._saved = checkpoint_seconds, time.monotonic()
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.budget.steps
+
+    def begin(self) -> None:
+        """On the device, from the last checkpoint if there is one."""
+        network, fabric = self.network, self.fabric
+        lay_out(fabric.to_device(network), self.budget)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(network, self.hyperparameters),
+            lr=self.hyperparameters.lr,
+            fused=self.budget.precision != "fp16",
+        )
+        if (found := self.checkpoints.latest()) is not None:
+            self.step, state = found
+            network.load_trained_state(state["trained"])
+            optimizer.load_state_dict(state["optimizer"])
+            fabric.strategy.precision.load_state_dict(state["precision"])
+            self.meters = Meters(**state["meters"])
+            self.watcher.on_resume(self.step)
+        self._model, self._optimizer = fabric.setup(network, optimizer)
+        self._model.train()
+        self._saved = time.monotonic()
+
+    def learn(self, passes: Sequence[Given], beside: int) -> None:
+        """One optimiser step on what its forward passes are fed, `beside` others that are fed the same."""
+        budget, meters, fabric, step = self.budget, self.meters, self.fabric, self.step
+        began = time.monotonic()
+        torch.manual_seed(derive(self.seed, "step", step, fabric.global_rank))
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
+        loss_value = 0.0
+        for part, given in enumerate(passes):
+            with fabric.no_backward_sync(self._model, enabled=part < budget.accumulate - 1):
+                loss, logits = self._model(given.behind(self.untouched), given.masks)
+                fabric.backward(loss / budget.accumulate)
+            loss_value += loss.item() / budget.accumulate
+            _count(meters, logits, given.masks)
+        if not math.isfinite(loss_value):
+            raise Diverged(step + 1)
+        if budget.clip_norm:
+            fabric.clip_gradients(self._model, self._optimizer, max_norm=budget.clip_norm, error_if_nonfinite=False)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+        own = time.monotonic() - began
+        meters.images += budget.batch_size
+        meters.loss_sum += loss_value
+        meters.loss_steps += 1
+        meters.data_seconds += sum(given.waited for given in passes)
+        meters.seconds += own + sum(given.seconds(self.untouched) for given in passes)
+        meters.spent += own + sum(given.spent for given in passes) / (1 + beside)
+        meters.reused += sum(given.reused for given in passes) / len(passes)
+        self.step += 1
+        lr = self.hyperparameters.lr * budget.learning_rate_factor(step)
+        self.watcher.on_step(self.step, loss_value, lr)
+        if self.step % math.ceil(budget.steps / CURVE_POINTS) == 0 or self.finished:
+            self.watcher.on_point(_point(self.step, lr, meters))
+
+    def save_if_due(self, stopping: bool) -> None:
+        if stopping or self.finished or time.monotonic() - self._saved > self._checkpoint_seconds:
+            asked = time.monotonic()
+            self.save()
+            self._saved = time.monotonic()
+            self._checkpoint_seconds = max(self._checkpoint_seconds, 20 * (self._saved - asked))
+
+    def save(self) -> None:
+        if self.fabric.is_global_zero:
             state = {
-                "trained": network.trained_state(),
-                "optimizer": optimizer.optimizer.state_dict(),
-                "precision": fabric.strategy.precision.state_dict(),
-                "meters": vars(meters),
+                "trained": self.network.trained_state(),
+                "optimizer": self._optimizer.optimizer.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "meters": vars(self.meters),
             }
-            checkpoints.save(step, state)
-        on_checkpoint(step)
+            self.checkpoints.save(self.step, state)
+        self.watcher.on_checkpoint(self.step)
 
-    every = math.ceil(budget.steps / CURVE_POINTS)
-    saved = time.monotonic()
-    with StopSignals() as stop:
-        batches = iter(_batches(stream, budget, start, fabric, workers))
-        for step in range(start, budget.steps):
-            began = time.monotonic()
-            torch.manual_seed(derive(seed, "step", step, fabric.global_rank))
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
-            loss_value = 0.0
-            for part in range(budget.accumulate):
-                asked = time.monotonic()
-                batch = next(batches)
-                meters.data_seconds += time.monotonic() - asked
-                images, masks = fabric.to_device(batch)
-                with fabric.no_backward_sync(model, enabled=part < budget.accumulate - 1):
-                    loss, logits = model(images, masks)
-                    fabric.backward(loss / budget.accumulate)
-                loss_value += loss.item() / budget.accumulate
-                _count(meters, logits, masks)
-            if not math.isfinite(loss_value):
-                raise Diverged(step + 1)
-            if budget.clip_norm:
-                fabric.clip_gradients(model, optimizer, max_norm=budget.clip_norm, error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
 
-            meters.images += budget.batch_size
-            meters.loss_sum += loss_value
-            meters.loss_steps += 1
-            meters.seconds += time.monotonic() - began
-            lr = hyperparameters.lr * budget.learning_rate_factor(step)
-            on_step(step + 1, loss_value, lr)
-            if (step + 1) % every == 0 or step + 1 == budget.steps:
-                on_point(_point(step + 1, lr, meters))
-            due = time.monotonic() - saved > checkpoint_seconds
+def train(
+    learners: Sequence[Learner],
+    feeder: Feeder,
+    on_failure: Callable[[Learner, Exception], None] | None = None,
+) -> None:
+    """Train networks in place for the whole of their one budget, each from its last checkpoint on, side by side.
+
+    Each ends as it would alone: the randomness of a step depends on the seed and the step alone, and so do its images.
+    What goes wrong with one is given to `on_failure`, and the others go on; without it, it is raised (`Diverged`).
+    Raises `Interrupted` after a signal, when checkpoints have been written.
+    """
+    learning = list(learners)
+
+    @contextlib.contextmanager
+    def guarded(learner: Learner) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if on_failure is None:
+                raise
+            learning.remove(learner)
+            on_failure(learner, error)
+
+    for learner in learners:
+        with guarded(learner):
+            learner.begin()
+    if all(learner.finished for learner in learning):
+        return
+    budget, fabric = learning[0].budget, learning[0].fabric
+    with StopSignals() as stop, contextlib.closing(feeder):
+        first = min(learner.step for learner in learning)
+        fed = feeder.passes(first * budget.accumulate)
+        for step in range(first, budget.steps):
+            passes = [next(fed) for _ in range(budget.accumulate)]
+            now = [learner for learner in learning if learner.step == step]
+            for learner in now:
+                with guarded(learner):
+                    learner.learn(passes, len(now) - 1)
             stopping = stop.raised
             if fabric.world_size > 1:  # all leave after the same step, whenever each of them was told
                 stopping = fabric.strategy.reduce_boolean_decision(stopping, all=False)
-            if stopping or due or step + 1 == budget.steps:
-                asked = time.monotonic()
-                save(step + 1)
-                saved = time.monotonic()
-                checkpoint_seconds = max(checkpoint_seconds, 20 * (saved - asked))
-            if stopping:
+            for learner in now:
+                if learner in learning:
+                    with guarded(learner):
+                        learner.save_if_due(stopping)
+            if stopping and learning:
                 raise Interrupted(step + 1)
-    return meters
-
-
-def _batches(
-    stream: TrainStream, budget: Budget, start: int, fabric: Fabric, workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """This process's share of every forward pass from step `start` on; the shares of all processes are the batch."""
-    size = budget.batch_size // budget.accumulate
-    if size % fabric.world_size:
-        raise UserError(
-            f"{size} images a forward pass cannot be shared by {fabric.world_size} processes; "
-            "start a number that divides them"
-        )
-    share = size // fabric.world_size
-    first = range(start * budget.batch_size + fabric.global_rank * share, budget.steps * budget.batch_size, size)
-    return DataLoader(
-        stream,
-        batch_sampler=[range(position, position + share) for position in first],
-        num_workers=workers,
-        worker_init_fn=_ignore_interrupts,
-        pin_memory=fabric.device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-    )
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the loop decides, and ends the workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if all(learner.finished for learner in learning):
+                return
 
 
 def _count(meters: Meters, logits: Tensor, masks: Tensor) -> None:

@@ -183,7 +183,7 @@ def facets_of_budget(budget: Budget) -> dict[str, Any]:
     return {
         "budget": budget.name,
         "budget_steps": budget.steps,
-        "budget_digest": digest(budget.model_dump(mode="json", exclude={"name"})),
+        "budget_digest": digest(budget.identity()),
     }
 
 

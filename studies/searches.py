@@ -190,7 +190,8 @@ class SearchSpec(BaseModel):
     @cached_property
     def name(self) -> str:
         """Readable, unique, and a file's name."""
-        told = [PROTOCOL, self.model_dump(mode="json", exclude={"dataset": True, "budget": {"name"}})]
+        own = self.model_dump(mode="json", exclude={"dataset", "budget"})
+        told = [PROTOCOL, {**own, "budget": self.budget.identity()}]
         words = (self.method, self.backbone, self.dataset, digest(told)[:8])
         return "-".join(re.sub(r"[^\w.]+", "_", word) for word in words)
 

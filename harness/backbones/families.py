@@ -247,6 +247,12 @@ class _RotaryStem(nn.Module):
         x, self.rotary.embedding = self.network._pos_embed(self.network.patch_embed(images))
         return self.network.norm_pre(x)
 
+    def prepare(self, size: tuple[int, int]) -> None:
+        """What the blocks read of the stem, for a forward pass of images of that size that begins behind a stage."""
+        weight = next(self.network.patch_embed.parameters())
+        with torch.no_grad():
+            self(weight.new_zeros(1, 3, *size))
+
 
 class _RotaryStage(nn.Module):
     def __init__(self, blocks: nn.Module, rotary: _Rotary, first: int, by_depth: bool):

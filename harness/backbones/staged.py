@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from harness.backbones.sites import Layout, Sites
+
+
+class Prefix:
+    """What the first stages of a backbone, which no method has touched, made of a batch of images.
+
+    Not a dataclass, so that what converts the tensors of a model's arguments leaves these as they were computed.
+    """
+
+    __slots__ = ("outputs", "size")
+
+    def __init__(self, outputs: Sequence[Tensor], size: tuple[int, int]):
+        """`outputs`: of stages 0, 1, ..., each in the network's own layout; `size`: (H, W) of the images."""
+        self.outputs = tuple(outputs)
+        self.size = size
+
+    def first(self, stages: int) -> Prefix:
+        return Prefix(self.outputs[:stages], self.size)
 
 
 class StagedBackbone(Sites):
@@ -53,6 +72,7 @@ class StagedBackbone(Sites):
         self.requires_grad_(False)
         self._open_sites()
         self._frozen = set(self.modules()) - {self, self.stages, self.gaps, self.added}
+        self._made_of = [list(_shape_of(part)) for part in (self.stem, *self.stages)]
         self.train(False)
 
     @property
@@ -60,17 +80,62 @@ class StagedBackbone(Sites):
         """Whether the stages have different resolutions (CNN, Swin) or one (ViT)."""
         return len(set(self.strides)) > 1
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """images [B, 3, H, W], normalised -> one map [B, C_i, H/s_i, W/s_i] a stage."""
-        self._current.size = (images.shape[-2], images.shape[-1])
-        x = self.stem(images)
+    def forward(self, images: Tensor | Prefix) -> list[Tensor]:
+        """images [B, 3, H, W], normalised, or what `prefix` made of them -> one map [B, C_i, H/s_i, W/s_i] a stage."""
+        x, known = self._begin(images)
         maps = []
         for i, stage in enumerate(self.stages):
-            x = stage(x)
+            x = known[i] if i < len(known) else stage(x)
             if str(i) in self.gaps:
                 x = self._from_map(self.gaps[str(i)](self._to_map(x, i)), x)
             maps.append(self._to_map(self.output_norm(x), i))
         return self.added["output"](maps) if "output" in self.added else maps
+
+    def untouched_stages(self) -> int:
+        """How many stages from the image on are as they came: frozen, unhooked, of the same modules, no gap between.
+
+        Their outputs depend on the images alone, whatever is trained. The gap behind the last of them may be taken.
+        """
+        if _is_intercepted(self) or type(self) is not StagedBackbone:
+            return 0
+        count = 0
+        for part, before in zip((self.stem, *self.stages), self._made_of, strict=True):
+            if list(_shape_of(part)) != before or not all(map(self._is_untouched, part.modules())):
+                break
+            count += 1
+        gaps = [int(stage) + 1 for stage in self.gaps]
+        return max(0, min([count - 1, *gaps]))
+
+    @torch.no_grad()
+    def prefix(self, images: Tensor | Prefix, stages: int) -> Prefix:
+        """The outputs of the first `stages` stages (1 or more), which must be untouched; no graph is built.
+
+        From images, or from a shorter prefix.
+        """
+        x, known = self._begin(images)
+        outputs = list(known[:stages])
+        for stage in self.stages[len(outputs) : stages]:
+            x = stage(x)
+            outputs.append(x)
+        assert self._current.size is not None
+        return Prefix(outputs, self._current.size)
+
+    def _begin(self, images: Tensor | Prefix) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What goes into the first stage that is computed, and the outputs of those that are not."""
+        if isinstance(images, Tensor):
+            self._current.size = (images.shape[-2], images.shape[-1])
+            return self.stem(images), ()
+        self._current.size = images.size
+        if hasattr(self.stem, "prepare"):
+            self.stem.prepare(images.size)
+        return images.outputs[-1], images.outputs
+
+    def _is_untouched(self, module: nn.Module) -> bool:
+        return (
+            module in self._frozen
+            and not _is_intercepted(module)
+            and not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        )
 
     def put_in_gap(self, stage: int, module: nn.Module) -> None:
         """Let `module` transform the map behind `stage` (0-based). A gap holds one module."""
@@ -106,3 +171,15 @@ class StagedBackbone(Sites):
     def _from_map(self, feature_map: Tensor, x: Tensor) -> Tensor:
         """The inverse of `_to_map`; prefix tokens are taken from `x`, the stage's own output."""
         return feature_map if self.layout == "NCHW" else self.from_map(feature_map, x)
+
+
+def _is_intercepted(module: nn.Module) -> bool:
+    """Whether a call of the module is not just its class's `forward`."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
+def _shape_of(part: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """What a part of a network is made of: its modules, their places and classes."""
+    for name, module in part.named_modules():
+        yield name, module, type(module)
