@@ -5,7 +5,10 @@ Everything is counted at the labels' own resolution, in int64, one matrix an ima
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +28,10 @@ def confusion(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
     counted = mask != IGNORE_INDEX
     index = mask[counted].long() * classes + prediction[counted].long()
     return torch.bincount(index, minlength=classes**2).reshape(classes, classes)
+
+
+LOADERS = 4
+"""Threads that decode images for the evaluation."""
 
 
 class Known(Protocol):
@@ -130,8 +137,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], list[Pair]]]:
     indices: list[int] = []
     pairs: list[Pair] = []
-    for index in range(len(samples))[share]:
-        pair = dataset.load(samples[index])
+    for index, pair in _loaded(dataset, samples, range(len(samples))[share], ahead=2 * size):
         if pairs and (len(pairs) == size or pair.image.shape != pairs[0].image.shape):
             yield indices, pairs
             indices, pairs = [], []
@@ -139,3 +145,22 @@ def _batches(
         pairs.append(pair)
     if pairs:
         yield indices, pairs
+
+
+def _loaded(
+    dataset: SegmentationDataset, samples: Sequence[Sample], indices: range, ahead: int
+) -> Iterator[tuple[int, Pair]]:
+    """Pairs in order; as many as `ahead` are decoded by other threads while the network works."""
+    waiting: deque[tuple[int, Future[Pair]]] = deque()
+    for index in indices[:1]:
+        yield index, dataset.load(samples[index])  # what a dataset reads once for all is not read by several threads
+    with ThreadPoolExecutor(LOADERS) as threads:
+        try:
+            for index in itertools.chain(indices[1:], [None]):
+                if index is not None:
+                    waiting.append((index, threads.submit(dataset.load, samples[index])))
+                while waiting and (index is None or len(waiting) > ahead):
+                    first, pair = waiting.popleft()
+                    yield first, pair.result()
+        finally:
+            threads.shutdown(cancel_futures=True)

@@ -157,6 +157,8 @@ def execute_together(
 
     def dropped(execution: _Execution, error: BaseException) -> None:
         outcomes[at[id(execution)]] = outcome_of(error)
+        if not isinstance(error, (Claimed, ClaimLost, Interrupted, KeyboardInterrupt, RunFailed, UserError)):
+            traceback.print_exception(error)  # a bug, of the method or of ours
         if execution in ready:
             ready.remove(execution)
 

@@ -11,9 +11,10 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import Data, Json, Plugin, Runs, Tracking, print_table, settings_of
+from harness.cli import CacheSize, Data, Json, Plugin, Runs, Tracking, print_table, settings_of
 from harness.console import say
 from harness.errors import UserError
+from harness.sizes import CACHE_SIZE, parse_size
 
 
 class LauncherName(enum.StrEnum):
@@ -38,6 +39,14 @@ Storage = Annotated[
     str | None,
     typer.Option(help="Optuna storage: URL of a database, or journal:FILE; default SQLite under --runs"),
 ]
+Together = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="cells, or trials of a search, of the same images that one process trains at once; no figure depends on "
+        "it, nor do the trials of grid, random and qmc, nor tpe's first 10",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="plain lines in place of a live table")]
 CheckpointSeconds = Annotated[float, typer.Option(min=0, help="least time between checkpoints", hidden=True)]
 
@@ -61,6 +70,8 @@ def compare(
     device: Device = "auto",
     workers: Workers = None,
     time_limit: TimeLimit = None,
+    together: Together = 1,
+    cache_size: CacheSize = CACHE_SIZE,
     storage: Storage = None,
     runs: Runs = Path("runs"),
     data: Data = Path("data"),
@@ -74,22 +85,20 @@ def compare(
 
     One bad cell stops nothing; the exit code is 1 if any cell has failed in the end.
     """
-    from harness.runs import RunStore
     from studies import compare as comparing
     from studies.plan import make_plan
     from studies.study import Replacements, load_study
 
+    circumstances = _circumstances(runs, data, tracking, workers, time_limit, checkpoint_seconds, together, cache_size)
     chosen = load_study(
         study,
         Replacements(*(tuple(names or ()) for names in (method, backbone, dataset, head)), seeds, budget, trials),
     )
-    store = RunStore(runs)
     if plan:
-        planned = make_plan(chosen, store, data, ask_support=True)
+        planned = make_plan(chosen, circumstances.store, data, ask_support=True)
         show = print if not json_ else say
         show("\n".join(comparing.describe(planned)))
     else:
-        circumstances = _circumstances(runs, data, tracking, workers, time_limit, checkpoint_seconds)
         choice = _choice(launcher, jobs, device, launcher_settings)
         with _stoppable():
             planned = comparing.compare(chosen, circumstances, choice, storage, quiet)
@@ -120,7 +129,14 @@ def _choice(launcher: LauncherName, jobs: int | None, device: str, settings: lis
 
 
 def _circumstances(
-    runs: Path, data: Path, tracking: str | None, workers: int | None, minutes: float | None, checkpoint_seconds: float
+    runs: Path,
+    data: Path,
+    tracking: str | None,
+    workers: int | None,
+    minutes: float | None,
+    checkpoint_seconds: float,
+    together: int,
+    cache_size: str,
 ):
     from harness.runs import RunStore
     from studies.drive import Circumstances
@@ -128,7 +144,10 @@ def _circumstances(
     if minutes is not None and minutes <= 0:
         raise UserError(f"--time-limit {minutes:g}: give minutes above 0")
     seconds = None if minutes is None else 60 * minutes
-    return Circumstances(RunStore(runs), data, tracking, workers, seconds, checkpoint_seconds)
+    cache_bytes = parse_size(cache_size, "--cache-size")
+    return Circumstances(
+        RunStore(runs), data, tracking, workers, seconds, checkpoint_seconds, together=together, cache_bytes=cache_bytes
+    )
 
 
 def search(
@@ -167,6 +186,8 @@ def search(
     device: Device = "auto",
     workers: Workers = None,
     time_limit: TimeLimit = None,
+    together: Together = 1,
+    cache_size: CacheSize = CACHE_SIZE,
     storage: Storage = None,
     runs: Runs = Path("runs"),
     data: Data = Path("data"),
@@ -178,7 +199,7 @@ def search(
     """Search a method's hyperparameters on a dev part of train, with Optuna. Each trial is an ordinary run.
 
     The same command goes on with an interrupted search, and joins one that other processes work on. With one trial at a
-    time (--jobs 1) a search is reproducible, whatever interrupts it.
+    time (--jobs 1, --together 1) a search is reproducible, whatever interrupts it.
     """
     from harness.cells import Request, Resolver
     from harness.method import methods
@@ -187,7 +208,7 @@ def search(
     from studies.search import Search
     from studies.searches import make_space
 
-    circumstances = _circumstances(runs, data, tracking, workers, time_limit, checkpoint_seconds)
+    circumstances = _circumstances(runs, data, tracking, workers, time_limit, checkpoint_seconds, together, cache_size)
     fixed = settings_of(settings or [])
     request = Request(method, backbone, weights, dataset, head, budget, seed, "dev", dict(fixed))
     names = None if parameters is None else [name.strip() for name in parameters.split(",") if name.strip()]
@@ -213,7 +234,7 @@ def search(
         row = Row(found)
         if not found.finished:
             at_once = held.enter_context(_choice(launcher, jobs, device, launcher_settings).open())
-            row.width = at_once.slots
+            row.jobs = at_once.slots
             line = held.enter_context(LiveLine(row, quiet))
             held.enter_context(_stoppable())
             Drive(at_once, circumstances, resolve, [], [row], line.update).run()

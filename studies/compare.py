@@ -55,7 +55,8 @@ def compare(
             for search, planned in _searches(plan, circumstances, resolve, storage)
         ]
         launcher = held.enter_context(choice.open())
-        say(f"{launcher.name}: {launcher.slots} at a time")
+        each = f", of up to {circumstances.together} cells together" if circumstances.together > 1 else ""
+        say(f"{launcher.name}: {launcher.slots} at a time{each}")
         table = held.enter_context(LiveTable(plan, circumstances, quiet))
         Drive(launcher, circumstances, resolve, plan.cells, rows, table.update).run()
     return plan

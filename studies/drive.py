@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cells import Request, Resolver
 from harness.claims import LEASE
@@ -15,12 +16,14 @@ from harness.console import say
 from harness.launch import Ended, Job, Launcher
 from harness.plugins import loaded_files
 from harness.runs import RunStore
+from harness.spec import Budget, Part, Spec
 from harness.tracking import Mirror
 from studies.plan import FINAL, PlannedCell, PlannedSearch, refresh, settle
 
 if TYPE_CHECKING:
     from studies.findings import Conclusion
-    from studies.search import Search
+    from studies.search import Search, TrialJob
+    from studies.searches import SearchSpec
 
 LOOK_SECONDS = 2.0
 """How often runs that other processes execute, and searches that others work on, are looked at."""
@@ -30,16 +33,49 @@ TAKEN_UP_AGAIN = 3
 
 @dataclass
 class Row:
-    """A search and, in a study, the rows whose cells wait for it; `width` of its trials at a time.
+    """A search and, in a study, the rows whose cells wait for it.
 
-    One at a time, what it proposes does not depend on what runs side by side: so it is in studies.
+    `jobs` have its trials at a time. With one, and one trial in it, what is proposed does not depend on what runs side
+    by side: so it is in studies, as long as they are not to execute cells together.
     """
 
     search: Search
     planned: list[PlannedSearch] = field(default_factory=list)
-    width: int = 1
+    jobs: int = 1
     conclusion: Conclusion | None = None
     """When the search has ended."""
+
+    def together(self, asked: int) -> int:
+        """How many of its trials a job may have, where it may have so many cells.
+
+        A pruner ends trials one by one, and the memory of one network is not known where there are several.
+        """
+        spec = self.search.spec
+        return asked if spec.pruner is None and "memory" not in spec.objectives else 1
+
+
+class Images(NamedTuple):
+    """What decides which images a frozen backbone sees in training. Runs of which it is the same can share its work."""
+
+    backbone: str
+    weights: str
+    data: str
+    budget: Budget
+    seed: int
+    part: Part
+
+    @classmethod
+    def of(cls, spec: Spec) -> Images:
+        return cls(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, spec.part)
+
+    @classmethod
+    def of_trials(cls, spec: SearchSpec) -> Images:
+        return cls(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, "dev")
+
+
+def _images_of(cell: PlannedCell) -> Images:
+    assert cell.spec is not None
+    return Images.of(cell.spec)
 
 
 @dataclass(frozen=True)
@@ -55,11 +91,18 @@ class Circumstances:
     checkpoint_seconds: float = 30
     say: Callable[[str], None] = say
     """Takes a line for the user."""
+    together: int = 1
+    """How many cells that see the same images one job may have."""
+    cache_bytes: int = 0
+    """What frozen features may take on disk."""
 
-    def job(self, request: Request, fingerprint: str) -> Job:
+    def job(
+        self, request: Request, fingerprint: str, beside: tuple[tuple[Request, str], ...] = (), more: int = 0
+    ) -> Job:
         return Job(
             request=request,
             fingerprint=fingerprint,
+            beside=beside,
             runs=self.store.root.absolute(),
             data=self.data.absolute(),
             tracking=self.tracking,
@@ -67,6 +110,8 @@ class Circumstances:
             seconds=self.seconds,
             checkpoint_seconds=self.checkpoint_seconds,
             plugins=tuple(str(path) for path in loaded_files()),
+            cache_bytes=self.cache_bytes,
+            more=more,
         )
 
 
@@ -123,34 +168,103 @@ class Drive:
         return begun
 
     def _next(self) -> Job | None:
-        """Cells that can be run go before trials: they end a row."""
+        """Cells that can be run go before trials, as they end a row; where they may share a job they wait for company,
+        as long as there are trials to begin.
+        """
+        most = self._most_together()
+        if self._circumstances.together == 1:
+            return self._job_of_cells(most) or self._job_of_trials(most)
+        return self._job_of_trials(most) or self._job_of_cells(most)
+
+    def _job_of_cells(self, most: int) -> Job | None:
+        cells = self._next_cells(most)
+        if not cells:
+            return None
+        return self._job(_images_of(cells[0]), [(cell.request, cell.fingerprint or "") for cell in cells])
+
+    def _job_of_trials(self, most: int) -> Job | None:
+        for row in self._rows:
+            if trials := self._next_trials(row, most):
+                named = [(trial.request, trial.fingerprint) for trial in trials]
+                return self._job(Images.of_trials(row.search.spec), named)
+        return None
+
+    def _most_together(self) -> int:
+        """How many cells the next job may have: not so many that a slot would have none for it."""
+        asked = self._circumstances.together
+        if asked == 1:
+            return 1
+        ready = len(self._cells) + sum(self._room(row) for row in self._rows)
+        a_free_slot = math.ceil(ready / self._launcher.free)
+        a_slot = math.ceil((ready + len(self._in_flight)) / self._launcher.slots)
+        return max(1, min(asked, a_free_slot, a_slot))
+
+    def _next_cells(self, most: int) -> list[PlannedCell]:
+        """The first cell that can be begun and, up to `most`, others that see the same images; the rest keep their
+        order.
+        """
+        taken: list[PlannedCell] = []
         for _ in range(len(self._cells)):
             cell = self._cells.popleft()
             assert cell.fingerprint is not None
-            if cell.fingerprint in self._in_flight:  # two rows that come to the same run
-                running = self._in_flight[cell.fingerprint]
-                if isinstance(running, list):
-                    running.append(cell)
-                    continue
+            running = self._in_flight.get(cell.fingerprint)
+            if isinstance(running, list):  # two rows that come to the same run
+                running.append(cell)
+            elif running is not None or len(taken) == most or not self._goes_with(cell, taken):
                 self._cells.append(cell)
-                continue
-            self._in_flight[cell.fingerprint] = [cell]
-            cell.state, cell.reason = "running", None
-            self._on_change(cell)
-            return self._circumstances.job(cell.request, cell.fingerprint)
-        for row in self._rows:
-            if self._works_for(row) >= row.width:
-                continue
-            trial = row.search.next()
-            if trial is None:
-                continue
+            else:
+                taken.append(cell)
+                self._in_flight[cell.fingerprint] = [cell]
+                cell.state, cell.reason = "running", None
+                self._on_change(cell)
+        return taken
+
+    def _goes_with(self, cell: PlannedCell, others: list[PlannedCell]) -> bool:
+        """Whether one process may execute them: see `Images`, and `_is_last_try`."""
+        return not others or (
+            _images_of(cell) == _images_of(others[0])
+            and not any(self._is_last_try(one.fingerprint) for one in (cell, others[0]))
+        )
+
+    def _is_last_try(self, fingerprint: str | None) -> bool:
+        """Of a run that ended as interrupted again and again: it is made alone, as it may be what its jobs end by."""
+        return self._again.get(fingerprint or "", 0) >= TAKEN_UP_AGAIN
+
+    def _next_trials(self, row: Row, most: int) -> list[TrialJob]:
+        """Up to so many trials of a search that can be begun now."""
+        begun: list[TrialJob] = []
+        while len(begun) < row.together(most) and self._room(row) and (trial := row.search.next()):
             if trial.fingerprint in self._in_flight:  # of another row's search, with the same hyperparameters
                 row.search.ended(trial.fingerprint, "claimed", None)
-                continue
+                break
             self._in_flight[trial.fingerprint] = row
+            begun.append(trial)
+            if self._is_last_try(trial.fingerprint):
+                break
+        if begun:
             self._on_change(row)
-            return self._circumstances.job(trial.request, trial.fingerprint)
-        return None
+        return begun
+
+    def _room(self, row: Row) -> int:
+        """How many more trials of a search may be in flight, as far as is known."""
+        width = row.jobs * row.together(self._circumstances.together)
+        return max(0, min(width, row.search.left) - self._works_for(row))
+
+    def _job(self, images: Images, cells: list[tuple[Request, str]]) -> Job:
+        """The job of these cells, which are in flight by now."""
+        (request, fingerprint), *beside = cells
+        return self._circumstances.job(request, fingerprint, tuple(beside), self._still_to_come(images))
+
+    def _still_to_come(self, images: Images) -> int:
+        """How many runs are not begun yet that see these images, those that wait for their searches included."""
+        count = sum(_images_of(cell) == images for cell in self._cells)
+        for row in self._rows:
+            of_trials = Images.of_trials(row.search.spec)
+            if of_trials == images:
+                count += max(0, row.search.left - self._works_for(row))
+            waiting = (cell.request for planned in row.planned for cell in planned.cells if cell.state == "waiting")
+            count += sum(of_trials._replace(seed=request.seed, part=request.part) == images for request in waiting)
+        return count
 
     def _works_for(self, row: Row) -> int:
         return sum(1 for task in self._in_flight.values() if task is row)

@@ -124,8 +124,13 @@ class Search:
     @property
     def finished(self) -> bool:
         """Whether all trials have ended, whoever executed them."""
+        return not self.left and not self._untold
+
+    @property
+    def left(self) -> int:
+        """How many trials have not ended, those that are not made yet among them; as last seen."""
         ended = [trial for trial in self.trials[: self._number_of_trials] if trial.state != "running"]
-        return len(ended) == self._number_of_trials and not self._untold
+        return self._number_of_trials - len(ended)
 
     def next(self) -> TrialJob | None:
         """A trial to execute now: one that nobody executes any more, else a new one. None: nothing now."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.backbones.frozen import make_lean
 from harness.backbones.sites import Layout, Sites
 
 
@@ -70,6 +71,7 @@ class StagedBackbone(Sites):
         self.std = tuple(std)
         self.pretrained_parameters = sum(parameter.numel() for parameter in self.parameters())
         self.requires_grad_(False)
+        make_lean(self)
         self._open_sites()
         self._frozen = set(self.modules()) - {self, self.stages, self.gaps, self.added}
         self._made_of = [list(_shape_of(part)) for part in (self.stem, *self.stages)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,12 +22,17 @@ Outcome = State | Literal["claimed"]
 
 @dataclass(frozen=True)
 class Job:
-    """One cell to execute and the circumstances, which change no figure. Plain values: it travels to other machines."""
+    """A cell to execute, or several in one process, and the circumstances, which change no figure.
+
+    Plain values: it travels to other machines.
+    """
 
     request: Request
     fingerprint: str
     runs: Path
     data: Path
+    beside: tuple[tuple[Request, str], ...] = ()
+    """Further cells with their fingerprints, which the same process executes side by side with the first."""
     tracking: str | None = None
     device: str = "auto"
     workers: int | None = None
@@ -36,14 +41,24 @@ class Job:
     cores: tuple[int, ...] = ()
     """Which this job may use; none: all."""
     seconds: float | None = None
-    """The most that the job may take, in all its attempts; None: no limit."""
+    """The most that each cell may take, in all its attempts; None: no limit."""
     checkpoint_seconds: float = 30
     plugins: tuple[str, ...] = ()
+    cache_bytes: int = 0
+    """What frozen features may take on disk, those of all jobs together; 0: none are kept."""
+    more: int = 0
+    """How many further runs are expected that see the same training images with the same frozen backbone."""
+
+    @property
+    def members(self) -> tuple[Job, ...]:
+        """A job for each of its cells alone, in order."""
+        cells = ((self.request, self.fingerprint), *self.beside)
+        return tuple(replace(self, request=request, fingerprint=name, beside=()) for request, name in cells)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a job. The reason is that of the run's status."""
+    """What became of one cell of a job; `job` has that cell alone. The reason is that of the run's status."""
 
     job: Job
     outcome: Outcome
@@ -99,11 +114,14 @@ class Launcher(ABC):
 
     @abstractmethod
     def wait(self, seconds: float) -> list[Ended]:
-        """The jobs that ended since the last call; waits up to `seconds` for the first. Never raises for a job."""
+        """What ended since the last call, one `Ended` a cell; waits up to `seconds` for the first job.
+
+        The cells of one job come together. Never raises for a job.
+        """
 
     @abstractmethod
     def stop(self, fingerprint: str) -> None:
-        """Ask one job to end where it is; `wait` reports it as `interrupted`."""
+        """Ask the job of this cell to end where it is; `wait` reports each cell of it as `interrupted`."""
 
     @abstractmethod
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from harness.errors import UserError
 from harness.launch import Ended, Job, Launcher
-from harness.launch.supervise import Stop, supervise
+from harness.launch.supervise import Stop, of_members, supervise
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LocalLauncher(Launcher):
         self._slots = make_slots(jobs, device)
         self._free = list(self._slots)
         self._stops: dict[str, Stop] = {}
-        self._ended: queue.SimpleQueue[tuple[Ended, Slot]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[list[Ended], Slot]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     @property
@@ -47,27 +47,29 @@ class LocalLauncher(Launcher):
     def submit(self, job: Job) -> None:
         slot = self._free.pop(0)
         placed = replace(job, device=slot.device, cores=slot.cores, threads=slot.threads)
-        stop = self._stops[job.fingerprint] = Stop()
+        stop = Stop()
+        self._stops |= {member.fingerprint: stop for member in job.members}
         thread = threading.Thread(target=self._watch, args=(job, placed, stop, slot), name=job.fingerprint)
         self._threads = [other for other in self._threads if other.is_alive()] + [thread]
         thread.start()
 
     def _watch(self, job: Job, placed: Job, stop: Stop, slot: Slot) -> None:
         try:
-            ended = replace(supervise(placed, stop), job=job)
+            ended = of_members(job, supervise(placed, stop))
         except Exception as error:  # such as no process to be had
-            ended = Ended(job, "failed", f"{type(error).__name__}: {error}")
+            ended = [Ended(member, "failed", f"{type(error).__name__}: {error}") for member in job.members]
         self._ended.put((ended, slot))
 
     def wait(self, seconds: float) -> list[Ended]:
         ended: list[Ended] = []
         try:
             while True:
-                one, slot = self._ended.get(timeout=0 if ended else seconds)
+                found, slot = self._ended.get(timeout=0 if ended else seconds)
                 self._free.append(slot)
                 self._free.sort(key=self._slots.index)
-                self._stops.pop(one.job.fingerprint, None)
-                ended.append(one)
+                for one in found:
+                    self._stops.pop(one.job.fingerprint, None)
+                ended += found
         except queue.Empty:
             return ended
 

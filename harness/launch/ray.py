@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
 from harness.launch import Ended, Job, Launcher
-from harness.launch.supervise import GRACE, Stop, recorded, supervise
+from harness.launch.supervise import GRACE, Stop, of_members, recorded, stopped, supervise
 from harness.runs import RunFolder, RunStore
 
 if TYPE_CHECKING:
@@ -115,30 +115,32 @@ class RayLauncher(Launcher):
         ready, _ = self._ray.wait(list(self._tasks), timeout=seconds)
         if ready:  # the first; now all that are
             ready, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
-        return [ended for ref in ready if (ended := self._ended(ref, self._tasks.pop(ref))) is not None]
+        return [ended for ref in ready for ended in self._ended(ref, self._tasks.pop(ref))]
 
-    def _ended(self, ref: ObjectRef, task: _Task) -> Ended | None:
-        """What became of a task; None where it is begun anew."""
+    def _ended(self, ref: ObjectRef, task: _Task) -> list[Ended]:
+        """What became of a task's cells; nothing where it is begun anew."""
         errors = self._ray.exceptions
+        cells = task.job.members
         try:
-            return replace(self._ray.get(ref), job=task.job)
+            return of_members(task.job, self._ray.get(ref))
         except errors.TaskCancelledError:  # before it began, or with its job stopped
-            done = RunFolder(task.job.runs / task.job.fingerprint).result() is not None
-            return Ended(task.job, "done" if done else "interrupted")
+            return [stopped(cell) for cell in cells]
         except errors.RayTaskError as error:  # such as no process to be had
-            return recorded(task.job, f"{type(error.cause).__name__}: {error.cause}")
+            return [recorded(cell, f"{type(error.cause).__name__}: {error.cause}") for cell in cells]
         except errors.RayError as error:
             if task.begun <= self._retries and not task.stopped:
-                self._begin(replace(task, begun=task.begun + 1))
-                return None
+                # In the end alone, for one of them may be what the node dies of.
+                for job in cells if task.begun == self._retries else [task.job]:
+                    self._begin(replace(task, job=job, begun=task.begun + 1))
+                return []
             reason = " ".join(str(error).split())[:300]
             if isinstance(error, errors.OutOfMemoryError):
-                return recorded(task.job, f"Ray: {reason}", "out_of_memory")
-            return recorded(task.job, f"Ray: {reason} (begun {task.begun} times)", "interrupted")
+                return [recorded(cell, f"Ray: {reason}", "out_of_memory") for cell in cells]
+            return [recorded(cell, f"Ray: {reason} (begun {task.begun} times)", "interrupted") for cell in cells]
 
     def stop(self, fingerprint: str) -> None:
         for ref, task in self._tasks.items():
-            if task.job.fingerprint == fingerprint and not task.stopped:
+            if not task.stopped and any(cell.fingerprint == fingerprint for cell in task.job.members):
                 task.stopped = True
                 self._ray.cancel(ref)
 
@@ -205,7 +207,7 @@ def _connect(address: str) -> Any:
 # ---- on the node -----------------------------------------------------------------------------------------------------
 
 
-def _execute(job: Job, folder: str, again: bool) -> Ended:
+def _execute(job: Job, folder: str, again: bool) -> list[Ended]:
     """The body of a Ray task. To cancel it, Ray raises KeyboardInterrupt here, where nothing is done but to wait."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored on a node that was started in a background
     with contextlib.suppress(OSError):
@@ -224,8 +226,8 @@ def _execute(job: Job, folder: str, again: bool) -> Ended:
 
 
 def _await_the_lost(job: Job) -> None:
-    """The job of a worker that died notices it, writes its checkpoint, and only then gives the run free."""
-    run = RunFolder(job.runs / job.fingerprint)
+    """The job of a worker that died notices it, writes its checkpoints, and only then gives its runs free."""
+    store, runs = RunStore(job.runs), [RunFolder(job.runs / cell.fingerprint) for cell in job.members]
     end = time.monotonic() + GRACE
-    while RunStore(job.runs).holder(run) is not None and time.monotonic() < end:
+    while any(store.holder(run) is not None for run in runs) and time.monotonic() < end:
         time.sleep(0.2)

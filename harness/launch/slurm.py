@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
 from harness.launch import Ended, Job, Launcher
-from harness.launch.supervise import GRACE, Stop, recorded, supervise
-from harness.runs import RunFolder
+from harness.launch.supervise import GRACE, Stop, of_members, recorded, stopped, supervise
 
 if TYPE_CHECKING:
     import submitit
@@ -38,7 +37,7 @@ _OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 @dataclass
 class _Submitted:
     job: Job
-    handle: submitit.Job[Ended]
+    handle: submitit.Job[list[Ended]]
     stopped: bool = False
     over: int = 0
     """How often Slurm has called it over."""
@@ -95,7 +94,7 @@ class SlurmLauncher(Launcher):
             reason = f"sbatch: {' '.join(str(error).split())[-300:]}"
             if not self._accepted:
                 raise UserError(f"--launcher slurm: {reason}; see --launcher-set") from error
-            self._refused.append(Ended(job, "interrupted", reason))
+            self._refused += [Ended(cell, "interrupted", reason) for cell in job.members]
         else:
             self._accepted = True
             self._submitted.append(_Submitted(job, handle))
@@ -128,7 +127,7 @@ class SlurmLauncher(Launcher):
                 self._look()
             over = [submitted for submitted in self._submitted if self._is_over(submitted)]
             self._submitted = [submitted for submitted in self._submitted if submitted not in over]
-            ended = self._refused + [_ended(submitted) for submitted in over]
+            ended = self._refused + [one for submitted in over for one in _ended(submitted)]
             self._refused = []
             left = end - time.monotonic()
             if ended or left <= 0:
@@ -157,7 +156,7 @@ class SlurmLauncher(Launcher):
 
     def stop(self, fingerprint: str) -> None:
         for submitted in self._submitted:
-            if submitted.job.fingerprint == fingerprint and not submitted.stopped:
+            if not submitted.stopped and any(cell.fingerprint == fingerprint for cell in submitted.job.members):
                 submitted.stopped = True
                 submitted.handle.cancel(check=False)
 
@@ -184,21 +183,20 @@ def _check_installed(cluster: str) -> None:
     logging.getLogger("submitit").setLevel(logging.ERROR)  # it reports each look at the queue that fails
 
 
-def _ended(submitted: _Submitted) -> Ended:
-    """What a job that is over returned or, where its node died, what its run folder is told."""
+def _ended(submitted: _Submitted) -> list[Ended]:
+    """What a job that is over returned or, where its node died, what its run folders are told."""
     job, handle = submitted.job, submitted.handle
     if handle.paths.result_pickle.exists():
         try:
-            return replace(handle.result(), job=job)
+            return of_members(job, handle.result())
         except Exception:  # submitit's own, or that of a pickle that cannot be read
             state = "FAILED"
     elif submitted.stopped:  # before it began, or before it could answer
-        done = RunFolder(job.runs / job.fingerprint).result() is not None
-        return Ended(job, "done" if done else "interrupted")
+        return [stopped(cell) for cell in job.members]
     else:
         state = submitted.state
-    return recorded(job, f"Slurm job {handle.job_id} ended without a result: {state}; see {handle.paths.stderr}",
-                    "interrupted")  # fmt: skip
+    reason = f"Slurm job {handle.job_id} ended without a result: {state}; see {handle.paths.stderr}"
+    return [recorded(cell, reason, "interrupted") for cell in job.members]
 
 
 # ---- on the node -----------------------------------------------------------------------------------------------------
@@ -211,7 +209,7 @@ class Task:
     submitit calls `checkpoint` before the time limit: the job ends likewise, and goes on when it is begun anew.
     """
 
-    def __call__(self, job: Job) -> Ended:
+    def __call__(self, job: Job) -> list[Ended]:
         self._stop = Stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())

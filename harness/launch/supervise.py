@@ -1,4 +1,4 @@
-"""One job in a process of its own, watched: a crash, a leak, a hang or a kill of it touches nothing else.
+"""Jobs in processes of their own, watched: a crash, a leak, a hang or a kill of one touches nothing else.
 
 Every launcher calls `supervise`, in a thread, in a Ray task or in a Slurm job.
 """
@@ -11,26 +11,27 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.claims import Claimed, ClaimLost
+from harness.claims import Claimed
 from harness.errors import UserError
 from harness.launch import Ended, Job, Outcome
 from harness.runs import RunFolder, RunStore
 
 if TYPE_CHECKING:
-    from harness.cells import Cell
+    from harness.cells import Cell, Resolver
 
 ATTEMPTS = 3
-"""How often a job is begun whose process ends without a word (killed, crashed): it goes on from its checkpoint."""
+"""How often a cell is begun whose process ends without a word (killed, crashed): it goes on from its checkpoint."""
 GRACE = 30.0
 """Seconds that a job has to write a checkpoint when it is asked to stop, before it is killed."""
 
@@ -56,27 +57,93 @@ class Stop:
         return self._reader
 
 
-def supervise(job: Job, stop: Stop | None = None) -> Ended:
-    """Execute the job in processes of its own until it has ended, and see that its run folder says how.
+def supervise(job: Job, stop: Stop | None = None) -> list[Ended]:
+    """Execute the job in processes of its own until all its cells have ended, and see that their run folders say how.
 
-    A run that is done, or that another process executes, is left alone.
+    One `Ended` a cell, in the job's order. A run that is done, or that another process executes, is left alone. Cells
+    share a process for as long as that goes well: what one of them does to it, and what is too much for all at once,
+    costs the others no result, for who has not ended by then is executed alone.
     """
     stop = stop or Stop()
+    ended, deaths = _together(job, stop) if job.beside else ({}, 0)
+    return [ended.get(cell.fingerprint) or _alone(cell, stop, deaths) for cell in job.members]
+
+
+def _alone(job: Job, stop: Stop, deaths: int) -> Ended:
+    """One cell. `deaths`: attempts at it that have ended without a word before."""
     deadline = math.inf if job.seconds is None else time.monotonic() + job.seconds
-    for _ in range(ATTEMPTS):
+    for _ in range(deaths, ATTEMPTS):
+        if stop.asked:
+            break
         attempt = _Attempt(job)
-        told = attempt.watch(stop, deadline)
+        (told,) = attempt.watch(stop, deadline) or [None]
         if told is not None and (told.outcome == "done" or not attempt.late):
             return told
         if attempt.late:
             return recorded(job, f"took longer than its limit of {job.seconds:g} s (--time-limit)")
-        if stop.asked:
-            return Ended(job, "interrupted", stop.reason)
+    if stop.asked:
+        return stopped(job, stop.reason)
     return recorded(job, f"{_death(attempt.process.exitcode)}, {ATTEMPTS} times; {attempt.output} has its last words")
 
 
+def _together(job: Job, stop: Stop) -> tuple[dict[str, Ended], int]:
+    """Several cells in one process: what became of those that need not be executed alone, by fingerprint, and how often
+    the process ended without a word.
+
+    The last attempt is not made here: it is each one's own.
+    """
+    deadline = math.inf if job.seconds is None else time.monotonic() + job.seconds * len(job.members)
+    ended: dict[str, Ended] = {}
+    for deaths in range(ATTEMPTS - 1):
+        left = [cell for cell in job.members if cell.fingerprint not in ended]
+        if not left or stop.asked:
+            break
+        attempt = _Attempt(_as_one(left))
+        told = attempt.watch(stop, deadline)
+        found = told if told is not None else _recorded_by(left, attempt.process)
+        ended |= {one.job.fingerprint: one for one in found if _stands(one, attempt, stop)}
+        if told is not None or attempt.late:
+            return ended, deaths
+    return ended, ATTEMPTS - 1
+
+
+def _as_one(cells: list[Job]) -> Job:
+    """The job of all of them: the reverse of `Job.members`."""
+    first, *others = cells
+    return replace(first, beside=tuple((other.request, other.fingerprint) for other in others))
+
+
+def _stands(one: Ended, attempt: _Attempt, stop: Stop) -> bool:
+    """Whether a cell of several has ended as it would have alone, where it has more memory and its own time limit."""
+    return one.outcome != "out_of_memory" and (one.outcome != "interrupted" or stop.asked or not attempt.late)
+
+
+def of_members(job: Job, ended: list[Ended]) -> list[Ended]:
+    """What became of a job's cells where it was executed, told of the job as it was submitted."""
+    return [replace(one, job=cell) for one, cell in zip(ended, job.members, strict=True)]
+
+
+def stopped(job: Job, reason: str | None = None) -> Ended:
+    """What became of one cell whose process was asked to end, and had nothing to tell."""
+    done = RunFolder(job.runs / job.fingerprint).result() is not None
+    return Ended(job, "done" if done else "interrupted", None if done else reason)
+
+
+def _recorded_by(cells: list[Job], process: BaseProcess) -> list[Ended]:
+    """What became of those cells that had ended before the process did, by their folders."""
+    found = []
+    for cell in cells:
+        run = RunFolder(cell.runs / cell.fingerprint)
+        status = run.status()
+        if run.result() is not None:
+            found.append(Ended(cell, "done"))
+        elif status is not None and status.pid == process.pid and status.state not in ("running", "interrupted"):
+            found.append(Ended(cell, status.state, status.reason))
+    return found
+
+
 class _Attempt:
-    """One process that executes the job, and the two lines to it."""
+    """One process that executes the cells of a job, and the two lines to it."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -96,10 +163,10 @@ class _Attempt:
         assert self.process.pid is not None
         self.output = _output(job, self.process.pid)
 
-    def watch(self, stop: Stop, deadline: float) -> Ended | None:
+    def watch(self, stop: Stop, deadline: float) -> list[Ended] | None:
         """What the process told before it ended, or None; ends it when it is asked to stop or late."""
         grace = min(GRACE, self.job.seconds or GRACE)
-        answer: Ended | None = None
+        answer: list[Ended] | None = None
         listened: list[Any] = [self.process.sentinel, self._told, stop.waitable]
         kill_at = math.inf
         try:
@@ -129,7 +196,7 @@ class _Attempt:
             self._lifeline.close()
             self._told.close()
 
-    def _listen(self) -> Ended | None:
+    def _listen(self) -> list[Ended] | None:
         try:
             return self._told.recv() if self._told.poll() else None
         except (EOFError, OSError):
@@ -222,8 +289,8 @@ def _execute_job(job: Job, tell: Connection, alive: Connection) -> None:
     output = _output(job, os.getpid())
     _print_into(output)
     faulthandler.enable()
-    ended = _outcome(job)
-    if ended.outcome != "failed":
+    ended = _outcomes(job)
+    if all(one.outcome != "failed" for one in ended):
         output.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         tell.send(ended)
@@ -246,46 +313,70 @@ def _print_into(path: Path) -> None:
     os.close(descriptor)
 
 
-def _outcome(job: Job) -> Ended:
-    """Execute, and turn whatever comes of it into a word and a reason."""
+def _outcomes(job: Job) -> list[Ended]:
+    """Execute, and turn whatever comes of each cell into a word and a reason."""
     from harness import plugins
-    from harness.cells import resolve
-    from harness.execution import RunFailed, execute
-    from harness.tracking import Mirror
-    from harness.training import Interrupted
+    from harness.cells import Resolver
+    from harness.execution import outcome_of
 
+    cells: dict[str, Cell] = {}
+    told: dict[str, tuple[Outcome, str | None]] = {}
+    of_the_rest: tuple[Outcome, str | None]
+    try:
+        _settle(job)
+        plugins.load(job.plugins)
+        resolve = Resolver(RunStore(job.runs), job.data)
+        for member in job.members:
+            try:
+                cells[member.fingerprint] = _as_planned(member, resolve)
+            except UserError as error:
+                told[member.fingerprint] = outcome_of(error)
+        told |= zip(cells, _execute(job, list(cells.values())), strict=True)
+    except (Exception, KeyboardInterrupt) as error:
+        traceback.print_exception(error)
+        of_the_rest = outcome_of(error)
+    ended = [Ended(member, *(told.get(member.fingerprint) or of_the_rest)) for member in job.members]
+    for one in ended:
+        if one.outcome == "failed" and one.job.fingerprint in cells:  # it may have failed before it had a folder
+            with contextlib.suppress(UserError, OSError):
+                record_failure(one.job, one.reason or "", cell=cells[one.job.fingerprint])
+    return ended
+
+
+def _settle(job: Job) -> None:
+    """Into the cores and threads that the job was given."""
     if job.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cores)
     if job.threads:
         import torch
 
         torch.set_num_threads(job.threads)
+
+
+def _as_planned(job: Job, resolve: Resolver) -> Cell:
+    """Raises `UserError` where its cell is not the one that was planned."""
+    cell = resolve(job.request)
+    if cell.spec.fingerprint != job.fingerprint:
+        raise UserError("what it is made of (data, weights or a plugin's code) is not what it was when planned")
+    return cell
+
+
+def _execute(job: Job, cells: list[Cell]) -> list[tuple[Outcome, str | None]]:
+    """How each of the cells ended, and why, in their order. Of a single one it raises what `execute` does."""
+    from harness.execution import execute, execute_together
+    from harness.tracking import Mirror
+
     store = RunStore(job.runs)
-    cell = None
-    try:
-        plugins.load(job.plugins)
-        cell = resolve(job.request, store, job.data)
-        if cell.spec.fingerprint != job.fingerprint:
-            raise UserError("what it is made of (data, weights or a plugin's code) is not what it was when planned")
-        mirror = Mirror(job.runs, job.tracking, lambda text: print(f"warning: {text}", flush=True))
-        execute(cell, store, mirror, device=job.device, workers=job.workers, quiet=True,
-                checkpoint_seconds=job.checkpoint_seconds)  # fmt: skip
-        return Ended(job, "done")
-    except Claimed as error:
-        return Ended(job, "claimed", error.holder)
-    except ClaimLost as error:
-        return Ended(job, "claimed", str(error))
-    except (Interrupted, KeyboardInterrupt) as error:
-        return Ended(job, "interrupted", str(error) or None)
-    except RunFailed as error:
-        status = RunFolder(error.folder).status()
-        return Ended(job, error.state, status.reason if status else str(error))
-    except UserError as error:
-        reason = str(error)
-    except Exception as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    with contextlib.suppress(UserError, OSError):
-        if cell is not None:  # a failure before the run began has no folder yet
-            record_failure(job, reason, cell=cell)
-    return Ended(job, "failed", reason)
+    mirror = Mirror(job.runs, job.tracking, lambda text: print(f"warning: {text}", flush=True))
+    given: dict[str, Any] = {
+        "device": job.device,
+        "workers": job.workers,
+        "quiet": True,
+        "checkpoint_seconds": job.checkpoint_seconds,
+        "cache_bytes": job.cache_bytes,
+        "more": job.more,
+    }
+    if len(cells) != 1:
+        return execute_together(cells, store, mirror, **given)
+    execute(cells[0], store, mirror, **given)
+    return [("done", None)]

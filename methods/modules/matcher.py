@@ -58,7 +58,7 @@ class Matcher(nn.Module):
             pooled = F.avg_pool2d(feature_map, self.pool, ceil_mode=True, count_include_pad=False)
         x = self.reduce(pooled)
         state = torch.tanh(x)
-        inputs: list[Tensor | None] = [cell.project_input(x) for cell in self.cells]
+        inputs = [cell.project_input(x) for cell in self.cells]
         self.semantic_maps = []
         for t in range(self.iterations):
             shared = min(t, len(self.cells) - 1)
@@ -95,17 +95,22 @@ class SeparableGRUCell(nn.Module):
         self.new_depthwise = nn.Conv2d(inner, inner, kernel, padding=kernel // 2, groups=inner, bias=False)
         self.new_pointwise = nn.Conv2d(inner, hidden, 1, bias=False)
 
-    def project_input(self, x: Tensor) -> Tensor:
-        """[W_z x, W_r x, W_n x], the part that is the same at every iteration: [B, 3d, h, w]."""
-        return self.input_pointwise(self.input_depthwise(x))
+    def project_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is the same at every iteration: [W_z x, W_r x] as [B, 2d, h, w], and W_n x as [B, d, h, w].
 
-    def forward(self, state: Tensor, projected: Tensor, guide: Tensor | None) -> Tensor:
-        hidden = state.shape[1]
+        Taken apart once: each slice of its own would cost a map of zeros in the backward pass.
+        """
+        hidden = x.shape[1]
+        gates, new = self.input_pointwise(self.input_depthwise(x)).split([2 * hidden, hidden], dim=1)
+        return gates, new
+
+    def forward(self, state: Tensor, projected: tuple[Tensor, Tensor], guide: Tensor | None) -> Tensor:
+        projected_gates, projected_new = projected
         gates_in = state if guide is None else torch.cat([state, guide], dim=1)
-        gates = projected[:, : 2 * hidden] + self.gates_pointwise(self.gates_depthwise(gates_in))
+        gates = projected_gates + self.gates_pointwise(self.gates_depthwise(gates_in))
         update, reset = torch.sigmoid(gates).chunk(2, dim=1)
         new_in = reset * state if guide is None else torch.cat([reset * state, guide], dim=1)
-        new = torch.tanh(projected[:, 2 * hidden :] + self.new_pointwise(self.new_depthwise(new_in)))
+        new = torch.tanh(projected_new + self.new_pointwise(self.new_depthwise(new_in)))
         return torch.lerp(state, new, update)
 
 

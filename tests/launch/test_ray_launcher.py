@@ -18,6 +18,7 @@ from tiny_jobs import (
     SLOW,
     Cells,
     all_ends,
+    as_one,
     executions,
     figures,
     folder,
@@ -134,10 +135,11 @@ def test_two_nodes_give_the_figures_of_the_local_launcher(
     launcher: RayLauncher, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     jobs = [cells.job(tmp_path, seed=seed, threads=None) for seed in range(3)]
+    beside = cells.job(tmp_path, "linear", seed=2, threads=None)
     assert launcher.slots == launcher.free == 2
-    ended = run_all(launcher, jobs)
-    assert [ended[job.fingerprint].outcome for job in jobs] == ["done"] * 3, ended
-    assert [executions(job) for job in jobs] == [(1, 0)] * 3
+    ended = run_all(launcher, [*jobs[:2], as_one(jobs[2], beside)])
+    assert [ended[job.fingerprint].outcome for job in (*jobs, beside)] == ["done"] * 4, ended
+    assert [executions(job) for job in (*jobs, beside)] == [(1, 0)] * 4
     assert [figures(job) for job in jobs] == [undisturbed[job.fingerprint] for job in jobs]
 
 
@@ -181,13 +183,14 @@ def test_the_job_of_a_node_that_is_killed_goes_on_at_another_and_the_terminal_is
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     jobs = [longer_cells.job(tmp_path, SLOW, seed=seed) for seed in range(2)]
-    for job in jobs:
+    beside = longer_cells.job(tmp_path, "linear")
+    for job in (as_one(jobs[0], beside), jobs[1]):
         launcher.submit(job)
     process_of(jobs[1])
     kill_node_of(process_of(jobs[0]), cluster)
-    ended = all_ends(launcher, 2)
-    assert [ended[job.fingerprint].outcome for job in jobs] == ["done", "done"], ended
-    assert [executions(job) for job in jobs] == [(2, 1), (1, 0)]
+    ended = all_ends(launcher, 3)
+    assert [ended[job.fingerprint].outcome for job in (*jobs, beside)] == ["done"] * 3, ended
+    assert [executions(job) for job in (*jobs, beside)] == [(2, 1), (1, 0), (2, 1)]
     assert figures(jobs[0]) == undisturbed[jobs[0].fingerprint]
     wait_until(lambda: launcher.slots == 1)
     assert capfd.readouterr() == ("", "")

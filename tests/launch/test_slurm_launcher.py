@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_jobs import SLOW, Cells, executions, figures, folder, only_end, steps_done, wait_until
+from tiny_jobs import SLOW, Cells, all_ends, as_one, executions, figures, folder, only_end, steps_done, wait_until
 
 from harness.errors import UserError
 from harness.launch import LauncherChoice
@@ -67,13 +67,13 @@ def test_a_cluster_of_another_kind_is_refused() -> None:
 def test_a_job_gives_the_figures_of_the_local_launcher(
     launcher: SlurmLauncher, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
-    job = cells.job(tmp_path, threads=None)
+    job, beside = (cells.job(tmp_path, method, threads=None) for method in ("spm", "linear"))
     assert launcher.slots == launcher.free == 1
-    launcher.submit(job)
+    launcher.submit(as_one(job, beside))
     assert launcher.free == 0
-    assert only_end(launcher).outcome == "done"
+    assert [(one.job, one.outcome) for one in all_ends(launcher, 2).values()] == [(job, "done"), (beside, "done")]
     assert launcher.free == 1
-    assert executions(job) == (1, 0)
+    assert executions(job) == executions(beside) == (1, 0)
     assert figures(job) == undisturbed[job.fingerprint]
 
 
@@ -94,7 +94,7 @@ def test_before_its_time_limit_a_job_is_queued_again_and_goes_on_and_cancelled_i
     assert only_end(launcher).outcome == "interrupted"
     status = folder(job).status()
     assert status is not None and status.reason == f"stopped after step {status.step}"
-    assert supervise(job).outcome == "done"
+    assert [one.outcome for one in supervise(job)] == ["done"]
     assert executions(job) == (3, 2)
     assert figures(job) == undisturbed[job.fingerprint]
 
@@ -102,11 +102,12 @@ def test_before_its_time_limit_a_job_is_queued_again_and_goes_on_and_cancelled_i
 def test_a_job_that_dies_without_a_result_is_interrupted_with_a_reason(
     launcher: SlurmLauncher, cells: Cells, tmp_path: Path
 ) -> None:
-    job = cells.job(tmp_path)
+    job = as_one(cells.job(tmp_path), cells.job(tmp_path, "linear"))
     launcher.submit(job)
     body().kill()
-    one = only_end(launcher)
-    status = folder(job).status()
-    assert one.outcome == "interrupted" and status is not None
-    assert (status.state, status.reason) == ("interrupted", one.reason)
-    assert str(one.reason).startswith("Slurm job ") and "ended without a result: FINISHED; see " in str(one.reason)
+    ended = all_ends(launcher, 2)
+    for cell in job.members:
+        one, status = ended[cell.fingerprint], folder(cell).status()
+        assert one.outcome == "interrupted" and status is not None
+        assert (status.state, status.reason) == ("interrupted", one.reason)
+        assert str(one.reason).startswith("Slurm job ") and "ended without a result: FINISHED; see " in str(one.reason)

@@ -7,7 +7,7 @@ import pickle
 import re
 import shutil
 import signal
-import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import pytest
 from tiny_jobs import (
     SLOW,
     Cells,
+    all_ends,
+    as_one,
     executions,
     figures,
     folder,
-    only_end,
     run_all,
     start_launcher,
     steps_done,
@@ -44,11 +45,6 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "asks_for_all_memory": ({}, "out_of_memory", r"out of memory after step \d+; give a budget with a larger .*"),
     "exits": ({}, "failed", r"the process ended with code 3, 3 times; .*/\.launch/.*\.txt has its last words"),
-    "is_killed": (
-        {},
-        "failed",
-        r"the process was ended by SIGKILL; the machine's memory may have run out, 3 times; .*",
-    ),
     "crashes": ({}, "failed", r"the process was ended by SIGSEGV, 3 times; .*"),
     "hangs": ({"seconds": LIMIT}, "failed", r"took longer than its limit of 4 s \(--time-limit\)"),
     "hangs_deaf": ({"seconds": LIMIT}, "failed", r"took longer than its limit of 4 s \(--time-limit\)"),
@@ -57,7 +53,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.fixture(scope="module")
 def ended(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """All the bad jobs on one launcher, and after them a good one; by method."""
+    """Each of the bad cells in a job of its own on one launcher, and after them a good one; by method."""
     runs = tmp_path_factory.mktemp("bad")
     jobs = [cells.job(runs, method, **given) for method, (given, _, _) in BAD.items()]
     jobs.append(cells.job(runs, "linear"))
@@ -93,51 +89,93 @@ def test_a_job_whose_process_ends_without_a_word_is_begun_three_times_and_leaves
     assert last_words and "Segmentation fault" in Path(last_words[1]).read_text()
 
 
-def test_killed_once_it_goes_on_from_its_checkpoint_and_ends_as_undisturbed(
-    longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
-) -> None:
-    job = longer_cells.job(tmp_path, SLOW, checkpoint_seconds=0)
-    answers: list[Ended] = []
-    thread = threading.Thread(target=lambda: answers.append(supervise(job)))
-    thread.start()
-    wait_until(lambda: steps_done(job) > 3)
-    os.kill(folder(job).status().pid, signal.SIGKILL)
-    thread.join()
-    assert [answer.outcome for answer in answers] == ["done"]
-    assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.fingerprint]
+@pytest.fixture(scope="module")
+def ended_together(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Ended]]:
+    """Good cells in one process with bad ones: such as end by themselves, and such as take it along; by method."""
+    runs = tmp_path_factory.mktemp("together")
+    groups = ["spm", "raises", "full", "asks_for_all_memory", "linear"], ["full", "is_killed", "spm"]
+    jobs = [
+        as_one(*(cells.job(runs, method, seed, **BAD.get(method, ({},))[0]) for method in methods))
+        for seed, methods in enumerate(groups)
+    ]
+    with LauncherChoice("local", min(2, len(os.sched_getaffinity(0))), "cpu").open() as launcher:
+        found = run_all(launcher, jobs)
+        assert launcher.free == launcher.slots
+    return [{cell.request.method: found[cell.fingerprint] for cell in job.members} for job in jobs]
 
 
-def test_stopped_it_is_interrupted_with_a_checkpoint_and_the_next_attempt_ends_as_undisturbed(
+def test_cells_of_one_process_end_as_they_do_alone(
+    ended_together: list[dict[str, Ended]], ended: dict[str, Ended], undisturbed: dict[str, dict]
+) -> None:
+    quiet, loud = ended_together
+    assert figures(quiet["linear"].job) == figures(ended["linear"].job)
+    for spm in (quiet["spm"], loud["spm"]):
+        assert spm.outcome == "done" and figures(spm.job) == undisturbed[spm.job.fingerprint]
+    reasons = {method: (outcome, reason) for method, (_, outcome, reason) in BAD.items()}
+    reasons["is_killed"] = (
+        "failed", r"the process was ended by SIGKILL; the machine's memory may have run out, 3 times; .*",
+    )  # fmt: skip
+    for method, one in [*quiet.items(), *loud.items()]:
+        if method in reasons:
+            outcome, reason = reasons[method]
+            status = folder(one.job).status()
+            assert one.outcome == outcome and re.fullmatch(reason, str(one.reason)), one
+            assert status is not None and (status.state, status.reason) == (outcome, one.reason)
+
+
+def test_cells_share_a_process_until_it_dies_twice_and_what_ended_before_is_not_begun_again(
+    ended_together: list[dict[str, Ended]],
+) -> None:
+    quiet, loud = ended_together
+    assert len({folder(quiet[method].job).status().pid for method in ("spm", "linear", "raises")}) == 1
+    assert {method: executions(one.job) for method, one in quiet.items()} == {
+        "spm": (1, 0), "linear": (1, 0), "raises": (1, 0), "full": (1, 0), "asks_for_all_memory": (2, 0),
+    }  # fmt: skip
+    assert {method: executions(one.job) for method, one in loud.items()} == {
+        "full": (1, 0), "is_killed": (3, 0), "spm": (3, 0),
+    }  # fmt: skip
+
+
+def test_cells_of_one_process_are_stopped_together_and_after_a_kill_go_on_together(
     longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
-    job = longer_cells.job(tmp_path, SLOW)
-    with LocalLauncher(1, "cpu", {}) as launcher:
+    slow, quick, claimed = (longer_cells.job(tmp_path, method) for method in (SLOW, "linear", "spm"))
+    job = replace(as_one(slow, quick, claimed), checkpoint_seconds=0)
+    with LocalLauncher(1, "cpu", {}) as launcher, RunStore(tmp_path).claim(folder(claimed)):
         launcher.submit(job)
-        wait_until(lambda: steps_done(job) > 3)
-        launcher.stop(job.fingerprint)
-        one = only_end(launcher)
-        status = folder(job).status()
-        assert one.outcome == "interrupted" and status is not None
-        assert one.reason == status.reason == f"stopped after step {status.step}"
-        assert any(folder(job).checkpoints.folder.glob(f"{status.step:09d}-*.pt"))
-    assert supervise(job).outcome == "done"
-    assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.fingerprint]
+        wait_until(lambda: steps_done(slow) > 3)
+        launcher.stop(quick.fingerprint)
+        ended = all_ends(launcher, 3)
+        assert [ended[one.fingerprint].outcome for one in (slow, quick, claimed)] == ["interrupted"] * 2 + ["claimed"]
+        for one in (slow, quick):
+            status = folder(one).status()
+            assert status is not None and ended[one.fingerprint].reason == status.reason
+            assert status.reason == f"stopped after step {status.step}"
+            assert any(folder(one).checkpoints.folder.glob(f"{status.step:09d}-*.pt"))
+        launcher.submit(job)
+        seen = steps_done(slow)
+        wait_until(lambda: steps_done(slow) > seen + 3)
+        os.kill(folder(slow).status().pid, signal.SIGKILL)
+        ended = all_ends(launcher, 3)
+    assert [ended[one.fingerprint].outcome for one in (slow, quick, claimed)] == ["done"] * 2 + ["claimed"]
+    assert str(ended[claimed.fingerprint].reason).startswith(f"process {os.getpid()} on ")
+    assert not folder(claimed).path.exists()
+    assert [executions(one) for one in (slow, quick)] == [(3, 2)] * 2
+    assert figures(slow) == undisturbed[slow.fingerprint]
 
 
 def test_a_job_that_was_stopped_before_it_began_is_not_begun(cells: Cells, tmp_path: Path) -> None:
     job = cells.job(tmp_path)
     stop = Stop()
     stop()
-    assert supervise(job, stop).outcome == "interrupted"
+    assert [one.outcome for one in supervise(job, stop)] == ["interrupted"]
     assert not folder(job).path.exists()
 
 
 def test_a_job_that_another_process_executes_is_left_alone(cells: Cells, tmp_path: Path) -> None:
     job = cells.job(tmp_path)
     with RunStore(tmp_path).claim(folder(job)):
-        one = supervise(job)
+        (one,) = supervise(job)
     assert one.outcome == "claimed" and str(one.reason).startswith(f"process {os.getpid()} on ")
     assert not folder(job).path.exists()
 
@@ -168,7 +206,7 @@ def test_a_launcher_that_is_killed_takes_its_job_with_it_and_another_finishes_it
     assert not process.is_running() and not server.is_running()
     status = folder(job).status()
     assert status is not None and status.state == "interrupted"
-    assert supervise(job).outcome == "done"
+    assert [one.outcome for one in supervise(job)] == ["done"]
     assert executions(job) == (2, 1)
     assert figures(job) == undisturbed[job.fingerprint]
 
@@ -180,8 +218,8 @@ def test_a_full_disk_is_a_reason_and_with_room_made_the_job_is_done(
     job = cells.job(small_disk / "runs")
     filler = small_disk / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - left))
-    one = supervise(job)
+    (one,) = supervise(job)
     assert one.outcome == "failed" and "No space left on device" in str(one.reason), one
     filler.unlink()
-    assert supervise(job).outcome == "done"
+    assert [one.outcome for one in supervise(job)] == ["done"]
     assert figures(job) == undisturbed[job.fingerprint]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +20,7 @@ from harness import plugins
 from harness.cells import Request, resolve
 from harness.launch import Ended, Job, Launcher
 from harness.method import methods
+from harness.metrics import load_confusions
 from harness.runs import RunFolder, RunStore
 
 PLUGIN = '''\
@@ -154,6 +155,12 @@ class Cells:
         return Job(request, fingerprint, runs, self.dataset, **{**given, **circumstances})
 
 
+def as_one(*jobs: Job) -> Job:
+    """One job of the cells of several, under the circumstances of the first."""
+    first, *others = jobs
+    return replace(first, beside=tuple((other.request, other.fingerprint) for other in others))
+
+
 def folder(job: Job) -> RunFolder:
     return RunFolder(job.runs / job.fingerprint)
 
@@ -170,6 +177,8 @@ def figures(job: Job) -> dict[str, Any]:
     assert result is not None, folder(job).status()
     kept = {key: result[key] for key in ("metrics", "parameters", "steps", "images", "train_flops")}
     tensors = load_file(folder(job).delta_path)
+    names, confusions = load_confusions(folder(job).confusions_path)
+    kept["confusions"] = names, confusions.tolist()
     return {**kept, "delta": {name: (tensor.dtype.str, tensor.tobytes()) for name, tensor in tensors.items()}}
 
 
@@ -189,8 +198,9 @@ def run_all(launcher: Launcher, jobs: Iterable[Job]) -> dict[str, Ended]:
     waiting, running, ended = list(jobs), 0, dict[str, Ended]()
     while waiting or running:
         while waiting and launcher.free > 0:
-            launcher.submit(waiting.pop(0))
-            running += 1
+            job = waiting.pop(0)
+            launcher.submit(job)
+            running += len(job.members)
         found = all_ends(launcher, 1)
         running -= len(found)
         ended |= found
@@ -198,7 +208,7 @@ def run_all(launcher: Launcher, jobs: Iterable[Job]) -> dict[str, Ended]:
 
 
 def all_ends(launcher: Launcher, count: int, seconds: float = 180) -> dict[str, Ended]:
-    """How at least so many of the submitted jobs ended, by fingerprint."""
+    """How at least so many cells of the submitted jobs ended, by fingerprint."""
     ended: dict[str, Ended] = {}
     end = time.monotonic() + seconds
     while len(ended) < count:

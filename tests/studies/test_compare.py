@@ -108,6 +108,17 @@ def test_a_cell_takes_the_best_of_its_own_search(tuned: Path, uninterrupted: Pat
         assert {cell.request.settings["lr"] for cell in row.cells} == {best.settings["lr"]}
 
 
+def test_cells_and_trials_of_one_process_come_to_the_same_study(
+    tuned: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    done = compare(tuned, runs, "--together", "2")
+    assert done.returncode == 0, done.stderr
+    assert "local: 1 at a time, of up to 2 cells together\n" in done.stderr
+    assert figures(runs) == figures(uninterrupted)
+    assert len({run.status().pid for run in finished(runs)}) == 3  # of each search's trials, and of the cells
+
+
 def test_a_study_that_is_stopped_and_killed_ends_with_the_same_figures(
     tuned: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

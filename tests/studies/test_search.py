@@ -17,7 +17,6 @@ from searching import GRID, SPACE, STEPS, Place, carry_out, drive, quality, star
 from harness import claims
 from harness.cells import Resolver
 from harness.errors import UserError
-from harness.launch import LauncherChoice
 from studies.sampling import quiet_optuna
 from studies.searches import Range
 from studies.storage import open_storage
@@ -81,9 +80,17 @@ def test_a_search_that_is_killed_again_and_again_makes_the_same_trials_as_one_th
 def test_what_a_sampler_proposes_does_not_depend_on_which_process_asks_it(
     place: Place, another: Place, sampler: str
 ) -> None:
+    """Nor, for what is less than a generation, on which trials have ended by then."""
     space = GRID if sampler == "grid" else SPACE
     trials = 4
     whole = finish(place, trials, space=space, sampler=sampler)
+    at_once = replace(another, root=another.root.with_name("at once"))
+    with at_once.open(trials, space, sampler=sampler) as search:
+        jobs = [job for _ in range(trials) if (job := search.next())]
+        for job in jobs:
+            carry_out(at_once, job)
+            search.ended(job.fingerprint, "done", None)
+    assert search.trials == whole
     for _ in range(trials):
         with another.open(trials, space, sampler=sampler) as search:
             job = search.next()
@@ -197,23 +204,6 @@ def test_several_trials_at_once_are_different_ones(place: Place) -> None:
         assert [job.number for job in jobs if job] == [0, 1, 2]
         assert jobs[3] is None
         assert len({job.fingerprint for job in jobs if job}) == 3
-
-
-def test_real_trials_on_a_real_launcher_end_with_the_figures_of_their_runs(place: Place) -> None:
-    from studies.drive import Circumstances
-
-    circumstances = Circumstances(place.store, place.root, tracking="off", workers=0)
-    with place.open(2) as search, LauncherChoice(device="cpu").open() as launcher:
-        while not search.finished:
-            if launcher.free and (job := search.next()):
-                launcher.submit(circumstances.job(job.request, job.fingerprint))
-            for ended in launcher.wait(0.5):
-                search.ended(ended.job.fingerprint, ended.outcome, ended.reason)
-    for trial in search.trials:
-        result = place.run(trial.fingerprint).result()
-        assert result is not None
-        assert result["spec"]["part"] == "dev"
-        assert (trial.state, trial.values, trial.steps) == ("complete", [result["metrics"]["miou"]], STEPS)
 
 
 # How trials end

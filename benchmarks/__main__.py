@@ -1,0 +1,163 @@
+"""Measures what the harness costs, side by side in one process run, and prints tables of ratios.
+
+Everything is timed in turn, so that ratios hold on a machine that is not quiet: medians over rounds, and in brackets
+the range of their middle half. Weights are random unless asked for: what a step costs hangs on no value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from benchmarks.measure import Table
+    from benchmarks.setting import Setting
+
+TABLES = ("loops", "methods", "sharing", "step")
+OPTIONS = ("channels-last", "bf16", "both", "compile")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    # Read when torch is imported: its profiler speaks of itself otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        _measure(_parser().parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add = parser.add_argument
+    add("--backbone", nargs="+", default=["tf_efficientnet_lite0"], metavar="NAME", help="timm names")
+    add("--head", default="fpn:64", help="NAME or NAME:WIDTH (default %(default)s)")
+    add("--weights", default="random", help="random, auto or a file (default %(default)s)")
+    add("--dataset", default="landcover", help="name or folder (default %(default)s)")
+    add("--data", type=Path, default=Path("data"), help="folder of the datasets (default %(default)s)")
+    add("--crop", type=int, default=96, help="side of a training crop, pixels (default %(default)s)")
+    add("--batch", type=int, default=8, help="images a step (default %(default)s)")
+    add("--steps", type=int, default=60, help="of one timed loop or run (default %(default)s)")
+    add("--rounds", type=int, default=5, help="how often each is timed (default %(default)s)")
+    add("--only", metavar="A,B", help=f"tables, of {', '.join(TABLES)} (default all)")
+    add("--methods", metavar="A,B", help="for the tables of loops, methods and step (default: what each is about)")
+    add("--trials", type=int, default=16, help="runs side by side (default %(default)s)")
+    add("--options", metavar="A,B", help=f"of a step, of {', '.join(OPTIONS)} (default all)")
+    add("--workers", type=int, help="loader processes (default as `harness run`)")
+    add("--threads", type=int, help="of this process's arithmetic (default torch's)")
+    add("--clock", choices=("wall", "process"), default="wall", help="process: processor seconds of this process alone")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables there as well")
+    return parser
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from harness.method import methods
+    from harness.spec import budget_from
+
+    tables = _chosen("--only", options.only, TABLES) or TABLES
+    named = _chosen("--methods", options.methods, methods.names())
+    step_options = _chosen("--options", options.options, OPTIONS) or OPTIONS
+    for flag in ("rounds", "trials", "threads"):
+        if (value := getattr(options, flag)) is not None and value < 1:
+            raise UserError(f"--{flag} {value}: give 1 or more")
+    size = {"steps": options.steps, "batch_size": options.batch, "crop": [options.crop, options.crop]}
+    budget = budget_from(size, "benchmark", "--steps, --batch and --crop")
+
+    import torch
+
+    from benchmarks import machine
+    from benchmarks.measure import Clock
+    from benchmarks.setting import Setting
+    from harness.execution import default_workers, make_fabric, make_reproducible
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    make_reproducible()
+    fabric = make_fabric("auto", budget.precision)
+    if options.clock == "process" and fabric.device.type != "cpu":
+        raise UserError("--clock process: the work is done by a GPU, which has no part in it; give wall")
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch
+        setting = Setting(
+            dataset=options.dataset,
+            head=options.head,
+            weights=options.weights,
+            budget=budget,
+            rounds=options.rounds,
+            workers=default_workers() if options.workers is None else options.workers,
+            data=options.data,
+            scratch=Path(scratch),
+            fabric=fabric,
+            clock=Clock(fabric.device, of_process=options.clock == "process"),
+        )
+        for backbone in options.backbone:  # a name that is not known is said before anything is measured
+            setting.cell(backbone, "full")
+        written = [machine.line(fabric.device), _conditions(options)]
+        print("\n\n".join(written), flush=True)
+        for table in _tables(setting, tables, options.backbone, named, options.trials, step_options):
+            written.append(str(table))
+            print(f"\n{table}", flush=True)
+            if options.markdown:
+                _write(options.markdown, "\n\n".join(written) + "\n")
+
+
+def _tables(
+    setting: Setting,
+    tables: Sequence[str],
+    backbones: Sequence[str],
+    named: Sequence[str],
+    trials: int,
+    step_options: Sequence[str],
+) -> Iterator[Table]:
+    """One at a time, as they are measured. `named`: methods; none: each table's own."""
+    from benchmarks import costs, loops, options, sharing
+    from harness.method import methods
+
+    if "loops" in tables:
+        yield loops.table(setting, backbones, named or loops.METHODS)
+    if "methods" in tables:
+        for backbone in backbones:
+            yield costs.table(setting, backbone, named or methods.names())
+    if "sharing" in tables:
+        yield sharing.table(setting, backbones, trials)
+    if "step" in tables:
+        yield options.table(setting, backbones, named or options.METHODS, step_options)
+
+
+def _conditions(options: argparse.Namespace) -> str:
+    return (
+        f"Head {options.head}, crops of {options.crop}, {options.batch} images a step, weights {options.weights}, data "
+        f"{Path(options.dataset).name}. Ratios of {options.clock} time: the median over rounds, and the range of their "
+        "middle half."
+    )
+
+
+def _chosen(flag: str, given: str | None, known: Sequence[str]) -> list[str]:
+    """The names in a list with commas. Raises `UserError` for one that is not known."""
+    names = given.split(",") if given else []
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag} {name}: no such name; {did_you_mean(name, known)}")
+    return names
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--markdown {path}: {os.strerror(error.errno or 0)}; give a file that can be written"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""The harness's loop against a bare PyTorch loop and mmengine's Runner: the same network, images and schedule.
+
+That they are the same is shown, not said: after the last step all three hold the same trained tensors, to the bit on a
+CPU. For that, all three draw a step's dropout from the seed and the step; and mmengine's Runner, which is otherwise as
+it comes, with its default hooks, has its schedule in closed form where `PolyLR` multiplies up. What is timed goes from
+the network as built to the trained tensors on disk: the start of the loader's processes is in it, and what each of the
+three saves at the end; the construction of a Runner, which looks the machine over, is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from benchmarks.measure import Ratio, Table, in_turn
+from benchmarks.setting import Setting
+from harness.cells import Cell
+from harness.datasets.transforms import TrainStream
+from harness.feeding import Feeder
+from harness.network import Segmenter, Unsupported
+from harness.quiet import quiet_imports
+from harness.runs import Checkpoints
+from harness.seeds import derive
+from harness.spec import Budget
+from harness.training import Learner, parameter_groups, train
+
+with quiet_imports():
+    import cv2
+    from mmengine.model import BaseModel
+    from mmengine.optim import OptimWrapper
+    from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
+    from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+    from mmengine.runner import Runner
+
+METHODS = ("linear", "spm", "full")
+"""From a step that is short, where a loop's own cost shows most, to a long one."""
+
+
+def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str]) -> Table:
+    budget = setting.budget
+    result = Table(
+        "The loop: images per second",
+        ["backbone", "method", "harness, images/s", "over a bare loop", "over mmengine's Runner", "trained tensors"],
+        f"{budget.steps} steps of {budget.batch_size} images, {setting.workers} loader processes, in {setting.rounds} "
+        "rounds; above 1 the harness is faster (aims: 0.98 and 1). *Trained tensors*: whether those of all three are "
+        "the same after the last step.",
+    )
+    for backbone in backbones:
+        for method in methods:
+            cell = setting.cell(backbone, method)
+            try:
+                seconds, same = _compare(setting, cell)
+            except Unsupported as reason:
+                result.notes.append(str(reason))
+                continue
+            images = budget.steps * budget.batch_size
+            rate = Ratio.of([images] * setting.rounds, seconds["harness"])
+            against = (Ratio.of(seconds[other], seconds["harness"]) for other in ("bare", "mmengine"))
+            result.add(backbone, method, f"{rate.middle:.1f}", *against, same)
+    return result
+
+
+def _compare(setting: Setting, cell: Cell) -> tuple[dict[str, list[float]], str]:
+    """Seconds of each loop in each round, and how far the tensors are apart that they trained."""
+    loops = {"harness": _harness, "bare": _bare, "mmengine": _mmengine}
+    trained: dict[str, dict[str, Tensor]] = {}
+
+    def timed(name: str) -> Callable[[], float]:
+        def run() -> float:
+            network = setting.network(cell)
+            stream = setting.stream(cell, network)
+            gc.collect()  # a Runner goes only then
+            with tempfile.TemporaryDirectory(dir=setting.scratch) as place:
+                seconds = loops[name](setting, network, stream, Path(place))
+            trained[name] = {key: tensor.detach().clone() for key, tensor in network.trained_state().items()}
+            return seconds
+
+        return run
+
+    seconds = in_turn({name: timed(name) for name in loops}, setting.rounds, warm_up=1)
+    return seconds, _agreement(trained)
+
+
+def _agreement(trained: dict[str, dict[str, Tensor]]) -> str:
+    """In words: equal to the bit, or who differs from the harness by how much."""
+    ours, different = trained["harness"], []
+    for name in ("bare", "mmengine"):
+        theirs = trained[name]
+        assert theirs.keys() == ours.keys()
+        if not all(torch.equal(ours[key], theirs[key]) for key in ours):
+            most = max((ours[key].float() - theirs[key].float()).abs().max().item() for key in ours)
+            different.append(f"{name} differs by up to {most:.1e}")
+    return ", ".join(different) or "equal to the bit"
+
+
+def _harness(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
+    began = setting.clock()
+    learner = Learner(network, setting.budget, network.method.hyperparameters, 0, setting.fabric, Checkpoints(place))
+    train([learner], Feeder(stream, setting.budget, setting.fabric, setting.workers, [learner]))
+    return setting.clock() - began
+
+
+def _bare(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
+    """The least that trains the same: what one would write by hand."""
+    budget = setting.budget
+    began = setting.clock()
+    optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for step, batch in enumerate(_loader(setting, stream)):
+        torch.manual_seed(derive(0, "step", step, 0))
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
+        images, masks = (tensor.to(setting.device, non_blocking=True) for tensor in batch)
+        loss, _ = network(images, masks)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, budget.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    torch.save(network.trained_state(), place / "trained.pt")
+    return setting.clock() - began
+
+
+def _mmengine(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
+    budget = setting.budget
+    groups = [
+        {"params": group["params"], "lr": group["base_lr"], "weight_decay": group["weight_decay"]}
+        for group in parameter_groups(network, network.method.hyperparameters)
+    ]
+    with _quiet():
+        runner = Runner(
+            model=_Model(network),
+            work_dir=str(place),
+            train_dataloader=_loader(setting, stream),
+            train_cfg={"type": "IterBasedTrainLoop", "max_iters": budget.steps},
+            optim_wrapper=OptimWrapper(torch.optim.AdamW(groups, fused=True), clip_grad={"max_norm": budget.clip_norm}),
+            default_hooks={"checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": budget.steps}},
+            env_cfg={"mp_cfg": {"opencv_num_threads": cv2.getNumThreads()}},
+            default_scope="mmseg",
+            randomness={"seed": 0},
+            experiment_name=place.name,
+        )
+        runner.param_schedulers = [_Schedule(runner.optim_wrapper.optimizer, budget)]
+        began = setting.clock()
+        runner.train()
+        return setting.clock() - began
+
+
+def _loader(setting: Setting, stream: TrainStream) -> DataLoader[tuple[Tensor, Tensor]]:
+    """As the harness's own."""
+    return DataLoader(
+        stream,
+        batch_size=setting.budget.batch_size,
+        num_workers=setting.workers,
+        pin_memory=setting.device.type == "cuda",
+        prefetch_factor=4 if setting.workers else None,
+    )
+
+
+class _Model(BaseModel):
+    """A network as mmengine's Runner trains it."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.step = 0
+
+    def forward(self, images: Tensor, masks: Tensor, mode: str) -> dict[str, Tensor]:
+        assert mode == "loss"
+        torch.manual_seed(derive(0, "step", self.step, 0))
+        self.step += 1
+        loss, _ = self.network(images, masks)
+        return {"loss": loss}
+
+
+class _Schedule(LRSchedulerMixin, _ParamScheduler):
+    """The budget's learning rates."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, budget: Budget):
+        self._budget = budget
+        super().__init__(optimizer, by_epoch=False, end=budget.steps)
+
+    def _get_value(self) -> list[float]:
+        factor = self._budget.learning_rate_factor(self.last_step)
+        return [base * factor for base in self.base_values]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Its log goes to its file alone."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        yield

@@ -1,0 +1,25 @@
+"""The line above the tables: where and when they were measured."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+
+import torch
+
+from harness import provenance
+
+
+def line(device: torch.device) -> str:
+    """Processor, accelerator if there is one, torch, the harness's commit, the day, and how busy the machine was."""
+    code = provenance.code()
+    parts = [
+        provenance.device_name(torch.device("cpu")),
+        f"cores {os.cpu_count()}, threads {torch.get_num_threads()}",
+        *([] if device.type == "cpu" else [provenance.device_name(device)]),
+        f"torch {torch.__version__}",
+        f"commit {(code['commit'] or 'unknown')[:12]}" + (" with changes" if code["dirty"] else ""),
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        f"load when begun {os.getloadavg()[0]:.1f}",
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,120 @@
+"""What is equal for all that is measured: the data, the head, the schedule, the device; and the networks for it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from benchmarks.measure import Clock
+from harness.backbones.staged import StagedBackbone
+from harness.backbones.weights import load_backbone
+from harness.cells import Cell, Request, Resolver
+from harness.datasets import split_samples
+from harness.datasets.transforms import TrainStream
+from harness.network import Segmenter, build_segmenter
+from harness.runs import RunStore
+from harness.seeds import derive
+from harness.spec import Budget
+from harness.training import parameter_groups
+
+BATCHES = 4
+"""How many different batches single steps are timed on, at most."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything but method and backbone. Weights are random unless asked for: what a step costs hangs on no value."""
+
+    dataset: str
+    head: str
+    weights: str
+    budget: Budget
+    rounds: int
+    workers: int
+    data: Path
+    scratch: Path
+    fabric: Fabric
+    clock: Clock
+
+    @cached_property
+    def _resolver(self) -> Resolver:
+        return Resolver(RunStore(self.scratch / "runs"), self.data)
+
+    @property
+    def device(self) -> torch.device:
+        return self.fabric.device
+
+    def cell(self, backbone: str, method: str, seed: int = 0, **settings: float) -> Cell:
+        """Raises `UserError` for a name that is not known."""
+        return self._resolver(
+            Request(
+                method=method,
+                backbone=backbone,
+                weights=self.weights,
+                dataset=self.dataset,
+                head=self.head,
+                budget=self.budget,
+                seed=seed,
+                settings=settings,
+            )
+        )
+
+    def bare(self, cell: Cell) -> StagedBackbone:
+        return load_backbone(cell.spec.backbone, cell.weights, derive(cell.spec.seed, "backbone"))
+
+    def network(self, cell: Cell) -> Segmenter:
+        """As a run builds it, on the device, in training mode. Raises `Unsupported`."""
+        spec, classes = cell.spec, len(cell.dataset.classes)
+        network = build_segmenter(self.bare(cell), cell.new_method(), spec.head, classes, spec.seed)
+        return network.to(self.device).train()
+
+    def stream(self, cell: Cell, network: Segmenter) -> TrainStream:
+        """The images that a run of the cell trains on, in its order."""
+        spec, backbone = cell.spec, network.backbone
+        samples, _ = split_samples(cell.dataset, spec.part, spec.budget.dev_fraction)
+        return TrainStream(cell.dataset, samples, spec.budget, derive(spec.seed, "data"), backbone.mean, backbone.std)
+
+    def batches(self, cell: Cell, network: Segmenter) -> list[tuple[Tensor, Tensor]]:
+        """The first few, on the device: images [B, 3, H, W] and masks [B, H, W]."""
+        loader = DataLoader(self.stream(cell, network), batch_size=self.budget.batch_size)
+        first = itertools.islice(loader, BATCHES)
+        return [(images.to(self.device), masks.to(self.device)) for images, masks in first]
+
+
+class Stepper:
+    """A network, its optimiser and the images it is trained on, a step at a time."""
+
+    def __init__(self, setting: Setting, cell: Cell):
+        """Raises `Unsupported`."""
+        self.cell = cell
+        self.network = setting.network(cell)
+        self.batches = setting.batches(cell, self.network)
+        groups = parameter_groups(self.network, self.network.method.hyperparameters)
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+        self.forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.network
+        """images, masks -> loss, logits"""
+        self._clock = setting.clock
+        self._taken = 0
+
+    def step(self) -> None:
+        """Forward, backward and update."""
+        images, masks = self.batches[self._taken % len(self.batches)]
+        self._taken += 1
+        loss, _ = self.forward(images, masks)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def timed(self) -> float:
+        """Seconds of a step."""
+        began = self._clock()
+        self.step()
+        return self._clock() - began

@@ -1,0 +1,137 @@
+"""What is computed once in place of again: runs on kept features, evaluations on kept features, runs side by side.
+
+Whole runs are timed, by the functions that `harness run`, `compare` and `search` call, with all that belongs to one:
+building the network, training, the one evaluation, what is written. The cells are a search's over a linear probe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.measure import Ratio, Table, in_turn
+from benchmarks.setting import Setting
+from harness.backbones.weights import tensors_digest
+from harness.cells import Cell
+from harness.datasets import split_samples
+from harness.evaluation import Predictor, evaluate
+from harness.execution import DEFAULT_CACHE, execute, execute_together
+from harness.reuse import Remembered, Reuse
+from harness.runs import RunStore
+from harness.tracking import Mirror
+
+METHOD = "linear"
+LOWEST_LR, HIGHEST_LR = 1e-4, 1e-2
+
+
+def table(setting: Setting, backbones: Sequence[str], trials: int) -> Table:
+    """With the head `linear`, which makes it a linear probe, and with the head of the other tables."""
+    result = Table(
+        f"Runs of `{METHOD}` that share what is frozen",
+        ["backbone", "head", "seconds of", "over seconds of", "seconds", "ratio", "aim for the linear probe"],
+        f"{setting.budget.steps} steps of {setting.budget.batch_size} images and the one evaluation, in "
+        f"{setting.rounds} rounds.",
+    )
+    for backbone, head in itertools.product(backbones, dict.fromkeys(("linear", setting.head))):
+        at = replace(setting, head=head)
+        whole, kept_whole = _evaluations(at, backbone)
+        (alone, together, keeping, kept), found = _runs(at, backbone, trials)
+        one_by_one = [trials * seconds for seconds in alone]
+        side_by_side = f"{trials} runs side by side"
+        for above, below, some, others, aim in (
+            (side_by_side, "one run", together, alone, "at most 2, of 16"),
+            (f"{trials} runs, each as long as one", side_by_side, one_by_one, together, ""),
+            ("a run that keeps features", "a run", keeping, alone, ""),
+            ("a run", "a run on kept features", alone, kept, "at least 5"),
+            ("an evaluation", "one on kept features", whole, kept_whole, "at least 3"),
+        ):
+            seconds = f"{statistics.median(some):.2f} / {statistics.median(others):.2f}"
+            result.add(backbone, head, above, below, seconds, Ratio.of(some, others), aim)
+        result.notes.append(
+            f"{backbone}, {head}: the run on kept features found {found['training']:.0%} of its steps and "
+            f"{found['evaluation']:.0%} of its evaluation; keeping those of training is what the cost model decides."
+        )
+    return result
+
+
+def run_cells(
+    setting: Setting, cells: Sequence[Cell], store: RunStore, *, together: bool, cache_bytes: int, more: int = 0
+) -> float:
+    """Seconds to execute cells that are not done yet, side by side or one after the other.
+
+    `more`: how many further runs are expected that see the same images.
+    Raises `RuntimeError` with what was said where one does not end with a result.
+    """
+    mirror = Mirror(store.root, "off", lambda text: None)
+    common = {"workers": setting.workers, "quiet": True, "cache_bytes": cache_bytes, "more": more}
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        began = setting.clock()
+        if together:
+            execute_together(cells, store, mirror, **common)
+        else:
+            for cell in cells:
+                execute(cell, store, mirror, **common)
+        seconds = setting.clock() - began
+    if any(store.folder(cell.spec).result() is None for cell in cells):
+        raise RuntimeError(f"a run of the benchmark failed: {said.getvalue()}")
+    return seconds
+
+
+def _runs(setting: Setting, backbone: str, trials: int) -> tuple[list[tuple[float, ...]], dict[str, float]]:
+    """Seconds, a round each: of a run, of `trials` side by side, of one that keeps features, of one that finds them.
+
+    And how much the last of these found: of its training and of its evaluation.
+    """
+    ratio = (HIGHEST_LR / LOWEST_LR) ** (1 / max(1, trials - 1))
+    cells = [setting.cell(backbone, METHOD, lr=LOWEST_LR * ratio**trial) for trial in range(max(2, trials))]
+    rounds = []
+    for _ in range(setting.rounds):
+        with _store(setting) as store:
+            alone = run_cells(setting, cells[:1], store, together=False, cache_bytes=0)
+        with _store(setting) as store:
+            together = run_cells(setting, cells[:trials], store, together=True, cache_bytes=0)
+        with _store(setting) as store:
+            keeping = run_cells(setting, cells[:1], store, together=False, cache_bytes=DEFAULT_CACHE, more=trials - 1)
+            kept = run_cells(setting, cells[1:2], store, together=False, cache_bytes=DEFAULT_CACHE)
+            found = store.folder(cells[1].spec).result()["reuse"]
+        rounds.append((alone, together, keeping, kept))
+    return list(zip(*rounds, strict=True)), found
+
+
+def _evaluations(setting: Setting, backbone: str) -> tuple[list[float], list[float]]:
+    """Seconds, a round each: of an evaluation, and of one whose frozen features are kept."""
+    cell = setting.cell(backbone, METHOD)
+    network, bare = setting.network(cell), setting.bare(cell)
+    stages, digest = network.backbone.untouched_stages(), tensors_digest(bare)
+    _, samples = split_samples(cell.dataset, cell.spec.part, cell.spec.budget.dev_fraction)
+
+    def evaluation(known: Remembered | None) -> float:
+        predictor = Predictor(network, bare.mean, bare.std, cell.dataset.scale, cell.spec.budget, setting.device, known)
+        began = setting.clock()
+        evaluate(predictor, cell.dataset, samples)
+        if known is not None:
+            known.finish()
+        return setting.clock() - began
+
+    with _store(setting) as store:
+        reuse = Reuse(cell, store, digest, setting.fabric, DEFAULT_CACHE)
+
+        def on_kept() -> float:
+            return evaluation(Remembered(network.backbone, stages, reuse.evaluation(), reuse.limit, setting.device))
+
+        on_kept()  # which keeps them
+        seconds = in_turn({"whole": lambda: evaluation(None), "kept": on_kept}, setting.rounds)
+    return seconds["whole"], seconds["kept"]
+
+
+@contextlib.contextmanager
+def _store(setting: Setting) -> Iterator[RunStore]:
+    """Runs and features of nobody else, gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=setting.scratch) as place:
+        yield RunStore(Path(place))

@@ -1,0 +1,175 @@
+"""Frozen convolutions and batch norms that keep nothing for the backward pass but what it needs.
+
+The gradient of their input depends on their own tensors alone, yet torch keeps the input as well, for the gradient of
+a weight that nobody asks for: half of what a frozen CNN keeps. Nothing is decided in advance: each call looks whether
+its parameters are frozen and its input is not, and everything else is the class's own forward, as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+LEAN_FROM = 2**20
+"""Bytes of an input from which on it is left out; below, memory is not worth the microseconds of a call in Python."""
+
+
+def make_lean(network: nn.Module) -> None:
+    """Let every convolution and batch norm in `network` keep as little as it can, from now on, frozen or not yet.
+
+    Outputs and gradients keep every bit: forward and backward pass call the kernels that they called. Modules, their
+    names, parameters and buffers stay the same objects. A `Conv2d` keeps its class, for methods look for exactly that
+    one: it is given another inner step. A module of exactly one of the classes in `LEAN` becomes one of a subclass.
+    Other classes (weight standardisation, a plugin's own) are left alone.
+    """
+    for module in network.modules():
+        if type(module) is nn.Conv2d:
+            module._conv_forward = partial(_conv_forward, module)
+        elif (lean := LEAN.get(type(module))) is not None:
+            module.__class__ = lean
+
+
+def _conv_forward(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if plain and _is_lean(x, weight, bias):
+        return _convolve(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return nn.Conv2d._conv_forward(conv, x, weight, bias)
+
+
+class LeanConv2dSame(Conv2dSame):
+    def forward(self, x: Tensor) -> Tensor:
+        if not _is_lean(x, self.weight, self.bias):
+            return super().forward(x)
+        x = pad_same(x, self.weight.shape[-2:], self.stride, self.dilation)
+        return _convolve(x, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+
+class LeanBatchNorm2d(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalise(self, x) if _is_lean_norm(self, x) else super().forward(x)
+
+
+class LeanBatchNormAct2d(BatchNormAct2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(_normalise(self, x))) if _is_lean_norm(self, x) else super().forward(x)
+
+
+LEAN: dict[type[nn.Module], type[nn.Module]] = {
+    lean.__base__: lean for lean in (LeanConv2dSame, LeanBatchNorm2d, LeanBatchNormAct2d)
+}
+
+
+def _is_lean(x: Tensor, *own: Tensor | None) -> bool:
+    """Whether a gradient goes through the module to a large x [B, C, H, W] and to none of its own tensors.
+
+    Compilers and tracers see the plain operations: they decide for themselves what is kept.
+    """
+    return (
+        x.requires_grad
+        and x.dim() == 4
+        and x.nbytes >= LEAN_FROM
+        and torch.is_grad_enabled()
+        and not any(tensor is not None and tensor.requires_grad for tensor in own)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def _is_lean_norm(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    evaluating = not norm.training and norm.running_mean is not None and norm.running_var is not None
+    return evaluating and _is_lean(x, norm.weight, norm.bias)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """As `F.conv2d`. Autocast's conversion of x happens here, where autograd sees it; that of the rest needs none."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
+    return _Convolution.apply(x, weight, bias, *options)
+
+
+def _normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return _EvaluatedNorm.apply(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
+class _Convolution(Function):
+    """conv2d of x with a frozen weight, which is all that the gradient of x needs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.layout = _Layout(x)
+        ctx.options = (stride, padding, dilation, False, (0, 0), groups)
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        x = ctx.layout.blank()
+        of_input, _, _ = torch.ops.aten.convolution_backward.default(
+            gradient, x, weight.to(x.dtype), None, *ctx.options, (True, False, False)
+        )
+        return of_input, *(None,) * 6
+
+
+class _EvaluatedNorm(Function):
+    """Batch norm of x [B, C, H, W] with frozen statistics, weight and bias: one factor and one offset a channel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(mean, variance, weight)
+        ctx.layout = _Layout(x)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        mean, variance, weight = ctx.saved_tensors
+        x = gradient.detach() if _Layout(gradient) == ctx.layout else ctx.layout.blank()
+        of_input, _, _ = torch.ops.aten.native_batch_norm_backward.default(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, (True, False, False)
+        )
+        return of_input, *(None,) * 5
+
+
+class _Layout:
+    """All that a backward kernel reads of an input when the input's gradient alone is asked for."""
+
+    def __init__(self, tensor: Tensor):
+        self.fields = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Layout) and self.fields == other.fields
+
+    __hash__ = None
+
+    def blank(self) -> Tensor:
+        """A tensor of that layout; what is in it is whatever was in that memory.
+
+        Not `torch.empty_strided`, which writes to all of it where deterministic algorithms are asked for.
+        """
+        shape, stride, dtype, device = self.fields
+        if device.type == "meta":
+            return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+        length = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else 0
+        storage = torch.UntypedStorage(length * dtype.itemsize, device=device)
+        return torch.empty(0, dtype=dtype, device=device).set_(storage, 0, shape, stride)
