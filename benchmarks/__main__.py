@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", default="landcover", help="name or folder (default %(default)s)")
     add("--data", type=Path, default=Path("data"), help="folder of the datasets (default %(default)s)")
     add("--crop", type=int, default=96, help="side of a training crop, pixels (default %(default)s)")
+    add(
+        "--contiguous",
+        action="store_true",
+        help="maps in torch's layout, not channels-last as budgets that ship",
+    )
     add("--batch", type=int, default=8, help="images a step (default %(default)s)")
     add("--steps", type=int, default=60, help="of one timed loop or run (default %(default)s)")
     add("--rounds", type=int, default=5, help="how often each is timed (default %(default)s)")
@@ -70,7 +75,8 @@ def _measure(options: argparse.Namespace) -> None:
         if (value := getattr(options, flag)) is not None and value < 1:
             raise UserError(f"--{flag} {value}: give 1 or more")
     size = {"steps": options.steps, "batch_size": options.batch, "crop": [options.crop, options.crop]}
-    budget = budget_from(size, "benchmark", "--steps, --batch and --crop")
+    layout = {"channels_last": not options.contiguous}
+    budget = budget_from(size | layout, "benchmark", "--steps, --batch and --crop")
 
     import torch
 
@@ -135,7 +141,8 @@ def _tables(
 
 def _conditions(options: argparse.Namespace) -> str:
     return (
-        f"Head {options.head}, crops of {options.crop}, {options.batch} images a step, weights {options.weights}, data "
+        f"Head {options.head}, crops of {options.crop}, {options.batch} images a step, "
+        f"{'contiguous' if options.contiguous else 'channels-last'}, weights {options.weights}, data "
         f"{Path(options.dataset).name}. Ratios of {options.clock} time: the median over rounds, and the range of their "
         "middle half."
     )

@@ -119,7 +119,7 @@ def _bare(setting: Setting, network: Segmenter, stream: TrainStream, place: Path
         torch.manual_seed(derive(0, "step", step, 0))
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
-        images, masks = (tensor.to(setting.device, non_blocking=True) for tensor in batch)
+        images, masks = setting.images(batch[0]), batch[1].to(setting.device, non_blocking=True)
         loss, _ = network(images, masks)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, budget.clip_norm)
@@ -137,7 +137,7 @@ def _mmengine(setting: Setting, network: Segmenter, stream: TrainStream, place: 
     ]
     with _quiet():
         runner = Runner(
-            model=_Model(network),
+            model=_Model(network, setting),
             work_dir=str(place),
             train_dataloader=_loader(setting, stream),
             train_cfg={"type": "IterBasedTrainLoop", "max_iters": budget.steps},
@@ -168,16 +168,17 @@ def _loader(setting: Setting, stream: TrainStream) -> DataLoader[tuple[Tensor, T
 class _Model(BaseModel):
     """A network as mmengine's Runner trains it."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, setting: Setting):
         super().__init__()
         self.network = network
+        self.images = setting.images
         self.step = 0
 
     def forward(self, images: Tensor, masks: Tensor, mode: str) -> dict[str, Tensor]:
         assert mode == "loss"
         torch.manual_seed(derive(0, "step", self.step, 0))
         self.step += 1
-        loss, _ = self.network(images, masks)
+        loss, _ = self.network(self.images(images), masks)
         return {"loss": loss}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str], na
         "compiled: below 1 the option pays. *=*: the first step's loss and gradients are the same to the bit. *Both*: "
         "channels-last and bf16.",
     )
+    setting = replace(setting, budget=setting.budget.model_copy(update={"channels_last": False}))
     for backbone in backbones:
         for method in methods:
             try:

@@ -19,7 +19,7 @@ from harness.backbones.weights import load_backbone
 from harness.cells import Cell, Request, Resolver
 from harness.datasets import split_samples
 from harness.datasets.transforms import TrainStream
-from harness.network import Segmenter, build_segmenter
+from harness.network import Segmenter, build_segmenter, lay_out
 from harness.runs import RunStore
 from harness.seeds import derive
 from harness.spec import Budget
@@ -74,7 +74,13 @@ class Setting:
         """As a run builds it, on the device, in training mode. Raises `Unsupported`."""
         spec, classes = cell.spec, len(cell.dataset.classes)
         network = build_segmenter(self.bare(cell), cell.new_method(), spec.head, classes, spec.seed)
-        return network.to(self.device).train()
+        lay_out(network.to(self.device), self.budget)
+        return network.train()
+
+    def images(self, images: Tensor) -> Tensor:
+        """On the device, in the layout that a run feeds them in."""
+        images = images.to(self.device, non_blocking=True)
+        return images.contiguous(memory_format=torch.channels_last) if self.budget.channels_last else images
 
     def stream(self, cell: Cell, network: Segmenter) -> TrainStream:
         """The images that a run of the cell trains on, in its order."""
@@ -86,7 +92,7 @@ class Setting:
         """The first few, on the device: images [B, 3, H, W] and masks [B, H, W]."""
         loader = DataLoader(self.stream(cell, network), batch_size=self.budget.batch_size)
         first = itertools.islice(loader, BATCHES)
-        return [(images.to(self.device), masks.to(self.device)) for images, masks in first]
+        return [(self.images(images), masks.to(self.device)) for images, masks in first]
 
 
 class Stepper:

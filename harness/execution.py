@@ -21,8 +21,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 
 from harness import cost, provenance
-from harness.backbones.staged import Prefix, StagedBackbone
-from harness.backbones.weights import load_backbone, tensors_digest
+from harness.backbones.staged import StagedBackbone
+from harness.backbones.weights import load_backbone
+from harness.bare import Bare
 from harness.cells import Cell
 from harness.claims import Claimed, ClaimLost
 from harness.console import Reporter
@@ -33,8 +34,9 @@ from harness.delta import DeltaHeader, save_delta
 from harness.errors import UserError
 from harness.evaluation import Predictor, evaluate
 from harness.feeding import Feeder, Keeping
-from harness.files import is_disk_full
+from harness.files import is_disk_full, remember
 from harness.launch import Outcome
+from harness.method import Hyperparameters
 from harness.metrics import metrics, save_confusions
 from harness.network import Segmenter, Unsupported, build_segmenter, lay_out
 from harness.pictures import save_picture, strip
@@ -121,7 +123,7 @@ def execute(
     execution = _Execution(cell, store, fabric, mirror, quiet, again, checkpoint_seconds, cache_bytes)
     with execution.claimed():
         if execution.unfinished():
-            execution.prepare()
+            execution.prepare(execution.load_bare(keep=False))
             with execution.failures_recorded():
                 execution.begin()
                 train([execution.learner], _feeder([execution], workers, more))
@@ -154,6 +156,7 @@ def execute_together(
     outcomes: dict[int, tuple[Outcome, str | None]] = {}
     ready: list[_Execution] = []
     at: dict[int, int] = {}
+    bare: Bare | None = None
 
     def dropped(execution: _Execution, error: BaseException) -> None:
         outcomes[at[id(execution)]] = outcome_of(error)
@@ -174,7 +177,8 @@ def execute_together(
                 if not execution.unfinished():
                     outcomes[index] = ("done", None)
                     continue
-                execution.prepare()
+                bare = bare or execution.load_bare(keep=True)
+                execution.prepare(bare)
                 with execution.failures_recorded():
                     execution.begin()
             except Exception as error:
@@ -309,14 +313,16 @@ class _Execution(Watcher):
         self.fabric.barrier()  # every process has looked before the first one writes
         return unfinished
 
-    def prepare(self) -> None:
+    def load_bare(self, keep: bool) -> Bare:
+        """The frozen backbone, which several cells can build on; see `Bare`."""
+        spec, weights = self.cell.spec, self.cell.weights
+        return Bare(lambda: load_backbone(spec.backbone, weights, derive(spec.seed, "backbone")), keep)
+
+    def prepare(self, bare: Bare) -> None:
         """Build the network. Until it stands, nothing is written."""
-        spec, dataset = self.cell.spec, self.cell.dataset
+        spec, dataset, backbone = self.cell.spec, self.cell.dataset, bare.backbone()
+        self._bare = bare
         self._fit, self._reported = split_samples(dataset, spec.part, spec.budget.dev_fraction)
-        backbone = self._bare_backbone()
-        self._bare_digest = tensors_digest(backbone)
-        probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        bare = backbone.prefix(probe, len(backbone.stages))
         try:
             network = build_segmenter(backbone, self.cell.new_method(), spec.head, len(dataset.classes), spec.seed)
         except Unsupported as error:
@@ -324,22 +330,12 @@ class _Execution(Watcher):
             self._record("unsupported", str(error))
             raise RunFailed("unsupported", str(error), self.run.path) from error
         self.network = network
-        self.untouched = self._same_stages(network.backbone, probe, bare)
+        self.untouched = bare.untouched_stages(network.backbone)
         self.stream = TrainStream(
             dataset, self._fit, spec.budget, derive(spec.seed, "data"), backbone.mean, backbone.std
         )
         self._flops = self._train_flops(network)
-        self.reuse = Reuse(self.cell, self.store, self._bare_digest, self.fabric, self._cache_bytes)
-
-    @staticmethod
-    def _same_stages(backbone: StagedBackbone, probe: torch.Tensor, bare: Prefix) -> int:
-        """The untouched stages, as far as they compute what they did before the method was attached."""
-        stages = backbone.untouched_stages()
-        if not stages:
-            return 0
-        now = backbone.prefix(probe, stages)
-        same = [torch.equal(one, other) for one, other in zip(now.outputs, bare.outputs, strict=False)]
-        return [*same, False].index(False)
+        self.reuse = Reuse(self.cell, self.store, bare.sha256, self.fabric, self._cache_bytes)
 
     def begin(self) -> None:
         """Open the run folder; from here on the run is a visible row."""
@@ -407,7 +403,7 @@ class _Execution(Watcher):
             classes=tuple(dataset.classes),
             palette=tuple(dataset.palette),
             scale=dataset.scale,
-            backbone_sha256=self._bare_digest,
+            backbone_sha256=self._bare.sha256,
         )
         result = {
             "status": "done",
@@ -430,7 +426,7 @@ class _Execution(Watcher):
                 "evaluation": remembered.reused / remembered.passes if remembered and remembered.passes else 0.0,
                 "spent_seconds": meters.spent,
             },
-            "provenance": self._provenance(self._bare_digest, len(self._fit), len(self._reported)),
+            "provenance": self._provenance(self._bare.sha256, len(self._fit), len(self._reported)),
         }
         self.run.write_result(result)
         self.run.set_status("done", step=spec.budget.steps)
@@ -449,9 +445,19 @@ class _Execution(Watcher):
 
         None where the step fails for another reason: if it is the network's, training meets it too, and records it.
         """
-        budget = self.cell.spec.budget
+        spec, budget = self.cell.spec, self.cell.spec.budget
+        counted = {
+            "code": provenance.sources("harness", "methods"),
+            "packages": provenance.packages(),
+            "method": [spec.method, spec.method_code],
+            "hyperparameters": {
+                name: value for name, value in spec.hyperparameters.items() if name not in Hyperparameters.model_fields
+            },
+            "network": [spec.backbone, spec.head, len(self.cell.dataset.classes)],
+            "budget": budget.model_dump(mode="json", include={"steps", "batch_size", "accumulate", "crop"}),
+        }
         try:
-            return cost.train_flops(network, budget)
+            return remember(self.store.cache, "flops", counted, lambda: cost.train_flops(network, budget))
         except Exception as error:
             if "more than 1 value per channel" not in str(error):
                 return None
@@ -460,10 +466,6 @@ class _Execution(Watcher):
                 f"forward pass of {budget.batch_size // budget.accumulate}x3x{budget.crop[0]}x{budget.crop[1]}; "
                 "give a larger `batch_size` or `crop`, or a smaller `accumulate`"
             ) from error
-
-    def _bare_backbone(self) -> StagedBackbone:
-        spec = self.cell.spec
-        return load_backbone(spec.backbone, self.cell.weights, derive(spec.seed, "backbone"))
 
     def _evaluate(self) -> tuple[np.ndarray, Remembered | None]:
         """Confusion matrices [N, K, K] of all samples, in their order; each process evaluates its share."""
@@ -498,7 +500,7 @@ class _Execution(Watcher):
         return matrices, remembered
 
     def _inference(self, adapted: StagedBackbone) -> dict[str, float]:
-        bare = lay_out(self.fabric.to_device(self._bare_backbone()), self.cell.spec.budget)
+        bare = lay_out(self.fabric.to_device(self._bare.backbone()), self.cell.spec.budget)
         seconds = cost.inference_seconds(adapted.eval(), bare, self.cell.spec.budget.crop, self.fabric.device)
         return {"adapted_seconds": seconds[0], "backbone_seconds": seconds[1], "ratio": seconds[0] / seconds[1]}
 

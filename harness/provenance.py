@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 import sys
+from functools import cache
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import harness
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "onedl-mmsegmentation", "onedl-mmcv", "lightning-fabric", "numpy", "pillow",
+    "torch", "torchvision", "timm", "onedl-mmsegmentation", "onedl-mmcv", "lightning-fabric", "peft", "numpy", "pillow",
 )  # fmt: skip
 
 
@@ -21,8 +24,20 @@ def code() -> dict[str, Any]:
     return {"harness": harness.__version__, "commit": _git("rev-parse", "HEAD"), "dirty": _dirty()}
 
 
+@cache
 def packages() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
+
+
+@cache
+def sources(*packages: str) -> str:
+    """Hex SHA-256 of the Python sources of packages, by their names."""
+    state = hashlib.sha256()
+    for package in packages:
+        root = Path(str(resources.files(package)))
+        for path in sorted(root.rglob("*.py")):
+            state.update(f"{package}/{path.relative_to(root).as_posix()}".encode() + b"\0" + path.read_bytes() + b"\0")
+    return state.hexdigest()
 
 
 def package_version(name: str) -> str | None:

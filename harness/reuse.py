@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from harness.backbones.staged import Prefix, StagedBackbone
 from harness.cells import Cell
 from harness.features import FeatureStore, FeatureStream
 from harness.feeding import names
-from harness.files import digest
 from harness.runs import RunStore
 from harness.spec import PROTOCOL
 
@@ -39,7 +36,7 @@ class Reuse:
         seen = {"batch_size", "precision", "channels_last"} | ({"dev_fraction"} if cell.spec.part == "dev" else set())
         self._common: dict[str, Any] = {
             "protocol": PROTOCOL,
-            "code": _code(),
+            "code": provenance.sources("harness"),
             "packages": provenance.packages(),
             "device": provenance.device_name(fabric.device),
             "threads": torch.get_num_threads() if fabric.device.type == "cpu" else 0,
@@ -104,12 +101,3 @@ class Remembered:
             if self._stream.has(self._index, wanted) and (found := self._stream.read(self._index, wanted)) is not None:
                 return Prefix([found[name].tensor.to(self._device) for name in wanted], size), stages
         return None, 0
-
-
-@cache
-def _code() -> str:
-    """Digest of the sources that say how a backbone is cut and how images reach it."""
-    root = resources.files("harness")
-    files = [path for folder in ("backbones", "datasets") for path in root.joinpath(folder).iterdir()]
-    sources = [*files, root.joinpath("evaluation.py")]
-    return digest({path.name: path.read_text(encoding="utf-8") for path in sources if path.name.endswith(".py")})
