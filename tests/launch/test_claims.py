@@ -109,11 +109,10 @@ def contents(job: Job) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-@pytest.mark.parametrize("clock", [(), ("clock",)], ids=["", "under clocks that jump"])
-def test_a_run_of_another_machine_is_refused_while_that_one_lives(
-    machines: Machines, endless: Cells, tmp_path: Path, clock: tuple[str, ...]
+def test_a_run_of_another_machine_is_refused_while_that_one_lives_and_clocks_jump(
+    machines: Machines, endless: Cells, tmp_path: Path
 ) -> None:
-    machines.tell("apart", *clock)
+    machines.tell("apart", "clock")
     job = endless.job(tmp_path, SLOW)
     first = begun(machines, endless, job)
     second = run(machines, endless, job)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
 import signal
@@ -11,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from tiny_jobs import (
     SLOW,
@@ -22,7 +20,6 @@ from tiny_jobs import (
     figures,
     folder,
     run_all,
-    start_launcher,
     steps_done,
     wait_until,
 )
@@ -178,37 +175,6 @@ def test_a_job_that_another_process_executes_is_left_alone(cells: Cells, tmp_pat
         (one,) = supervise(job)
     assert one.outcome == "claimed" and str(one.reason).startswith(f"process {os.getpid()} on ")
     assert not folder(job).path.exists()
-
-
-LAUNCHER = """
-import sys, pickle
-from harness.launch.local import LocalLauncher
-with LocalLauncher(1, "cpu", {}) as launcher:
-    launcher.submit(pickle.loads(bytes.fromhex(sys.argv[1])))
-    while not launcher.wait(1):
-        pass
-"""
-
-
-def test_a_launcher_that_is_killed_takes_its_job_with_it_and_another_finishes_it(
-    longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
-) -> None:
-    job = longer_cells.job(tmp_path, SLOW)
-    launcher = start_launcher(LAUNCHER, pickle.dumps(job))
-    try:
-        wait_until(lambda: steps_done(job) > 3)
-        process = psutil.Process(folder(job).status().pid)
-        server = process.parent()
-    finally:
-        launcher.kill()
-        launcher.wait()
-    psutil.wait_procs([process, server], timeout=60)
-    assert not process.is_running() and not server.is_running()
-    status = folder(job).status()
-    assert status is not None and status.state == "interrupted"
-    assert [one.outcome for one in supervise(job)] == ["done"]
-    assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.fingerprint]
 
 
 @pytest.mark.parametrize("left", [0, 40_000], ids=["for nothing", "for no checkpoint"])
