@@ -17,6 +17,8 @@ class Bare:
     def __init__(self, load: Callable[[], StagedBackbone], keep: bool):
         """`keep` it in memory, for several networks are built on it; else it is loaded again for a second one."""
         self._load, self._keep = load, keep
+        self.timed: dict[str, tuple[float, float]] = {}
+        """Inference times of what is built on it, by what their arithmetic hangs on."""
         self._kept: StagedBackbone | None = load()
         self.sha256 = tensors_digest(self._kept)
         self._probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

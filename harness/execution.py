@@ -34,7 +34,7 @@ from harness.delta import DeltaHeader, save_delta
 from harness.errors import UserError
 from harness.evaluation import Predictor, evaluate
 from harness.feeding import Feeder, Keeping
-from harness.files import is_disk_full, remember
+from harness.files import digest, is_disk_full, remember
 from harness.launch import Outcome
 from harness.method import Hyperparameters
 from harness.metrics import metrics, save_confusions
@@ -445,19 +445,9 @@ class _Execution(Watcher):
 
         None where the step fails for another reason: if it is the network's, training meets it too, and records it.
         """
-        spec, budget = self.cell.spec, self.cell.spec.budget
-        counted = {
-            "code": provenance.sources("harness", "methods"),
-            "packages": provenance.packages(),
-            "method": [spec.method, spec.method_code],
-            "hyperparameters": {
-                name: value for name, value in spec.hyperparameters.items() if name not in Hyperparameters.model_fields
-            },
-            "network": [spec.backbone, spec.head, len(self.cell.dataset.classes)],
-            "budget": budget.model_dump(mode="json", include={"steps", "batch_size", "accumulate", "crop"}),
-        }
+        budget = self.cell.spec.budget
         try:
-            return remember(self.store.cache, "flops", counted, lambda: cost.train_flops(network, budget))
+            return remember(self.store.cache, "flops", self._arithmetic(), lambda: cost.train_flops(network, budget))
         except Exception as error:
             if "more than 1 value per channel" not in str(error):
                 return None
@@ -499,9 +489,26 @@ class _Execution(Watcher):
             save_confusions(self.run.confusions_path, [sample.name for sample in samples], matrices)
         return matrices, remembered
 
+    def _arithmetic(self) -> dict[str, Any]:
+        """All that the arithmetic of a step hangs on; learning rates and weight decay are none of it."""
+        spec = self.cell.spec
+        own = {name: value for name, value in spec.hyperparameters.items() if name not in Hyperparameters.model_fields}
+        return {
+            "code": provenance.sources("harness", "methods"),
+            "packages": provenance.packages(),
+            "method": [spec.method, spec.method_code, own],
+            "network": [spec.backbone, spec.head, len(self.cell.dataset.classes)],
+            "budget": spec.budget.model_dump(mode="json", include={"steps", "batch_size", "accumulate", "crop"}),
+        }
+
     def _inference(self, adapted: StagedBackbone) -> dict[str, float]:
-        bare = lay_out(self.fabric.to_device(self._bare.backbone()), self.cell.spec.budget)
-        seconds = cost.inference_seconds(adapted.eval(), bare, self.cell.spec.budget.crop, self.fabric.device)
+        """Of a group's cells that differ in their learning rates alone, the first is timed for all."""
+        key = digest(self._arithmetic())
+        if key not in self._bare.timed:
+            bare = lay_out(self.fabric.to_device(self._bare.backbone()), self.cell.spec.budget)
+            crop, device = self.cell.spec.budget.crop, self.fabric.device
+            self._bare.timed[key] = cost.inference_seconds(adapted.eval(), bare, crop, device)
+        seconds = self._bare.timed[key]
         return {"adapted_seconds": seconds[0], "backbone_seconds": seconds[1], "ratio": seconds[0] / seconds[1]}
 
     def _provenance(self, backbone_sha256: str, trained_on: int, reported_on: int) -> dict[str, Any]:
