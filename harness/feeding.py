@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -167,13 +168,16 @@ class Feeder:
             self._kept.close()
 
     def _load(self, indices: list[int]) -> DataLoader[tuple[Tensor, Tensor]]:
+        workers = self._workers if indices else 0
         return DataLoader(
             self._stream,
             batch_sampler=[self._images_of(index) for index in indices],
-            num_workers=self._workers if indices else 0,
+            num_workers=workers,
+            # A job's process was itself started otherwise, and would have its workers import and decode all anew.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             worker_init_fn=_ignore_interrupts,
             pin_memory=self._fabric.device.type == "cuda",
-            prefetch_factor=4 if self._workers and indices else None,
+            prefetch_factor=4 if workers else None,
         )
 
     def _images_of(self, index: int) -> range:
