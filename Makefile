@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.harness-installed
 
-.PHONY: demo test clean
+.PHONY: demo test test-all clean
 
 # The main job: the same cell for three methods on the embedded default, then the report of what they reached and cost.
 demo: $(INSTALLED)
@@ -18,6 +18,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+
+# The same with the tests marked `exhaustive`, which take several minutes more.
+test-all: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "exhaustive or not exhaustive" -n 4 --dist loadfile --no-loadscope-reorder
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

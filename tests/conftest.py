@@ -17,6 +17,18 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONG = (
+    "test_compare", "test_claims", "test_lifecycle", "test_ray_launcher", "test_supervise", "test_reuse",
+    "test_plugins", "test_tracking", "test_slurm_launcher", "test_contract", "test_report_command", "test_benchmarks",
+)  # fmt: skip
+"""Files that take minutes, of processes that are waited for: begun first, so that none is left alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {stem: place for place, stem in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight train and five test images of 64×64, three classes by colour, some pixels ignored. Not to be changed."""

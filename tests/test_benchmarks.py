@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_cell import environment
 
+pytestmark = pytest.mark.exhaustive
+
 LOOPS = "The loop: images per second"
 METHODS = "Each method against full: resnet10t"
 SHARING = "Runs of `linear` that share what is frozen"

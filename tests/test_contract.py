@@ -287,6 +287,7 @@ def test_what_a_method_says_of_itself_is_no_breach(cls: type[Method], monkeypatc
     assert verdict(cls) == []
 
 
+@pytest.mark.exhaustive
 def test_a_parameter_in_no_graph_fails_in_two_processes_and_a_good_method_still_passes_after_it() -> None:
     assert any("two processes: one of two processes failed" in line for line in verdict(NeverUsed))
     assert verdict(Good) == []

@@ -167,6 +167,7 @@ def test_a_new_method_is_refused_for_a_name_that_is_none_or_taken_and_a_folder_t
     assert [path.name for path in tmp_path.iterdir()] == ["my-method"]
 
 
+@pytest.mark.exhaustive
 def test_a_new_method_installs_is_found_by_name_and_passes_its_own_tests_as_generated(tmp_path: Path) -> None:
     package = plugins.new_method("stage_residual", tmp_path)
     assert package == tmp_path / "stage-residual"

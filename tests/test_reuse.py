@@ -104,7 +104,10 @@ METHODS = [
 """Four, one, three and no untouched stages."""
 
 
-@pytest.mark.parametrize(("backbone", "number"), [("resnet10t", len(METHODS)), ("vit_tiny_patch16_224", 2)])
+@pytest.mark.parametrize(
+    ("backbone", "number"),
+    [("resnet10t", len(METHODS)), pytest.param("vit_tiny_patch16_224", 2, marks=pytest.mark.exhaustive)],
+)
 def test_kept_features_leave_every_bit_as_it_was_whoever_kept_them(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None, backbone: str, number: int
 ) -> None:
@@ -127,7 +130,13 @@ def test_what_a_shallow_prefix_kept_is_gone_on_from_by_a_deeper_one(
     assert outcome(deeper) == alone(method="linear")
 
 
-@pytest.mark.parametrize(("begun_with", "ended_with"), [(GIGABYTE, GIGABYTE), (GIGABYTE, 0), (0, GIGABYTE)])
+@pytest.mark.parametrize(
+    ("begun_with", "ended_with"),
+    [
+        (GIGABYTE, GIGABYTE),
+        *(pytest.param(*sizes, marks=pytest.mark.exhaustive) for sizes in ((GIGABYTE, 0), (0, GIGABYTE))),
+    ],
+)
 def test_an_interrupted_run_goes_on_with_kept_features_and_without_them(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None, begun_with: int, ended_with: int
 ) -> None:
@@ -301,6 +310,7 @@ def _weights(folder: Path) -> Path:
     return folder / "resnet10t.safetensors"
 
 
+@pytest.mark.exhaustive
 def test_another_dataset_size_or_part_is_another_name(run: Run, tmp_path: Path, always_pays: None) -> None:
     first = run(tmp_path, GIGABYTE, more=9)
     other = make_dataset(tmp_path / "other")

@@ -297,6 +297,7 @@ def test_sync_names_what_it_cannot_read_and_goes_on(runs: Path) -> None:
     assert sync(runs).current == 3
 
 
+@pytest.mark.exhaustive
 def test_four_processes_at_once_share_a_store_that_none_of_them_found(fresh: Path) -> None:
     folders = [RunFolder(fresh, seed) for seed in range(4)]
     for folder in folders:

@@ -142,6 +142,7 @@ def test_a_machine_that_stops_past_its_lease_is_taken_over_from_and_leaves_witho
     assert contents(job) == before
 
 
+@pytest.mark.exhaustive
 def test_a_machine_that_wakes_while_another_executes_its_run_leaves_it_to_that_one(
     machines: Machines, endless: Cells, tmp_path: Path
 ) -> None:
@@ -178,6 +179,7 @@ def test_of_two_that_begin_a_run_at_once_one_executes(
     assert figures(job) == undisturbed[job.fingerprint]
 
 
+@pytest.mark.exhaustive
 def test_on_one_machine_a_stop_of_any_length_loses_nothing(
     machines: Machines, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
@@ -194,6 +196,7 @@ def test_on_one_machine_a_stop_of_any_length_loses_nothing(
     assert figures(job) == undisturbed[job.fingerprint]
 
 
+@pytest.mark.exhaustive
 def test_a_clock_that_jumps_changes_no_figure(
     machines: Machines, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:

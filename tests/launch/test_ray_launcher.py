@@ -207,6 +207,7 @@ with RayLauncher(None, "auto", RayLauncher.read_options({"address": address})) a
 """
 
 
+@pytest.mark.exhaustive
 def test_a_driver_that_is_killed_takes_its_job_with_it_and_another_finishes_it(
     launcher: RayLauncher, cluster: Any, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ def test_a_reference_that_no_run_has_is_refused_before_anything_is_written(small
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.exhaustive
 def test_a_report_in_another_metric_says_so(small: Collected, tmp_path: Path) -> None:
     chosen = filtered(small, ["backbone=resnet18"])
     comparison = write_report(chosen, [], tmp_path / "out", Options(metric="class:water", reference="lora"))

@@ -108,6 +108,7 @@ def test_a_cell_takes_the_best_of_its_own_search(tuned: Path, uninterrupted: Pat
         assert {cell.request.settings["lr"] for cell in row.cells} == {best.settings["lr"]}
 
 
+@pytest.mark.exhaustive
 def test_cells_and_trials_of_one_process_come_to_the_same_study(
     tuned: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def is_running(run: RunFolder) -> bool:
     return status is not None and status.state == "running" and RunStore(run.path.parent).holder(run) is not None
 
 
+@pytest.mark.exhaustive
 def test_launchers_that_race_execute_each_cell_once(colours: Path, tmp_path: Path) -> None:
     study = write_study(tmp_path / "s.yaml", colours)
     racers = [start(study, tmp_path / "runs") for _ in range(2)]
@@ -161,6 +163,7 @@ def test_launchers_that_race_execute_each_cell_once(colours: Path, tmp_path: Pat
     assert [executions(run) for run in finished(tmp_path / "runs")] == [1] * 4
 
 
+@pytest.mark.exhaustive
 def test_a_cell_of_a_machine_that_dies_while_others_wait_for_it_is_taken_over(colours: Path, tmp_path: Path) -> None:
     study, runs = write_study(tmp_path / "s.yaml", colours, methods=["linear"], seeds=1), tmp_path / "runs"
     (cell,) = make_plan(load_study(study), RunStore(runs), tmp_path).cells
@@ -238,6 +241,7 @@ def test_no_bad_cell_stops_the_others(tmp_path: Path, colours: Path) -> None:
     assert states == {label: cell["state"] for label, cell in cells.items()}
 
 
+@pytest.mark.exhaustive
 def test_damaged_results_and_checkpoints_are_set_aside_and_done_again(
     tuned: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
