@@ -110,7 +110,7 @@ def _peak_bytes(method: str, name: str) -> int:
     return held.peak
 
 
-@pytest.mark.parametrize("name", ["resnet101", "vit_base_patch16_224"])
+@pytest.mark.parametrize("name", ["resnet101", pytest.param("vit_base_patch16_224", marks=pytest.mark.exhaustive)])
 def test_a_step_holds_under_60_percent_of_what_one_of_full_fine_tuning_does(name):
     """At 512×512, one image, as an allocator would count it; on shapes alone."""
     assert _peak_bytes("spm", name) < 0.6 * _peak_bytes("full", name)

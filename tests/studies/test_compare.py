@@ -216,6 +216,7 @@ BAD = """
 """
 
 
+@pytest.mark.exhaustive
 def test_no_bad_cell_stops_the_others(tmp_path: Path, colours: Path) -> None:
     plugin = tmp_path / "bad.py"
     plugin.write_text(textwrap.dedent(BAD))
