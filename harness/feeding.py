@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -75,7 +75,7 @@ class Keeping:
     """How many further runs are expected that see the same images."""
     passes: int
     say: Callable[[str], None]
-    on: bool = True
+    on: bool = field(init=False)
     _bytes: int = 0
     _writing: float = 0.0
     _computing: float = 0.0

@@ -18,7 +18,7 @@ from harness.runs import RunStore
 from harness.spec import PROTOCOL
 
 SHARE = 0.25
-"""Of those, the most that one run's evaluation takes."""
+"""Of what kept features may take on disk, the most that one run's evaluation adds."""
 
 
 class Reuse:
@@ -70,12 +70,9 @@ class Remembered:
         self._backbone, self._stages, self._stream, self._device = backbone, stages, stream, device
         self._left = int(limit * SHARE)
         self._keeping = self._left > 0
-        self._index = -1
         self.passes = self.reused = 0
 
     def __call__(self, images: Tensor) -> Prefix:
-        self._index += 1
-        self.passes += 1
         prefix, known = self._kept((images.shape[-2], images.shape[-1]))
         self.reused += known == self._stages
         fresh: dict[str, tuple[Tensor, float]] = {}
@@ -86,7 +83,8 @@ class Remembered:
         assert prefix is not None
         if fresh and self._keeping:
             self._left -= sum(tensor.nbytes for tensor, _ in fresh.values())
-            self._keeping = self._left > 0 and self._stream.write(self._index, fresh)
+            self._keeping = self._left > 0 and self._stream.write(self.passes, fresh)
+        self.passes += 1
         return prefix
 
     def finish(self) -> None:
@@ -98,6 +96,6 @@ class Remembered:
     def _kept(self, size: tuple[int, int]) -> tuple[Prefix | None, int]:
         for stages in range(self._stages, 0, -1):
             wanted = names(stages)[1:]
-            if self._stream.has(self._index, wanted) and (found := self._stream.read(self._index, wanted)) is not None:
+            if self._stream.has(self.passes, wanted) and (found := self._stream.read(self.passes, wanted)) is not None:
                 return Prefix([found[name].tensor.to(self._device) for name in wanted], size), stages
         return None, 0
