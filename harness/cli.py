@@ -108,7 +108,7 @@ def run(
     head: Annotated[str, typer.Option(help="decode head, NAME or NAME:WIDTH")] = "fpn",
     budget: Annotated[str, typer.Option(help="name, or a .yaml file")] = "demo",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="of initialisation, data order, augmentation")] = 0,
-    weights: Annotated[str, typer.Option(help="auto, random, or a .safetensors or .pth file")] = "auto",
+    weights: Annotated[str, typer.Option(help="auto, random, package:NAME, or a .safetensors or .pth file")] = "auto",
     part: Annotated[
         PartChoice,
         typer.Option(help="report: train on train, score on test; dev: hold a part of train out, score it"),

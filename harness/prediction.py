@@ -69,7 +69,7 @@ def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
         status = folder.status()
         raise UserError(f"run {run}: has no delta: it is {status.state if status else 'not begun'}")
     given = result["provenance"]["weights"]["given"]
-    return folder.delta_path, given if given in ("auto", "random") or Path(given).is_file() else "auto"
+    return folder.delta_path, given if Path(given).is_file() else "auto"
 
 
 def _read(path: Path) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from harness.backbones.weights import to_ask_for
 from harness.cells import Request
 from harness.errors import UserError, did_you_mean
 from harness.spec import Budget, Spec, budget_from, read_yaml
@@ -81,13 +82,8 @@ def _of_spec(values: dict[str, Any], given: Mapping[str, Any], said: str) -> dic
         spec = Spec.model_validate(values)
     except ValueError as error:
         raise UserError(f"{said}: not a whole spec of a run") from error
-    if spec.weights == "random":
-        weights = "random"
-    elif not spec.weights.startswith("sha256:"):
-        weights = "auto"
-    elif "weights" in given:
-        weights = given["weights"]
-    else:
+    weights = to_ask_for(spec.weights) or given.get("weights")
+    if weights is None:
         raise UserError(f"{said}: its weights were a file, {spec.weights[:19]}...; give it with --weights")
     kept = spec.model_dump(include={"method", "backbone", "dataset", "head", "seed", "part"})
     return {**kept, "weights": weights, "budget": spec.budget.model_dump(), "settings": spec.hyperparameters}

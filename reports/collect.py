@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from harness.backbones.packaged import told_name
 from harness.errors import UserError
 from harness.metrics import load_confusions
 from harness.runs import RunFolder, RunStore
@@ -172,7 +173,7 @@ def _rows_of_study(cells: Iterable[PlannedCell], read: dict[str, Row]) -> list[R
         facets = {
             "dataset": Path(request.dataset).name,
             "data_digest": "",
-            "backbone": request.backbone,
+            "backbone": told_name(request.backbone, request.weights),
             "weights": request.weights,
             "head": request.head,
             "part": request.part,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from harness.backbones.packaged import told_name
 from harness.errors import UserError
 from harness.files import digest
 from harness.runs import RunFolder, RunStore
@@ -174,7 +175,8 @@ def row_of_spec(spec: Spec, state: str, reason: str | None, **more: Any) -> Row:
         **facets_of_budget(spec.budget),
         state=state,
         reason=reason,
-        **spec.model_dump(exclude={"hyperparameters", "budget"}),
+        backbone=told_name(spec.backbone, spec.weights),
+        **spec.model_dump(exclude={"hyperparameters", "budget", "backbone"}),
         **more,
     )
 

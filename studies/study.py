@@ -134,7 +134,7 @@ class Study(_Part):
             request = Request(
                 method=arm.method,
                 backbone=backbone.backbone,
-                weights=backbone.weights if backbone.weights in ("auto", "random") else self._path(backbone.weights),
+                weights=self._weights(backbone.weights),
                 dataset=self._path(dataset) if "/" in dataset or dataset.endswith((".yaml", ".yml")) else dataset,
                 head=head,
                 budget=chosen,
@@ -145,6 +145,9 @@ class Study(_Part):
                 if override.matches(arm, replace(request, dataset=dataset)):
                     request.settings.update(override.settings)
             yield arm, request
+
+    def _weights(self, given: str) -> str:
+        return given if given in ("auto", "random") or given.startswith("package:") else self._path(given)
 
     def _path(self, given: str) -> str:
         return str(self.source.parent / Path(given).expanduser())

