@@ -56,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, colours: Path, tiny: Path
 
 def python(code: str) -> str:
     """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -108,12 +108,12 @@ def test_shell_completion_is_printed_and_completes() -> None:
     base = environment(_HARNESS_COMPLETE="complete_bash", COMP_WORDS="harness list me", COMP_CWORD="2")
     program = shutil.which("harness", path=str(Path(sys.executable).parent))
     assert program is not None
-    done = subprocess.run([program], capture_output=True, text=True, env=base, timeout=60)
+    done = subprocess.run([program], capture_output=True, text=True, env=base, timeout=900)
     assert done.stdout.split() == ["methods"]
     # Which shell is asked for, in place of the one that runs the tests (`make` runs them in sh, which has none).
     named = environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     show = [program, "--show-completion", "bash"]
-    done = subprocess.run(show, capture_output=True, text=True, env=named, timeout=60)
+    done = subprocess.run(show, capture_output=True, text=True, env=named, timeout=900)
     assert "_HARNESS_COMPLETE=complete_bash" in done.stdout
 
 

@@ -35,7 +35,7 @@ class Started:
     def wait(self) -> int:
         return self.wait_until(lambda: False)
 
-    def wait_until(self, reached: Callable[[], bool], seconds: float = 300) -> int | None:
+    def wait_until(self, reached: Callable[[], bool], seconds: float = 900) -> int | None:
         """Until `reached` or the end; the exit code, or None where it still runs."""
         end = time.monotonic() + seconds
         while (code := self.poll()) is None and not reached():

@@ -85,7 +85,7 @@ def test_before_its_time_limit_a_job_is_queued_again_and_goes_on_and_cancelled_i
     wait_until(lambda: steps_done(job) > 3)
     first = body()
     first.send_signal(signal.SIGUSR2)
-    first.wait(timeout=60)
+    first.wait(timeout=900)
     assert launcher.wait(0) == []
     seen = steps_done(job)
     wait_until(lambda: steps_done(job) > seen)

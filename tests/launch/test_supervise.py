@@ -177,7 +177,9 @@ def test_a_job_that_another_process_executes_is_left_alone(cells: Cells, tmp_pat
     assert not folder(job).path.exists()
 
 
-@pytest.mark.parametrize("left", [0, 40_000], ids=["for nothing", "for no checkpoint"])
+@pytest.mark.parametrize(
+    "left", [0, pytest.param(40_000, marks=pytest.mark.exhaustive)], ids=["for nothing", "for no checkpoint"]
+)
 def test_a_full_disk_is_a_reason_and_with_room_made_the_job_is_done(
     cells: Cells, undisturbed: dict[str, dict], small_disk: Path, left: int
 ) -> None:

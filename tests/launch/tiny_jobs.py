@@ -182,7 +182,11 @@ def figures(job: Job) -> dict[str, Any]:
     return {**kept, "delta": {name: (tensor.dtype.str, tensor.tobytes()) for name, tensor in tensors.items()}}
 
 
-def wait_until(reached: Callable[[], object], seconds: float = 120, what: object = "") -> None:
+HANGS = 900
+"""Seconds after which a wait is given up: far more than a busy machine takes to start what is waited for."""
+
+
+def wait_until(reached: Callable[[], object], seconds: float = HANGS, what: object = "") -> None:
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end, f"waited for too long {what}"
@@ -207,7 +211,7 @@ def run_all(launcher: Launcher, jobs: Iterable[Job]) -> dict[str, Ended]:
     return ended
 
 
-def all_ends(launcher: Launcher, count: int, seconds: float = 180) -> dict[str, Ended]:
+def all_ends(launcher: Launcher, count: int, seconds: float = HANGS) -> dict[str, Ended]:
     """How at least so many cells of the submitted jobs ended, by fingerprint."""
     ended: dict[str, Ended] = {}
     end = time.monotonic() + seconds

@@ -31,7 +31,7 @@ def report(*arguments: str | Path, where: Path) -> subprocess.CompletedProcess[s
     """`harness report ARGUMENTS` in a process of its own that fails where it imports torch."""
     return subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, "report", *map(str, arguments)],
-        cwd=where, env=environment(), capture_output=True, text=True, timeout=300,
+        cwd=where, env=environment(), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
 
 

@@ -241,6 +241,7 @@ def draw_some(root: Path, folder: Path) -> list[Path]:
         return [path for name in wanted for path in drawn[name].save(folder).files]
 
 
+@pytest.mark.exhaustive
 def test_the_same_runs_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     make_runs(tmp_path / "runs", ["linear", "spm", "full"], ["a", "b", "c"], seeds=[0], images=4)
     script = "import pathlib, sys, test_report_plots as t; t.draw_some(*map(pathlib.Path, sys.argv[1:]))"

@@ -219,7 +219,7 @@ def test_a_table_of_texts_of_others_compiles_in_a_minimal_latex_file(tmp_path: P
     )
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
-        cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "paper.pdf").exists()

@@ -41,12 +41,12 @@ class Postgres:
             os.chown(self._folder, nobody.pw_uid, nobody.pw_gid)
             self._as |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": ()}
         options = ["--auth=trust", f"--username={USER}", "--encoding=UTF8", "--locale=C", "--no-sync"]
-        subprocess.run([self._program("initdb"), "-D", self._data, *options], check=True, timeout=120, **self._as)
+        subprocess.run([self._program("initdb"), "-D", self._data, *options], check=True, timeout=900, **self._as)
 
     def create_database(self) -> str:
         """The URL of a database with nothing in it."""
         name = f"db{next(self._numbers)}"
-        subprocess.run([self._program("createdb"), "-h", self._folder, "-U", USER, name], check=True, timeout=60)
+        subprocess.run([self._program("createdb"), "-h", self._folder, "-U", USER, name], check=True, timeout=900)
         return f"postgresql+psycopg://{USER}@/{name}?host={self._folder}"
 
     def start(self) -> None:
@@ -55,7 +55,7 @@ class Postgres:
         ready = [self._program("pg_isready"), "-h", self._folder, "-U", USER, "-q"]
         for _ in range(600):
             assert self._server.poll() is None, "the server ended as it started"
-            if subprocess.run(ready, timeout=60).returncode == 0:
+            if subprocess.run(ready, timeout=900).returncode == 0:
                 return
             time.sleep(0.05)
         raise AssertionError("the server does not answer")

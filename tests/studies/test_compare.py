@@ -36,7 +36,7 @@ def start(study: Path, runs: Path, *more: str | Path, **options: Any) -> subproc
     return subprocess.Popen(list(map(str, command)), text=True, **options)
 
 
-def wait_until(reached: Callable[[], bool], seconds: float = 240) -> None:
+def wait_until(reached: Callable[[], bool], seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end, "waited for too long"
@@ -127,7 +127,7 @@ def test_a_study_that_is_stopped_and_killed_ends_with_the_same_figures(
     stopped = start(tuned, runs, "--jobs", "2")
     wait_until(lambda: any(run.curve() for run in RunStore(runs)))
     stopped.send_signal(signal.SIGINT)
-    _, said = stopped.communicate(timeout=60)
+    _, said = stopped.communicate(timeout=900)
     assert stopped.returncode == 130, said
     assert said.endswith("stopped; the same command goes on\n") and "Traceback" not in said
     assert not any(is_running(run) for run in RunStore(runs))
@@ -181,7 +181,7 @@ def test_a_cell_of_a_machine_that_dies_while_others_wait_for_it_is_taken_over(co
         return waiting.poll() is not None or "executed by process 1 on elsewhere" in errors.read_text()
 
     wait_until(is_waited_for)
-    assert waiting.wait(timeout=240) == 0, errors.read_text()
+    assert waiting.wait(timeout=900) == 0, errors.read_text()
     assert [executions(run) for run in finished(runs)] == [1]
 
 

@@ -182,7 +182,7 @@ def _state(pid: int | None) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def _until(reached: Callable[[], bool], seconds: float = 120) -> None:
+def _until(reached: Callable[[], bool], seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end, "waited for too long"
