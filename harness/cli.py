@@ -320,6 +320,8 @@ def settings_of(pairs: list[str], flag: str = "--set") -> dict[str, str]:
 
 def _row(fingerprint: str, result: dict[str, Any]) -> dict[str, str]:
     """One line of the table of runs: what was run, what it reached and what it cost, or why there is no figure."""
+    from harness.backbones.packaged import told_name
+
     spec, done = result["spec"], result["status"] == "done"
     figures = {"mIoU": "-", "trainable": "-", "of it method": "-", "delta": "-", "seconds": "-"}
     if done:
@@ -335,7 +337,7 @@ def _row(fingerprint: str, result: dict[str, Any]) -> dict[str, str]:
     row = {
         "run": fingerprint,
         "method": spec["method"] + _changes(spec),
-        "backbone": spec["backbone"],
+        "backbone": told_name(spec["backbone"], spec["weights"]),
         "dataset": spec["dataset"] + ("" if spec["part"] == "report" else " (dev)"),
         "head": spec["head"],
         "budget": spec["budget"]["name"],

@@ -45,7 +45,7 @@ from harness.reuse import Remembered, Reuse
 from harness.runs import RunFolder, RunStore, State
 from harness.seeds import derive
 from harness.sizes import CACHE_SIZE, parse_size
-from harness.spec import Precision
+from harness.spec import Images, Precision
 from harness.tracking import Mirror
 from harness.training import Diverged, Interrupted, Learner, Point, Watcher, train
 
@@ -150,7 +150,7 @@ def execute_together(
     goes wrong with one is its outcome and reason, as its run folder says, and the others go on. Outcomes are in the
     order of the cells.
     """
-    if len({_seen_by(cell) for cell in cells}) > 1:
+    if len({Images.of(cell.spec) for cell in cells}) > 1:
         raise ValueError("cells that are executed together see the same images through the same backbone")
     make_reproducible()
     outcomes: dict[int, tuple[Outcome, str | None]] = {}
@@ -235,12 +235,6 @@ def outcome_of(error: BaseException) -> tuple[Outcome, str | None]:
         case UserError():
             return "failed", str(error)
     return "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _seen_by(cell: Cell) -> tuple[Any, ...]:
-    """What must be the same of cells that see the same images through the same frozen stages."""
-    spec = cell.spec
-    return spec.backbone, spec.weights, spec.data_digest, spec.budget.model_dump_json(), spec.seed, spec.part
 
 
 def _feeder(executions: Sequence[_Execution], workers: int | None, more: int) -> Feeder:

@@ -9,7 +9,7 @@ import os
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -130,6 +130,21 @@ class Spec(BaseModel):
             return cls.model_validate(read_yaml(text))
         except yaml.YAMLError as error:
             raise ValueError(f"not YAML: {error}") from error
+
+
+class Images(NamedTuple):
+    """What decides which images a frozen backbone sees in training. Runs of which it is the same can share its work."""
+
+    backbone: str
+    weights: str
+    data: str
+    budget: Budget
+    seed: int
+    part: Part
+
+    @classmethod
+    def of(cls, spec: Spec) -> Images:
+        return cls(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, spec.part)
 
 
 def read_yaml(text: str) -> Any:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from harness.cells import Request, Resolver
 from harness.claims import LEASE
@@ -16,7 +16,7 @@ from harness.console import say
 from harness.launch import Ended, Job, Launcher
 from harness.plugins import loaded_files
 from harness.runs import RunStore
-from harness.spec import Budget, Part, Spec
+from harness.spec import Images
 from harness.tracking import Mirror
 from studies.plan import FINAL, PlannedCell, PlannedSearch, refresh, settle
 
@@ -54,28 +54,13 @@ class Row:
         return asked if spec.pruner is None and "memory" not in spec.objectives else 1
 
 
-class Images(NamedTuple):
-    """What decides which images a frozen backbone sees in training. Runs of which it is the same can share its work."""
-
-    backbone: str
-    weights: str
-    data: str
-    budget: Budget
-    seed: int
-    part: Part
-
-    @classmethod
-    def of(cls, spec: Spec) -> Images:
-        return cls(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, spec.part)
-
-    @classmethod
-    def of_trials(cls, spec: SearchSpec) -> Images:
-        return cls(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, "dev")
-
-
 def _images_of(cell: PlannedCell) -> Images:
     assert cell.spec is not None
     return Images.of(cell.spec)
+
+
+def _images_of_trials(spec: SearchSpec) -> Images:
+    return Images(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, "dev")
 
 
 @dataclass(frozen=True)
@@ -186,7 +171,7 @@ class Drive:
         for row in self._rows:
             if trials := self._next_trials(row, most):
                 named = [(trial.request, trial.fingerprint) for trial in trials]
-                return self._job(Images.of_trials(row.search.spec), named)
+                return self._job(_images_of_trials(row.search.spec), named)
         return None
 
     def _most_together(self) -> int:
@@ -259,7 +244,7 @@ class Drive:
         """How many runs are not begun yet that see these images, those that wait for their searches included."""
         count = sum(_images_of(cell) == images for cell in self._cells)
         for row in self._rows:
-            of_trials = Images.of_trials(row.search.spec)
+            of_trials = _images_of_trials(row.search.spec)
             if of_trials == images:
                 count += max(0, row.search.left - self._works_for(row))
             waiting = (cell.request for planned in row.planned for cell in planned.cells if cell.state == "waiting")

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from harness.backbones.packaged import told_name
 from harness.cells import Cell, Request, Resolver
 from harness.errors import UserError, did_you_mean
 from harness.method import methods
@@ -217,6 +218,12 @@ def rows_of(plan: Plan) -> list[dict[str, Any]]:
         key = (cell.request.backbone, cell.request.weights, cell.request.dataset, cell.request.head, cell.label)
         rows.setdefault(key, []).append(cell)
     return [
-        {"backbone": key[0], "dataset": Path(key[2]).name, "head": key[3], "label": key[4], "cells": cells}
+        {
+            "backbone": told_name(key[0], key[1]),
+            "dataset": Path(key[2]).name,
+            "head": key[3],
+            "label": key[4],
+            "cells": cells,
+        }
         for key, cells in rows.items()
     ]
