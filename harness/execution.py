@@ -387,7 +387,8 @@ class _Execution(Watcher):
     def finish(self) -> None:
         """Evaluate once, and write what came out."""
         spec, dataset, network, meters = self.cell.spec, self.cell.dataset, self.network, self.learner.meters
-        peak = cost.peak_memory_bytes(self.fabric.device) if self._alone else None
+        own = self._alone and not meters.reused  # what others held or computed beside it is not the method's
+        peak = cost.peak_memory_bytes(self.fabric.device) if own else None
         matrices, remembered = self._evaluate()
         if not self.writes:
             return

@@ -220,7 +220,7 @@ def _searches(root: Path, skipped: list[Skipped]) -> Iterator[Search]:
 
     columns = [column.name for column in fields(Trial)]
     for path in sorted((root / "searches").glob("*/")):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or not (path / "trials.json").exists():  # none has ended yet
             continue
         try:
             definition = read_json(path / "search.json", SearchSpec)

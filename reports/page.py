@@ -311,7 +311,7 @@ def _data(
     told = []
     for row in runs.to_dict("records"):
         run = {column.key: _plain(row[column.key]) for column in COLUMNS}
-        run |= {"id": row["fingerprint"], "setting": places[row["setting"]], "reason": _plain(row["reason"])}
+        run |= {"id": _plain(row["fingerprint"]), "setting": places[row["setting"]], "reason": _plain(row["reason"])}
         run |= {"trained": _plain(row["trained"]), "spec": _spec(row), "command": _command(collected.root, row)}
         if row["state"] == "done":
             run |= _from_result(collected.root / row["fingerprint"], package_lists)
@@ -365,9 +365,10 @@ def _spec(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _command(root: Path, row: Mapping[str, Any]) -> str | None:
     """What repeats the run; None for a cell that has no run yet."""
-    if not row["path"]:
+    path = _plain(row["path"])
+    if path is None:
         return None
-    return f"harness run --from {shlex.quote(str(Path(row['path']) / 'spec.yaml'))} --runs {shlex.quote(str(root))}"
+    return f"harness run --from {shlex.quote(str(Path(path) / 'spec.yaml'))} --runs {shlex.quote(str(root))}"
 
 
 def _from_result(folder: Path, package_lists: list[list[tuple[str, str]]]) -> dict[str, Any]:

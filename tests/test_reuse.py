@@ -116,6 +116,8 @@ def test_kept_features_leave_every_bit_as_it_was_whoever_kept_them(
         assert outcome(again) == alone(backbone=backbone, **fields), fields
         used = float(order in (1, 2, 4))  # the first has nobody to take from, the fourth no use for it
         assert (reuse(again)["training"], reuse(again)["evaluation"]) == (used, used), fields
+        result = again.result()  # what was computed by others has taken no memory here
+        assert result is not None and (result["peak_memory_bytes"] is None) == bool(used)
 
 
 def test_what_a_shallow_prefix_kept_is_gone_on_from_by_a_deeper_one(

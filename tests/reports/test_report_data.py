@@ -25,6 +25,7 @@ from harness.runs import RunStore
 from harness.spec import Budget
 from reports.collect import Collected, collect
 from reports.comparison import compare
+from reports.report import Options, write_report
 from studies.plan import make_plan
 from studies.study import load_study
 
@@ -183,6 +184,13 @@ def test_the_trials_of_a_search_are_not_reported(tmp_path: Path) -> None:
     assert list(search.trials["state"]) == ["complete", "complete", "complete", "failed"]
 
 
+def test_a_search_of_which_no_trial_has_ended_is_no_damage(tmp_path: Path) -> None:
+    make_run(tmp_path, make_spec())
+    (make_search(tmp_path) / "trials.json").unlink()
+    collected = collect(tmp_path)
+    assert collected.searches == [] and collected.skipped == []
+
+
 @pytest.mark.parametrize("name", ["search.json", "trials.json", "importances.json"])
 def test_a_damaged_search_is_listed(tmp_path: Path, name: str) -> None:
     make_run(tmp_path, make_spec())
@@ -220,6 +228,9 @@ def test_a_study_takes_its_cells_alone_and_shows_those_without_a_run(tmp_path: P
         ["matcher", 1, "missing"],
     ]
     assert rows["setting"].nunique() == 1
+    write_report(collect(root, study, tmp_path), [], tmp_path / "out", Options())
+    assert "never begun" in (tmp_path / "out" / "tables" / "absent.md").read_text()
+    assert (tmp_path / "out" / "index.html").exists()
 
 
 def test_cells_that_wait_for_a_search_are_missing_and_a_study_without_a_run_is_a_report(
