@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.measure import Table
     from benchmarks.setting import Setting
 
-TABLES = ("loops", "methods", "sharing", "step")
+TABLES = ("loops", "methods", "shapes", "sharing", "step")
 OPTIONS = ("channels-last", "bf16", "both", "compile")
 
 
@@ -125,7 +125,7 @@ def _tables(
     step_options: Sequence[str],
 ) -> Iterator[Table]:
     """One at a time, as they are measured. `named`: methods; none: each table's own."""
-    from benchmarks import costs, loops, options, sharing
+    from benchmarks import costs, loops, options, shapes, sharing
     from harness.method import methods
 
     if "loops" in tables:
@@ -133,6 +133,9 @@ def _tables(
     if "methods" in tables:
         for backbone in backbones:
             yield costs.table(setting, backbone, named or methods.names())
+    if "shapes" in tables:
+        for backbone in backbones:
+            yield shapes.table(setting, backbone, named or methods.names())
     if "sharing" in tables:
         yield sharing.table(setting, backbones, trials)
     if "step" in tables:

@@ -30,7 +30,7 @@ from harness.backbones.weights import tensors_digest
 from harness.delta import DeltaHeader, read_delta_header, save_delta
 from harness.errors import UserError
 from harness.method import Method, methods
-from harness.network import MethodError, Segmenter, Unsupported, build_segmenter
+from harness.network import MethodError, Segmenter, Unsupported, build_segmenter, lay_out
 from harness.spec import Budget, Spec
 from harness.training import parameter_groups
 
@@ -251,7 +251,12 @@ def _steady(network: Segmenter) -> Segmenter:
     return network
 
 
-def _gradients(network: Segmenter, parts: int = 1, autocast: bool = False) -> tuple[float, dict[str, Tensor]]:
+def _gradients(
+    network: Segmenter,
+    parts: int = 1,
+    autocast: bool = False,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[float, dict[str, Tensor]]:
     """The loss of the four images, and every trained parameter's gradient, summed over so many equal parts."""
     images, masks = four_images()
     network.zero_grad(set_to_none=True)
@@ -259,7 +264,7 @@ def _gradients(network: Segmenter, parts: int = 1, autocast: bool = False) -> tu
     for x, y in zip(images.chunk(parts), masks.chunk(parts), strict=True):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss, _ = network(x, y)
+            loss, _ = network(x.contiguous(memory_format=memory_format), y)
         (loss / parts).backward()
         total += loss.item() / parts
     gradients = {
@@ -519,6 +524,16 @@ def works_in_mixed_precision(case: Case) -> None:
         raise ContractBroken(f"gradients under bfloat16 autocast are not finite: {_some(bad)}")
 
 
+def works_in_channels_last(case: Case) -> None:
+    """In the memory layout of the budgets that ship the gradient is the same."""
+    network = _steady(case.build())
+    _, plain = _gradients(network)
+    lay_out(network, Budget(name="contract", steps=1, batch_size=4, crop=(SIDE, SIDE), channels_last=True))
+    _, laid_out = _gradients(network, memory_format=torch.channels_last)
+    if different := _first_difference(laid_out, plain):
+        raise ContractBroken(f"the gradient is another in channels-last layout: {different}")
+
+
 def overfits_four_images(case: Case) -> None:
     """The loss of four images halves. The head learns at 0.01, the method at its own default."""
     network = case.build().train()
@@ -564,6 +579,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     accumulates_gradients,
     works_with_checkpointed_activations,
     works_in_mixed_precision,
+    works_in_channels_last,
     overfits_four_images,
     finishes_in_two_processes,
 )

@@ -4,31 +4,80 @@ from __future__ import annotations
 
 import copy
 import statistics
-import sys
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.network import Segmenter
 from harness.spec import Budget
 
 
-def train_flops(network: Segmenter, budget: Budget) -> int:
-    """Floating-point operations of the whole budget's forward and backward passes, as torch counts them.
+@dataclass(frozen=True)
+class StepCost:
+    """What one optimiser step takes, as the shapes of its tensors say."""
 
-    Counted once, on tensors without data, for one forward pass's share of images; a multiply-add is two.
-    """
+    flops: int
+    """Floating-point operations of its forward and backward passes, as torch counts them; a multiply-add is two."""
+    peak_bytes: int
+    """The most bytes of tensors at one time: weights, buffers, gradients, AdamW's state, what a pass holds. In float32;
+    what a library takes for itself while it computes is not in it."""
+
+
+def step_cost(network: Segmenter, budget: Budget) -> StepCost:
+    """Of one step under the budget, gone through once on tensors without data; `network` stays as it is."""
     shape_only = copy.deepcopy(network).to("meta").train()
     images = budget.batch_size // budget.accumulate
-    with FlopCounterMode(display=False) as counter:
-        loss, _ = shape_only(
-            torch.empty(images, 3, *budget.crop, device="meta"),
-            torch.zeros(images, *budget.crop, dtype=torch.uint8, device="meta"),
-        )
-        loss.backward()
-    return counter.get_total_flops() * budget.accumulate * budget.steps
+    with Held([*shape_only.parameters(), *shape_only.buffers()]) as held:
+        for _ in range(min(2, budget.accumulate)):  # from the second pass on there are gradients when it begins
+            with FlopCounterMode(display=False) as counter:
+                loss, _ = shape_only(
+                    torch.empty(images, 3, *budget.crop, device="meta"),
+                    torch.zeros(images, *budget.crop, dtype=torch.uint8, device="meta"),
+                )
+                loss.backward()
+            del loss
+    trained = [parameter for parameter in shape_only.parameters() if parameter.requires_grad]
+    state = 2 * sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    return StepCost(counter.get_total_flops() * budget.accumulate, held.peak + state)
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation makes until it is freed, on tensors without data as well."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        """`tensors`: what is there already."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, tuple[StorageWeakRef, int]] = {}
+        for tensor in tensors:
+            self._count(tensor)
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)  # as long as it is there, no other storage has its number
+        if reference.cdata in self._known:
+            return
+        self._known[reference.cdata] = reference, storage.nbytes()
+        self.now += storage.nbytes()
+        if self.now > self.peak:
+            for key in [key for key, (known, _) in self._known.items() if known.expired()]:
+                self.now -= self._known.pop(key)[1]
+            self.peak = max(self.peak, self.now)
 
 
 @torch.inference_mode()
@@ -45,16 +94,6 @@ def inference_seconds(
             if repeat >= 2:
                 seconds[which].append(_clock(device) - began)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory in use so far: allocated on the GPU, or resident in the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _clock(device: torch.device) -> float:

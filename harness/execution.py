@@ -328,7 +328,7 @@ class _Execution(Watcher):
         self.stream = TrainStream(
             dataset, self._fit, spec.budget, derive(spec.seed, "data"), backbone.mean, backbone.std
         )
-        self._flops = self._train_flops(network)
+        self._step = self._step_cost(network)
         self.reuse = Reuse(self.cell, self.store, bare.sha256, self.fabric, self._cache_bytes)
 
     def begin(self) -> None:
@@ -387,8 +387,7 @@ class _Execution(Watcher):
     def finish(self) -> None:
         """Evaluate once, and write what came out."""
         spec, dataset, network, meters = self.cell.spec, self.cell.dataset, self.network, self.learner.meters
-        own = self._alone and not meters.reused  # what others held or computed beside it is not the method's
-        peak = cost.peak_memory_bytes(self.fabric.device) if own else None
+        peak = self._peak_memory()
         matrices, remembered = self._evaluate()
         if not self.writes:
             return
@@ -413,7 +412,7 @@ class _Execution(Watcher):
             "images_per_second": meters.images / meters.seconds,
             "data_wait": meters.data_seconds / meters.seconds,
             "peak_memory_bytes": peak,
-            "train_flops": self._flops,
+            "train_flops": self._step and self._step.flops * spec.budget.steps,
             "inference": self._inference(network.backbone),
             "reuse": {
                 "untouched_stages": self.untouched,
@@ -435,14 +434,31 @@ class _Execution(Watcher):
             self.run.begin(self.cell.spec, self.store.attempt(self.run))
             self.reporter.log_to(self.run.log_path)
 
-    def _train_flops(self, network: Segmenter) -> int | None:
+    def _peak_memory(self) -> int | None:
+        """Bytes: as its allocator measured on a GPU; on a CPU, which keeps no such account, as a step's shapes say.
+
+        None where it would not be the method's own: measured beside other cells or with a part of the work reused, or
+        said of float32 where the step takes another precision.
+        """
+        device = self.fabric.device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device) if self._alone and not self.learner.meters.reused else None
+        return self._step.peak_bytes if self._step and self.cell.spec.budget.precision == "fp32" else None
+
+    def _step_cost(self, network: Segmenter) -> cost.StepCost | None:
         """Also the rehearsal of a step, on shapes alone: a head that cannot be trained under the budget is refused.
 
         None where the step fails for another reason: if it is the network's, training meets it too, and records it.
         """
         budget = self.cell.spec.budget
         try:
-            return remember(self.store.cache, "flops", self._arithmetic(), lambda: cost.train_flops(network, budget))
+            step = remember(
+                self.store.cache,
+                "step",
+                self._arithmetic(),
+                lambda: dataclasses.asdict(cost.step_cost(network, budget)),
+            )
+            return cost.StepCost(**step)
         except Exception as error:
             if "more than 1 value per channel" not in str(error):
                 return None

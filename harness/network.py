@@ -89,8 +89,25 @@ class Segmenter(nn.Module):
 
 
 def lay_out(module: nn.Module, budget: Budget) -> nn.Module:
-    """Give a network's convolutions the memory layout that the budget asks for, in place; what they are fed follows."""
-    return module.to(memory_format=torch.channels_last) if budget.channels_last else module
+    """Give a network's convolutions the memory layout that the budget asks for, in place; what they are fed follows.
+
+    A part with a true attribute `keeps_layout`, whose code counts on torch's own, keeps that.
+    """
+    if not budget.channels_last:
+        return module
+    module.to(memory_format=torch.channels_last)
+    for part in module.modules():
+        if getattr(part, "keeps_layout", False):
+            part.to(memory_format=torch.contiguous_format)
+        if isinstance(part, nn.GroupNorm) and any(parameter.requires_grad for parameter in part.parameters()):
+            part.register_forward_pre_hook(_contiguous_where_no_gradient_goes)
+    return module
+
+
+def _contiguous_where_no_gradient_goes(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """On a CPU torch (2.12) crashes in a group norm's backward pass where a channels-last input takes no gradient."""
+    (feature_map,) = inputs
+    return (feature_map if feature_map.requires_grad else feature_map.contiguous(),)
 
 
 def build_segmenter(backbone: StagedBackbone, method: Method, head: str, num_classes: int, seed: int) -> Segmenter:

@@ -150,6 +150,13 @@ class DoRA(LoRA):
         config.use_dora = True
         return config
 
+    def adjust(self, backbone: StagedBackbone, targets: list[Target]) -> None:
+        for module in backbone.modules():
+            for name, factors in module.named_children():
+                if name in ("lora_A", "lora_B"):  # peft multiplies views of them, which have to be contiguous
+                    for factor in factors.children():
+                        factor.keeps_layout = True
+
     def added_parameters(self, target: Target) -> int:
         """As LoRA, and one magnitude for each output."""
         return super().added_parameters(target) + target.outputs

@@ -209,6 +209,15 @@ class FullPrecisionOnly(Good):
         backbone.put_in_gap(0, self.Module(backbone.channels[0]))
 
 
+class CountsOnContiguousMaps(Good):
+    class Module(Residual):
+        def forward(self, x):
+            return super().forward(x) + 0 * x.view(len(x), -1).sum()
+
+    def attach(self, backbone, num_classes):
+        backbone.put_in_gap(0, self.Module(backbone.channels[0]))
+
+
 class Explodes(Good):
     class Hyperparameters(method.Hyperparameters):
         lr: float = knob(10.0, "learning rate", gt=0, le=10)
@@ -275,6 +284,7 @@ def test_a_good_method_passes_every_check_in_order(backbone: str) -> None:
         (OutsideTheDelta, "is rebuilt from its delta: logits differ"),
         (CopiesTheBackbone, "is rebuilt from its delta: the delta holds copies of pre-trained tensors"),
         (FullPrecisionOnly, "works in mixed precision: crashes: TypeError: expected float32"),
+        (CountsOnContiguousMaps, "works in channels last: crashes: RuntimeError: view size is not compatible"),
         (Explodes, "overfits four images: does not overfit four images"),
         (NoWithoutReason, "answers whether it is supported: supports answers False"),
         (ChangesWhatItIsAskedAbout, "answers whether it is supported: supports changes the backbone"),

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from harness.backbones.families import create, cut
+from harness.cost import step_cost
 from harness.method import methods
 from harness.network import build_segmenter
-from harness.training import parameter_groups
+from harness.spec import Budget
 from methods.modules.matcher import Matcher
 
 CLASSES = 5
@@ -60,54 +56,12 @@ def test_a_matcher_and_its_gradients_are_those_of_the_equations(iterations, shar
     torch.testing.assert_close(gradients(y, semantic_maps), gradients(expected, expected_maps))
 
 
-class _Held(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation makes until it is freed, on tensors without data as well."""
-
-    def __init__(self, tensors: Iterable[Tensor]):
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: dict[int, weakref.ref] = {}
-        for tensor in tensors:
-            self._count(tensor)
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor)
-        return result
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known[key] = weakref.ref(storage, lambda _: self._freed(key, size))
-            self.now += size
-            self.peak = max(self.peak, self.now)
-
-    def _freed(self, key: int, size: int) -> None:
-        del self._known[key]
-        self.now -= size
-
-
 def _peak_bytes(method: str, name: str) -> int:
-    """The most that two training steps hold at once: weights, gradients, what AdamW keeps, activations."""
     with torch.device("meta"):
         backbone = cut(name, create(name))
     built = methods.get(method)
-    network = build_segmenter(backbone, built(built.Hyperparameters()), "fpn", CLASSES, seed=0).to("meta").train()
-    groups = parameter_groups(network, network.method.hyperparameters)
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, foreach=False)
-    images = torch.empty(1, 3, 512, 512, device="meta")
-    masks = torch.zeros(1, 512, 512, dtype=torch.uint8, device="meta")
-    with _Held([*network.parameters(), *network.buffers()]) as held:
-        for _ in range(2):
-            loss, _ = network(images, masks)
-            loss.backward()
-            del loss
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-    return held.peak
+    network = build_segmenter(backbone, built(built.Hyperparameters()), "fpn", CLASSES, seed=0)
+    return step_cost(network, Budget(name="one", steps=1, batch_size=1, crop=(512, 512))).peak_bytes
 
 
 @pytest.mark.parametrize("name", ["resnet101", pytest.param("vit_base_patch16_224", marks=pytest.mark.exhaustive)])

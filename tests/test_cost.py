@@ -1,0 +1,50 @@
+"""What a step takes is counted on shapes alone; here it is held against steps that are taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.backbones.families import create, cut
+from harness.cost import Held, step_cost
+from harness.method import methods
+from harness.network import Segmenter, build_segmenter
+from harness.spec import Budget
+from harness.training import parameter_groups
+
+CLASSES = 3
+
+
+def network_of(method: str, backbone: str) -> Segmenter:
+    torch.manual_seed(0)
+    built = methods.get(method)
+    return build_segmenter(cut(backbone, create(backbone)), built(built.Hyperparameters()), "fpn:16", CLASSES, seed=0)
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("method", ["linear", "spm", "full"])
+def test_peak_memory_is_the_most_that_real_steps_hold(method: str, backbone: str) -> None:
+    """With the gradients of real data and AdamW's own state, updated in place as a run does."""
+    images, side = 2, 96
+    network = network_of(method, backbone).train()
+    counted = step_cost(network, Budget(name="one", steps=1, batch_size=images, crop=(side, side)))
+    optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)
+    batch = torch.rand(images, 3, side, side), torch.randint(CLASSES, (images, side, side), dtype=torch.uint8)
+    with Held([*network.parameters(), *network.buffers()]) as held:
+        for _ in range(2):
+            loss, _ = network(*batch)
+            loss.backward()
+            del loss
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    assert counted.peak_bytes == pytest.approx(held.peak, rel=0.03)
+
+
+def test_a_step_in_parts_takes_the_arithmetic_of_one_and_less_memory() -> None:
+    network = network_of("full", "resnet10t")
+    whole, parts = (
+        step_cost(network, Budget(name="one", steps=1, batch_size=8, accumulate=accumulate, crop=(64, 64)))
+        for accumulate in (1, 4)
+    )
+    assert parts.flops == whole.flops and parts.peak_bytes < whole.peak_bytes
+    assert all(not parameter.is_meta and parameter.grad is None for parameter in network.parameters())
