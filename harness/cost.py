@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.network import Segmenter
+from harness.network import Segmenter, lay_out
 from harness.spec import Budget
 
 
@@ -34,19 +37,42 @@ class StepCost:
 def step_cost(network: Segmenter, budget: Budget) -> StepCost:
     """Of one step under the budget, gone through once on tensors without data; `network` stays as it is."""
     shape_only = copy.deepcopy(network).to("meta").train()
-    images = budget.batch_size // budget.accumulate
-    with Held([*shape_only.parameters(), *shape_only.buffers()]) as held:
+    lay_out(shape_only, budget)
+    count = budget.batch_size // budget.accumulate
+    layout = torch.channels_last if budget.channels_last else torch.contiguous_format
+
+    def one_pass() -> None:
+        loss, _ = shape_only(
+            torch.empty(count, 3, *budget.crop, device="meta", memory_format=layout),
+            torch.zeros(count, *budget.crop, dtype=torch.uint8, device="meta"),
+        )
+        loss.backward()
+
+    with FlopCounterMode(display=False) as counter:  # which takes fused operations apart, and so is not there below
+        one_pass()
+    shape_only.zero_grad(set_to_none=True)
+    with Held([*shape_only.parameters(), *shape_only.buffers()]) as held, _fused_attention():
         for _ in range(min(2, budget.accumulate)):  # from the second pass on there are gradients when it begins
-            with FlopCounterMode(display=False) as counter:
-                loss, _ = shape_only(
-                    torch.empty(images, 3, *budget.crop, device="meta"),
-                    torch.zeros(images, *budget.crop, dtype=torch.uint8, device="meta"),
-                )
-                loss.backward()
-            del loss
+            one_pass()
     trained = [parameter for parameter in shape_only.parameters() if parameter.requires_grad]
     state = 2 * sum(parameter.numel() * parameter.element_size() for parameter in trained)
     return StepCost(counter.get_total_flops() * budget.accumulate, held.peak + state)
+
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention that keeps no matrix of all pairs, as devices compute it; without data torch would take it apart."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+               is_causal: bool = False, *, scale: float | None = None, **others: Any) -> Tensor:  # fmt: skip
+        if others.get("enable_gqa") or dropout_p:
+            return apart(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+        return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+    apart = F.scaled_dot_product_attention
+    with mock.patch.object(F, "scaled_dot_product_attention", attend):
+        yield
 
 
 class Held(TorchDispatchMode):

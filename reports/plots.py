@@ -180,10 +180,16 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _titles(runs: pd.DataFrame) -> dict[str, str]:
-    """Each setting's backbone and dataset, and what else tells it from the others, in the order of these words."""
+    """Each setting's backbone and dataset, and as much of the rest as tells it from the others."""
     firsts = runs.drop_duplicates("setting")
-    told = ["backbone", "dataset", *(name for name in ("head", "budget", "weights") if firsts[name].nunique() > 1)]
+    told = ["backbone", "dataset"]
+    for name in ("head", "budget", "weights"):
+        if firsts[told].duplicated().any() and firsts[name].nunique() > 1:
+            told.append(name)
     short = firsts[told].agg(" · ".join, axis="columns")
+    short += (
+        (firsts["weights"] == "random").map({True: " · random weights", False: ""}) if "weights" not in told else ""
+    )
     names = short if short.is_unique else firsts["setting_name"]
     titles = dict(zip(firsts["setting"], map(shortened, names), strict=True))
     return dict(sorted(titles.items(), key=lambda pair: (pair[1], pair[0])))
@@ -408,7 +414,7 @@ def _set_scale(axes: Axes, values: pd.Series, logarithmic: bool, kind: str) -> N
         axes.xaxis.set_major_formatter(written)
         return
     low, high = positive.min() / 1.7, positive.max() * 1.7
-    parts = (1,) if high > 500 * low else (1, 2, 5)
+    parts = (1,) if high > 100 * low else (1, 2, 5)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
     ticks = [part * 10**power for power in powers for part in parts if low <= part * 10**power <= high]
     if (values > 0).all():

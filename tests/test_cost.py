@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from benchmarks.costs import peak_bytes
 from harness.backbones.families import create, cut
 from harness.cost import Held, step_cost
 from harness.method import methods
@@ -38,6 +41,25 @@ def test_peak_memory_is_the_most_that_real_steps_hold(method: str, backbone: str
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     assert counted.peak_bytes == pytest.approx(held.peak, rel=0.03)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224"])
+def test_peak_memory_is_near_what_torch_allocates(backbone: str) -> None:
+    """Maps of 256×256, beside which what kernels take for themselves is little."""
+    images, side = 4, 256
+    network = network_of("spm", backbone).train()
+    counted = step_cost(network, Budget(name="one", steps=1, batch_size=images, crop=(side, side)))
+    optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)
+    batch = torch.rand(images, 3, side, side), torch.randint(CLASSES, (images, side, side), dtype=torch.uint8)
+
+    def step() -> None:
+        loss, _ = network(*batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    allocated = peak_bytes(SimpleNamespace(step=step, network=network, optimizer=optimizer, batches=[batch]))
+    assert counted.peak_bytes == pytest.approx(allocated, rel=0.05)
 
 
 def test_a_step_in_parts_takes_the_arithmetic_of_one_and_less_memory() -> None:
