@@ -6,7 +6,7 @@ import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from harness.network import Segmenter, lay_out
 from harness.spec import Budget
@@ -48,7 +48,8 @@ def step_cost(network: Segmenter, budget: Budget) -> StepCost:
         )
         loss.backward()
 
-    with FlopCounterMode(display=False) as counter:  # which takes fused operations apart, and so is not there below
+    own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:  # it takes operations apart: not below
         one_pass()
     shape_only.zero_grad(set_to_none=True)
     with Held([*shape_only.parameters(), *shape_only.buffers()]) as held, _fused_attention():
@@ -57,6 +58,24 @@ def step_cost(network: Segmenter, budget: Budget) -> StepCost:
     trained = [parameter for parameter in shape_only.parameters() if parameter.requires_grad]
     state = 2 * sum(parameter.numel() * parameter.element_size() for parameter in trained)
     return StepCost(counter.get_total_flops() * budget.accumulate, held.peak + state)
+
+
+def _convolution_backward_flops(
+    gradient: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    wanted: Sequence[bool],
+    out_shape: Any,
+) -> int:
+    """From shapes. torch (2.12) takes the weight gradient of a grouped convolution for that of a dense one."""
+    return (wanted[0] + wanted[1]) * conv_flop_count(list(x), list(weight), list(gradient), transposed)
 
 
 @contextlib.contextmanager

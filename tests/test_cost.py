@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.costs import peak_bytes
 from harness.backbones.families import create, cut
-from harness.cost import Held, step_cost
+from harness.cost import Held, _convolution_backward_flops, step_cost
 from harness.method import methods
 from harness.network import Segmenter, build_segmenter
 from harness.spec import Budget
@@ -60,6 +62,19 @@ def test_peak_memory_is_near_what_torch_allocates(backbone: str) -> None:
 
     allocated = peak_bytes(SimpleNamespace(step=step, network=network, optimizer=optimizer, batches=[batch]))
     assert counted.peak_bytes == pytest.approx(allocated, rel=0.05)
+
+
+@pytest.mark.parametrize(("groups", "transposed"), [(1, False), (4, False), (16, False), (4, True)])
+def test_gradients_of_a_convolution_take_its_arithmetic_each(groups: int, transposed: bool) -> None:
+    made = nn.ConvTranspose2d if transposed else nn.Conv2d
+    convolution = made(16, 16, 3, groups=groups)
+    x = torch.rand(2, 16, 8, 8, requires_grad=True)
+    own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=own) as forward:
+        y = convolution(x)
+    with FlopCounterMode(display=False, custom_mapping=own) as backward:
+        y.sum().backward()
+    assert backward.get_total_flops() == 2 * forward.get_total_flops() > 0
 
 
 def test_a_step_in_parts_takes_the_arithmetic_of_one_and_less_memory() -> None:
