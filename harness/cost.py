@@ -52,7 +52,7 @@ def step_cost(network: Segmenter, budget: Budget) -> StepCost:
     with FlopCounterMode(display=False, custom_mapping=own) as counter:  # it takes operations apart: not below
         one_pass()
     shape_only.zero_grad(set_to_none=True)
-    with Held([*shape_only.parameters(), *shape_only.buffers()]) as held, _fused_attention():
+    with _as_on_a_cpu(), Held([*shape_only.parameters(), *shape_only.buffers()]) as held:
         for _ in range(min(2, budget.accumulate)):  # from the second pass on there are gradients when it begins
             one_pass()
     trained = [parameter for parameter in shape_only.parameters() if parameter.requires_grad]
@@ -79,8 +79,10 @@ def _convolution_backward_flops(
 
 
 @contextlib.contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Attention that keeps no matrix of all pairs, as devices compute it; without data torch would take it apart."""
+def _as_on_a_cpu() -> Iterator[None]:
+    """What torch, without data, would take apart: attention, which keeps no matrix of all pairs where it is computed,
+    and interpolation, in the deterministic form that it needs on a GPU alone.
+    """
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
@@ -90,8 +92,14 @@ def _fused_attention() -> Iterator[None]:
         return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
     apart = F.scaled_dot_product_attention
-    with mock.patch.object(F, "scaled_dot_product_attention", attend):
-        yield
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        with mock.patch.object(F, "scaled_dot_product_attention", attend):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
 
 
 class Held(TorchDispatchMode):

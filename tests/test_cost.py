@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,16 @@ from harness.spec import Budget
 from harness.training import parameter_groups
 
 CLASSES = 3
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["", "deterministic"])
+def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As a run asks torch to be."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(request.param, warn_only=True)
+    yield
+    assert torch.are_deterministic_algorithms_enabled() == request.param
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def network_of(method: str, backbone: str) -> Segmenter:
