@@ -485,6 +485,7 @@ def test_the_argument_goes_before_the_environment_and_both_before_the_local_stor
     assert tracking_uri(runs, "http://argument") == "http://argument"
 
 
+@pytest.mark.exhaustive
 def test_the_pages_of_the_local_store_open_and_ctrl_c_closes_them_without_a_traceback(runs: Path) -> None:
     folder = RunFolder(runs)
     folder.finish()

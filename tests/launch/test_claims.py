@@ -165,7 +165,13 @@ def test_a_machine_that_wakes_while_another_executes_its_run_leaves_it_to_that_o
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("where", [("apart",), ()], ids=["on two machines", "on one machine"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param(("apart",), marks=pytest.mark.exhaustive, id="on two machines"),
+        pytest.param((), id="on one machine"),
+    ],
+)
 def test_of_two_that_begin_a_run_at_once_one_executes(
     machines: Machines, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path, where: tuple[str, ...]
 ) -> None:
