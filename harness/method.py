@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 methods: Registry[type[Method]] = Registry("method", group="harness.methods")
 
 
-def knob(default: Any, help: str, *, search: Any = None, **bounds: Any) -> Any:
+def knob(default: Any, help: str, *, search: Any = None, later: bool = False, **bounds: Any) -> Any:
     """One hyperparameter: its default, one line of help, its bounds, and the range that a search draws from.
 
     `bounds` are pydantic's (`gt`, `ge`, `lt`, `le`, `pattern`). `search` is `(low, high)`, `(low, high, "log")` or a
-    list of choices; None keeps the hyperparameter out of searches.
+    list of choices; None keeps the hyperparameter out of searches. `later` is for one that a method got when there
+    were runs of it: its default is what the method did before, and is left out of specs, so that those runs count on.
     """
-    return Field(default, description=help, json_schema_extra={"search": search}, **bounds)
+    return Field(default, description=help, json_schema_extra={"search": search, "later": later}, **bounds)
 
 
 class Hyperparameters(BaseModel):
@@ -53,6 +54,13 @@ class Hyperparameters(BaseModel):
             return cls.model_validate(settings)
         except ValidationError as error:
             raise UserError(f"--set for method {method}: {first_problem(error, cls.model_fields)}") from error
+
+    def stated(self) -> dict[str, bool | int | float | str]:
+        """What a spec says: all of them, but for those that came `later` and are at their defaults."""
+        extras = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
+        later = {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("later")}
+        unchanged = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude=unchanged)
 
     @classmethod
     def describe(cls) -> list[dict[str, Any]]:

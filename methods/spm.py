@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from harness.backbones.staged import StagedBackbone
 
+_OF_A_MATCHER = {"hidden", "iterations", "kernel", "share_weights", "guidance", "relative"}
+
 
 class SPM(Method):
     """A matcher behind each of the chosen stages turns the stage's map f into f + p, a better input for what follows.
@@ -28,7 +30,7 @@ class SPM(Method):
     Ours, each a hyperparameter or stated in `Matcher`: the width, the number of iterations and that they share
     weights, a depth-wise separable convolutional GRU as the recurrence, the working resolution, softmax of the
     semantic map as the form of guidance, cross-entropy at weight `auxiliary / iterations` as its supervision, the
-    additive zero-initialised prompt.
+    additive zero-initialised prompt, and the `relative` one.
     """
 
     name = "spm"
@@ -51,6 +53,10 @@ class SPM(Method):
         auxiliary: float = knob(
             0.4, "weight of the semantic maps' cross-entropy, shared by the iterations; 0 is none", ge=0, le=10,
             search=(0.0, 1.0),
+        )  # fmt: skip
+        relative: bool = knob(
+            False, "prompts scale the map and shift it, in units of its own size; not a plain sum", later=True,
+            search=[True, False],
         )  # fmt: skip
         gaps: str = knob("all", "which gaps carry a matcher, counted from 1 behind the first stage, such as 1,3",
                          pattern=r"^(all|[1-9](,[1-9])*)$",
@@ -83,9 +89,7 @@ class SPM(Method):
                 channels=backbone.channels[gap],
                 num_classes=num_classes if self._semantic else 0,
                 pool=max(1, self.hyperparameters.working_stride // backbone.strides[gap]),
-                **self.hyperparameters.model_dump(
-                    include={"hidden", "iterations", "kernel", "share_weights", "guidance"}
-                ),
+                **self.hyperparameters.model_dump(include=_OF_A_MATCHER),
             )
             backbone.put_in_gap(gap, matcher)
             self._matchers.append(matcher)
@@ -93,12 +97,11 @@ class SPM(Method):
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.matcher import matcher_parameters
 
-        options = self.hyperparameters
         return sum(
             matcher_parameters(
                 channels=backbone.channels[gap],
                 num_classes=num_classes if self._semantic else 0,
-                **options.model_dump(include={"hidden", "iterations", "kernel", "share_weights", "guidance"}),
+                **self.hyperparameters.model_dump(include=_OF_A_MATCHER),
             )
             for gap in self._gaps(backbone)
         )

@@ -23,6 +23,17 @@ class Matcher(nn.Module):
     The GRU is the convolutional one of Ballas et al. (arXiv 1511.06432, section 3) with each convolution depth-wise
     separable. What does not change over t, the convolution of x, is computed once. The 1×1 convolutions to and from
     d commute with pooling and with bilinear upsampling, and so run at the working resolution.
+
+    `relative`, with r the root mean square of P f over all of an image, and P f / r a constant to the gradient:
+
+        x    = conv1x1(P f / r)                              C -> d
+        s, p = upsample(conv1x1(h_T))                        d -> 2 C, zero at the start
+        f -> f + s f + r p
+
+    How large a network's maps are is its own convention: a ViT's can have r = 0.05 behind its first blocks, where the
+    plain matcher sees next to nothing and puts out the same prompt everywhere, an EfficientNet's r = 8, where its tanh
+    is saturated. The relative matcher does not see it: with a f for f it puts out a times as much. And as no gradient
+    passes what it reads, a matcher's semantic maps teach that matcher alone, not the ones before it.
     """
 
     def __init__(
@@ -35,18 +46,20 @@ class Matcher(nn.Module):
         pool: int,
         share_weights: bool,
         guidance: bool,
+        relative: bool = False,
     ):
         """`num_classes` 0 leaves the semantic map out; `guidance` feeds it back into the recurrence."""
         super().__init__()
         self.iterations = iterations
         self.pool = pool
         self.guidance = guidance
+        self.relative = relative
         self.reduce = nn.Conv2d(channels, hidden, 1)
         self.semantic = nn.Conv2d(hidden, num_classes, 1) if num_classes else None
         cells = 1 if share_weights else iterations
         guided = num_classes if guidance else 0
         self.cells = nn.ModuleList(SeparableGRUCell(hidden, guided, kernel) for _ in range(cells))
-        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.expand = nn.Conv2d(hidden, 2 * channels if relative else channels, 1)
         nn.init.zeros_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
         self.semantic_maps: list[Tensor] = []
@@ -56,6 +69,11 @@ class Matcher(nn.Module):
         pooled = feature_map
         if self.pool > 1:
             pooled = F.avg_pool2d(feature_map, self.pool, ceil_mode=True, count_include_pad=False)
+        size = None
+        if self.relative:
+            pooled = pooled.detach()
+            size = _size_of(pooled)
+            pooled = pooled / size
         x = self.reduce(pooled)
         state = torch.tanh(x)
         inputs = [cell.project_input(x) for cell in self.cells]
@@ -73,7 +91,17 @@ class Matcher(nn.Module):
         prompt = self.expand(state)
         if prompt.shape[-2:] != feature_map.shape[-2:]:
             prompt = F.interpolate(prompt, feature_map.shape[-2:], mode="bilinear", align_corners=False)
-        return feature_map + prompt
+        if size is None:
+            return feature_map + prompt
+        scale, shift = prompt.chunk(2, dim=1)
+        return feature_map + scale * feature_map + size * shift
+
+
+def _size_of(feature_map: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, 1, 1, 1], the root mean square, of at least 1e-6."""
+    wide = torch.promote_types(feature_map.dtype, torch.float32)
+    squares = feature_map.to(wide).square().mean(dim=(1, 2, 3), keepdim=True)
+    return squares.sqrt().clamp_min(1e-6).to(feature_map.dtype)
 
 
 class SeparableGRUCell(nn.Module):
@@ -122,13 +150,14 @@ def matcher_parameters(
     kernel: int,
     share_weights: bool,
     guidance: bool,
+    relative: bool = False,
 ) -> int:
     """The number of a matcher's parameters in closed form; arguments as for `Matcher`."""
     inner = hidden + (num_classes if guidance else 0)
     cell = hidden * kernel**2 + 3 * hidden * (hidden + 1) + 2 * inner * kernel**2 + 3 * hidden * inner
     reduce = (channels + 1) * hidden
     semantic = (hidden + 1) * num_classes
-    expand = (hidden + 1) * channels
+    expand = (hidden + 1) * channels * (2 if relative else 1)
     return reduce + semantic + cell * (1 if share_weights else iterations) + expand
 
 

@@ -129,6 +129,8 @@ def test_a_wrong_closed_form_is_caught(monkeypatch):
         {"gaps": "2"},
         {"working_stride": 4},
         {"working_stride": 64},
+        {"relative": True},
+        {"relative": True, "working_stride": 64},
     ],
     ids=str,
 )
@@ -150,6 +152,16 @@ def test_a_matchers_count_is_that_of_a_hand_count():
     assert matcher_parameters(24, 6, **options) == reduce + semantic + expand + inputs + recurrent
     module = Matcher(24, 6, pool=4, **options)
     assert sum(parameter.numel() for parameter in module.parameters()) == matcher_parameters(24, 6, **options)
+    assert matcher_parameters(24, 6, relative=True, **options) == matcher_parameters(24, 6, **options) + expand
+
+
+def test_a_knob_that_came_later_is_in_a_spec_only_where_it_changes_something():
+    """So that runs from before it count on."""
+    hyperparameters = methods.get("spm").Hyperparameters
+    before = hyperparameters.parse("spm", {"relative": "false"})
+    assert "relative" not in before.stated()
+    assert hyperparameters.parse("spm", {"relative": "true"}).stated() == before.stated() | {"relative": True}
+    assert hyperparameters.parse("spm", before.stated()) == before
 
 
 def test_gaps_that_do_not_exist_are_unsupported_with_the_reason():

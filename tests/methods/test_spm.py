@@ -19,7 +19,10 @@ CLASSES = 5
 
 def _as_written(matcher: Matcher, f: Tensor) -> tuple[Tensor, list[Tensor]]:
     """f + p and m_1 .. m_T, equation by equation as in the docstrings of `Matcher` and `SeparableGRUCell`."""
-    x = matcher.reduce(F.avg_pool2d(f, matcher.pool, ceil_mode=True, count_include_pad=False))
+    seen = f.detach() if matcher.relative else f
+    pooled = F.avg_pool2d(seen, matcher.pool, ceil_mode=True, count_include_pad=False)
+    size = pooled.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    x = matcher.reduce(pooled / size if matcher.relative else pooled)
     h, semantic_maps = torch.tanh(x), []
     d = h.shape[1]
     for t in range(matcher.iterations):
@@ -33,16 +36,20 @@ def _as_written(matcher: Matcher, f: Tensor) -> tuple[Tensor, list[Tensor]]:
         n = torch.tanh(wx[:, 2 * d :] + cell.new_pointwise(cell.new_depthwise(torch.cat([r * h, *g], dim=1))))
         h = (1 - z) * h + z * n
     up = F.interpolate(matcher.expand(h), f.shape[-2:], mode="bilinear", align_corners=False)
-    return f + up, semantic_maps
+    if not matcher.relative:
+        return f + up, semantic_maps
+    c = f.shape[1]
+    return f + up[:, :c] * f + size * up[:, c:], semantic_maps
 
 
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize("share_weights", [True, False])
 @pytest.mark.parametrize("guidance", [True, False])
 @pytest.mark.parametrize("pool", [1, 3])
-def test_a_matcher_and_its_gradients_are_those_of_the_equations(iterations, share_weights, guidance, pool):
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_matcher_and_its_gradients_are_those_of_the_equations(iterations, share_weights, guidance, pool, relative):
     torch.manual_seed(0)
-    matcher = Matcher(7, CLASSES, 8, iterations, 3, pool, share_weights, guidance).double()
+    matcher = Matcher(7, CLASSES, 8, iterations, 3, pool, share_weights, guidance, relative).double()
     nn.init.normal_(matcher.expand.weight)
     f = torch.randn(2, 7, 10, 13, dtype=torch.double, requires_grad=True)
 
@@ -54,6 +61,23 @@ def test_a_matcher_and_its_gradients_are_those_of_the_equations(iterations, shar
     expected, expected_maps = _as_written(matcher, f)
     torch.testing.assert_close([y, *semantic_maps], [expected, *expected_maps])
     torch.testing.assert_close(gradients(y, semantic_maps), gradients(expected, expected_maps))
+
+
+@pytest.mark.parametrize("size", [1e-3, 40])
+def test_a_relative_matcher_does_not_see_how_large_the_maps_of_a_network_are(size):
+    torch.manual_seed(0)
+    matcher = Matcher(7, CLASSES, 8, 3, 3, 2, True, True, relative=True)
+    nn.init.normal_(matcher.expand.weight)
+    f = torch.randn(2, 7, 10, 13)
+    torch.testing.assert_close(matcher(size * f) / size, matcher(f))
+    assert not torch.allclose(matcher(f), f, atol=0.1)
+
+
+def test_a_relative_matcher_passes_a_map_of_zeros():
+    zeros = torch.zeros(1, 7, 4, 4, requires_grad=True)
+    y = Matcher(7, CLASSES, 8, 3, 3, 2, True, True, relative=True)(zeros)
+    y.sum().backward()
+    assert torch.equal(y, zeros) and zeros.grad.isfinite().all()
 
 
 def _peak_bytes(method: str, name: str) -> int:
