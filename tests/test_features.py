@@ -616,9 +616,10 @@ def read_with_few_files(say: Connection, folder: Path) -> None:
     """Hold on to what is read until no more files can be open; then let go of it: (passes read before, and after)."""
     with FeatureStore(folder, PLENTY).stream(ONE, CHUNK) as stream:
         stream.has(0, ["0"])
-        unused = os.dup(0)
-        os.close(unused)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (unused + 5, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        unused = [os.dup(0) for _ in range(5)]  # the lowest there are, wherever this process has others open
+        for file in unused:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(unused) + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         kept = [stream.read(index, ["0"]) for index in range(CHUNK)]
         before = len([one for one in kept if one is not None])
         del kept
