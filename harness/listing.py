@@ -67,15 +67,16 @@ def _budgets() -> list[dict[str, Any]]:
 
 
 def _runs(runs: Path) -> list[dict[str, Any]]:
-    listed = [run.result() or _without_result(run) for run in RunStore(runs)]
+    store = RunStore(runs)
+    listed = [run.result() or _without_result(run, store) for run in store]
     return sorted(
         listed,
         key=lambda row: [row["spec"][key] for key in ("dataset", "backbone", "head", "method", "seed")],
     )
 
 
-def _without_result(run: RunFolder) -> dict[str, Any]:
-    status = run.status()
+def _without_result(run: RunFolder, store: RunStore) -> dict[str, Any]:
+    status = store.status(run)
     try:
         spec = run.spec().model_dump(mode="json")
     except UserError as error:

@@ -66,7 +66,7 @@ def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
     folder: RunFolder = store.find(run)
     result = folder.result()
     if result is None:
-        status = folder.status()
+        status = RunStore(folder.path.parent).status(folder)
         raise UserError(f"run {run}: has no delta: it is {status.state if status else 'not begun'}")
     given = result["provenance"]["weights"]["given"]
     return folder.delta_path, given if Path(given).is_file() else "auto"

@@ -12,7 +12,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -215,6 +215,13 @@ class RunStore:
         Raises `Claimed` where another process holds it; see `claims.py`.
         """
         return claims.claim(self.root / ".locks", run.fingerprint)
+
+    def status(self, run: RunFolder) -> Status | None:
+        """How far a run is, as `RunFolder.status`, but that one whose process ended without a word is interrupted."""
+        status = run.status()
+        if status is not None and status.state == "running" and self.holder(run) is None:
+            return replace(status, state="interrupted", reason=f"its process ended after step {status.step}")
+        return status
 
     def holder(self, run: RunFolder) -> str | None:
         """Which process executes this run now; None where none does."""

@@ -131,13 +131,11 @@ def read_run(run: RunFolder, store: RunStore) -> tuple[Spec, Result | None, str,
         if result.fingerprint != run.fingerprint:
             return run.spec(), None, "damaged", f"result.json: is of run {result.fingerprint}"
         return result.spec, result, "done", None
-    status = run.status()
+    status = store.status(run)
     if status is None:
         return run.spec(), None, "damaged", "its status.json is missing or damaged"
     if status.state == "done":
         return run.spec(), None, "damaged", "its result.json is missing"
-    if status.state == "running" and store.holder(run) is None:
-        return run.spec(), None, "interrupted", f"its process ended after step {status.step}"
     reason = status.reason and str(status.reason).encode("utf-8", "replace").decode()  # no lone surrogates
     return run.spec(), None, status.state, reason
 

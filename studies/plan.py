@@ -178,14 +178,12 @@ def refresh(cell: PlannedCell, store: RunStore) -> None:
     if (result := run.result()) is not None:
         cell.state, cell.reason = "done", None
         cell.miou, cell.seconds = result["metrics"]["miou"], result["train_seconds"]
-    elif (status := run.status()) is not None:
+    elif (status := store.status(run)) is not None:
         cell.state, cell.reason = status.state, status.reason
         if status.state == "done":  # without a result: its file is damaged or gone
             cell.state, cell.reason = "damaged", f"{run.result_path} cannot be read; the run is done again"
-        elif status.state == "running" and (holder := store.holder(run)) is None:
-            cell.state, cell.reason = "interrupted", f"its process ended after step {status.step}"
         elif status.state == "running":
-            cell.reason = f"executed by {holder}"
+            cell.reason = f"executed by {store.holder(run) or 'another process'}"
 
 
 def _mark_unsupported(plan: Plan, resolve: Resolver, store: RunStore) -> None:

@@ -206,14 +206,24 @@ def test_killed_at_several_moments_it_ends_as_uninterrupted(
     assert_same(finished(start, colours, longer, tmp_path), whole_longer)
 
 
+def listed_state(start: Starter, runs: Path) -> str:
+    """Of the only run there is, as `list runs` says."""
+    command = start("list", "runs", "--json", "--runs", str(runs))
+    assert command.wait() == 0, command.stderr
+    (listed,) = json.loads(command.stdout)
+    return listed["status"]
+
+
 def test_the_claim_of_a_killed_process_with_live_workers_is_free_at_once(
     start: Starter, colours: Path, tiny: Path, whole: RunFolder, tmp_path: Path
 ) -> None:
     command = start(*run_arguments(colours, tiny, tmp_path, "--workers", "2", "--checkpoint-seconds", "0"))
     command.wait_until(lambda: len(curve(tmp_path)) > 0)
     command.signal_group(signal.SIGSTOP)  # the workers cannot notice that they are orphans
+    assert listed_state(start, tmp_path) == "running"
     command.kill()
     try:
+        assert listed_state(start, tmp_path) == "interrupted"
         again = start(*run_arguments(colours, tiny, tmp_path))
         assert again.wait() == 0, again.stderr
     finally:
