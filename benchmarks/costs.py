@@ -12,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.measure import Ratio, Table, in_turn
 from benchmarks.setting import Setting, Stepper
-from harness.backbones.weights import tensors_digest
-from harness.delta import DeltaHeader, save_delta
-from harness.network import Unsupported
+from harness.models.backbones.weights import tensors_digest
+from harness.models.delta import DeltaHeader, save_delta
+from harness.models.network import UnsupportedMethod
 
 STEPS_A_ROUND = 3
 MIB = 2**20
@@ -39,7 +39,7 @@ def table(setting: Setting, backbone: str, methods: Sequence[str]) -> Table:
     for name in methods:
         try:
             own = Stepper(setting, setting.cell(backbone, name))
-        except Unsupported as reason:
+        except UnsupportedMethod as reason:
             result.notes.append(str(reason))
             continue
         kept, peak = kept_bytes(own), peak_bytes(own)
@@ -61,18 +61,18 @@ def kept_bytes(stepper: Stepper) -> int:
     """Bytes that the forward pass keeps for the backward pass, without parameters and buffers."""
     network = stepper.network
     known = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    storages: dict[int, int] = {}
+    optuna_storage: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
+            optuna_storage[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss, _ = network(*stepper.batches[0])
     del loss
-    return sum(storages.values())
+    return sum(optuna_storage.values())
 
 
 def peak_bytes(stepper: Stepper) -> int:

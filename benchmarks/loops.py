@@ -23,15 +23,15 @@ from torch.utils.data import DataLoader
 
 from benchmarks.measure import Ratio, Table, in_turn
 from benchmarks.setting import Setting
-from harness.cells import Cell
-from harness.datasets.transforms import TrainStream
-from harness.feeding import Feeder
-from harness.network import Segmenter, Unsupported
-from harness.quiet import quiet_imports
-from harness.runs import Checkpoints
-from harness.seeds import derive
+from harness.cells.resolve import Cell
+from harness.data.augmentation import TrainStream
+from harness.engine.batches import BatchSource
+from harness.engine.training import TrainState, parameter_groups, train
+from harness.models.network import Segmenter, UnsupportedMethod
+from harness.runs.checkpoints import Checkpoints
 from harness.spec import Budget
-from harness.training import Learner, parameter_groups, train
+from harness.util.quiet import quiet_imports
+from harness.util.seeds import derive
 
 with quiet_imports():
     import cv2
@@ -59,7 +59,7 @@ def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str]) ->
             cell = setting.cell(backbone, method)
             try:
                 seconds, same = _compare(setting, cell)
-            except Unsupported as reason:
+            except UnsupportedMethod as reason:
                 result.notes.append(str(reason))
                 continue
             images = budget.steps * budget.batch_size
@@ -104,8 +104,8 @@ def _agreement(trained: dict[str, dict[str, Tensor]]) -> str:
 
 def _harness(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
     began = setting.clock()
-    learner = Learner(network, setting.budget, network.method.hyperparameters, 0, setting.fabric, Checkpoints(place))
-    train([learner], Feeder(stream, setting.budget, setting.fabric, setting.workers, [learner]))
+    learner = TrainState(network, setting.budget, network.method.hyperparameters, 0, setting.fabric, Checkpoints(place))
+    train([learner], BatchSource(stream, setting.budget, setting.fabric, setting.workers, [learner]))
     return setting.clock() - began
 
 

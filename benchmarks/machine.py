@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from harness import provenance
+from harness.util import provenance
 
 
 def line(device: torch.device) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.measure import Ratio, Table, in_turn
 from benchmarks.setting import Setting, Stepper
-from harness.network import Unsupported
+from harness.models.network import UnsupportedMethod
 
 METHODS = ("full", "spm")
 STEPS_A_ROUND = 3
@@ -48,7 +48,7 @@ def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str], na
         for method in methods:
             try:
                 plain = _stepper(setting, backbone, method, PLAIN)
-            except Unsupported as reason:
+            except UnsupportedMethod as reason:
                 result.notes.append(str(reason))
                 continue
             first = _first_step(plain)

@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import Clock
-from harness.backbones.staged import StagedBackbone
-from harness.backbones.weights import load_backbone
-from harness.cells import Cell, Request, Resolver
-from harness.datasets import split_samples
-from harness.datasets.transforms import TrainStream
-from harness.network import Segmenter, build_segmenter, lay_out
-from harness.runs import RunStore
-from harness.seeds import derive
+from harness.cells.resolve import Cell, Request, Resolver
+from harness.data.augmentation import TrainStream
+from harness.data.splits import split_samples
+from harness.engine.training import parameter_groups
+from harness.models.backbones.backbone import StagedBackbone
+from harness.models.backbones.weights import load_backbone
+from harness.models.network import Segmenter, apply_memory_format, build_segmenter
+from harness.runs.store import RunStore
 from harness.spec import Budget
-from harness.training import parameter_groups
+from harness.util.seeds import derive
 
 BATCHES = 4
 """How many different batches single steps are timed on, at most."""
@@ -71,10 +71,10 @@ class Setting:
         return load_backbone(cell.spec.backbone, cell.weights, derive(cell.spec.seed, "backbone"))
 
     def network(self, cell: Cell) -> Segmenter:
-        """As a run builds it, on the device, in training mode. Raises `Unsupported`."""
+        """As a run builds it, on the device, in training mode. Raises `UnsupportedMethod`."""
         spec, classes = cell.spec, len(cell.dataset.classes)
         network = build_segmenter(self.bare(cell), cell.new_method(), spec.head, classes, spec.seed)
-        lay_out(network.to(self.device), self.budget)
+        apply_memory_format(network.to(self.device), self.budget)
         return network.train()
 
     def images(self, images: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Stepper:
     """A network, its optimiser and the images it is trained on, a step at a time."""
 
     def __init__(self, setting: Setting, cell: Cell):
-        """Raises `Unsupported`."""
+        """Raises `UnsupportedMethod`."""
         self.cell = cell
         self.network = setting.network(cell)
         self.batches = setting.batches(cell, self.network)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from benchmarks.measure import Table
 from benchmarks.setting import Setting
-from harness.cost import step_cost
-from harness.network import Unsupported
+from harness.engine.cost import step_cost
+from harness.models.network import UnsupportedMethod
 
 MIB, GIB = 2**20, 2**30
 
@@ -28,7 +28,7 @@ def table(setting: Setting, backbone: str, methods: Sequence[str]) -> Table:
     for name in methods:
         try:
             network = setting.network(setting.cell(backbone, name))
-        except Unsupported as reason:
+        except UnsupportedMethod as reason:
             result.notes.append(str(reason))
             continue
         counts, cost = network.count_parameters(), step_cost(network, setting.budget)

@@ -17,14 +17,15 @@ from pathlib import Path
 
 from benchmarks.measure import Ratio, Table, in_turn
 from benchmarks.setting import Setting
-from harness.backbones.weights import tensors_digest
-from harness.cells import Cell
-from harness.datasets import split_samples
-from harness.evaluation import Predictor, evaluate
-from harness.execution import DEFAULT_CACHE, execute, execute_together
-from harness.reuse import Remembered, Reuse
-from harness.runs import RunStore
-from harness.tracking import Mirror
+from harness.cells.resolve import Cell
+from harness.data.splits import split_samples
+from harness.engine.evaluation import Predictor, evaluate
+from harness.engine.run import DEFAULT_CACHE, execute, execute_together
+from harness.features.cached_prefix import CachedPrefix
+from harness.features.keys import FeatureCache
+from harness.models.backbones.weights import tensors_digest
+from harness.runs.store import RunStore
+from harness.tracking.mirror import Mirror
 
 METHOD = "linear"
 LOWEST_LR, HIGHEST_LR = 1e-4, 1e-2
@@ -99,7 +100,7 @@ def _runs(setting: Setting, backbone: str, trials: int) -> tuple[list[tuple[floa
         with _store(setting) as store:
             keeping = run_cells(setting, cells[:1], store, together=False, cache_bytes=DEFAULT_CACHE, more=trials - 1)
             kept = run_cells(setting, cells[1:2], store, together=False, cache_bytes=DEFAULT_CACHE)
-            found = store.folder(cells[1].spec).result()["reuse"]
+            found = store.folder(cells[1].spec).result().reuse.model_dump()
         rounds.append((alone, together, keeping, kept))
     return list(zip(*rounds, strict=True)), found
 
@@ -108,10 +109,10 @@ def _evaluations(setting: Setting, backbone: str) -> tuple[list[float], list[flo
     """Seconds, a round each: of an evaluation, and of one whose frozen features are kept."""
     cell = setting.cell(backbone, METHOD)
     network, bare = setting.network(cell), setting.bare(cell)
-    stages, digest = network.backbone.untouched_stages(), tensors_digest(bare)
+    stages, digest = network.backbone.count_frozen_stages(), tensors_digest(bare)
     _, samples = split_samples(cell.dataset, cell.spec.part, cell.spec.budget.dev_fraction)
 
-    def evaluation(known: Remembered | None) -> float:
+    def evaluation(known: CachedPrefix | None) -> float:
         predictor = Predictor(network, bare.mean, bare.std, cell.dataset.scale, cell.spec.budget, setting.device, known)
         began = setting.clock()
         evaluate(predictor, cell.dataset, samples)
@@ -120,10 +121,10 @@ def _evaluations(setting: Setting, backbone: str) -> tuple[list[float], list[flo
         return setting.clock() - began
 
     with _store(setting) as store:
-        reuse = Reuse(cell, store, digest, setting.fabric, DEFAULT_CACHE)
+        reuse = FeatureCache(cell, store, digest, setting.fabric, DEFAULT_CACHE)
 
         def on_kept() -> float:
-            return evaluation(Remembered(network.backbone, stages, reuse.evaluation(), reuse.limit, setting.device))
+            return evaluation(CachedPrefix(network.backbone, stages, reuse.evaluation(), reuse.limit, setting.device))
 
         on_kept()  # which keeps them
         seconds = in_turn({"whole": lambda: evaluation(None), "kept": on_kept}, setting.rounds)

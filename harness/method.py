@@ -5,6 +5,7 @@ This module and the top of every shipped method are free of torch, so that a stu
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,18 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
 from harness.errors import UserError
-from harness.registry import Registry
 from harness.spec import first_problem
+from harness.util.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 methods: Registry[type[Method]] = Registry("method", group="harness.methods")
 
 
-def knob(default: Any, help: str, *, search: Any = None, later: bool = False, **bounds: Any) -> Any:
+def hyperparameter(default: Any, help: str, *, search: Any = None, later: bool = False, **bounds: Any) -> Any:
     """One hyperparameter: its default, one line of help, its bounds, and the range that a search draws from.
 
     `bounds` are pydantic's (`gt`, `ge`, `lt`, `le`, `pattern`). `search` is `(low, high)`, `(low, high, "log")` or a
@@ -38,9 +39,9 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    lr: float = knob(1e-3, "learning rate (AdamW)", gt=0, le=10, search=(1e-5, 1e-2, "log"))
-    head_lr_scale: float = knob(1.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
-    weight_decay: float = knob(
+    lr: float = hyperparameter(1e-3, "learning rate (AdamW)", gt=0, le=10, search=(1e-5, 1e-2, "log"))
+    head_lr_scale: float = hyperparameter(1.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
+    weight_decay: float = hyperparameter(
         0.01, "decoupled weight decay of all but biases and norms", ge=0, le=1, search=(1e-4, 0.1, "log")
     )
 
@@ -55,7 +56,7 @@ class Hyperparameters(BaseModel):
         except ValidationError as error:
             raise UserError(f"--set for method {method}: {first_problem(error, cls.model_fields)}") from error
 
-    def stated(self) -> dict[str, bool | int | float | str]:
+    def non_default(self) -> dict[str, bool | int | float | str]:
         """What a spec says: all of them, but for those that came `later` and are at their defaults."""
         extras = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
         later = {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("later")}
@@ -92,7 +93,7 @@ class Hyperparameters(BaseModel):
         return described
 
 
-class No(str):
+class Unsupported(str):
     """An answer of `supports`: not here, and the reason, as a table prints it. Falsy."""
 
     def __bool__(self) -> bool:
@@ -126,8 +127,8 @@ class Method(ABC):
     def __init__(self, hyperparameters: Hyperparameters):
         self.hyperparameters = hyperparameters
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
-        """True, or `No(reason)`. Asked before `attach`; must not change the backbone."""
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
+        """True, or `Unsupported(reason)`. Asked before `attach`; must not change the backbone."""
         return True
 
     @abstractmethod
@@ -155,3 +156,12 @@ class Method(ABC):
         called where `mergeable`.
         """
         raise TypeError(f"{self.name} cannot be folded into a backbone")
+
+
+def __getattr__(name: str) -> Any:
+    """Names that plugins written for version 0.1 use; they go with version 0.3."""
+    renamed = {"No": "Unsupported", "knob": "hyperparameter"}
+    if name not in renamed:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"harness.method.{name} is now {renamed[name]}", DeprecationWarning, stacklevel=2)
+    return globals()[renamed[name]]

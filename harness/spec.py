@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import UserError, did_you_mean
-from harness.files import digest
+from harness.util.files import digest
 
 PROTOCOL = 1
 """Part of every fingerprint. Raised when the harness itself changes so that figures of equal specs would differ."""
@@ -132,7 +132,7 @@ class Spec(BaseModel):
             raise ValueError(f"not YAML: {error}") from error
 
 
-class Images(NamedTuple):
+class SharedDataKey(NamedTuple):
     """What decides which images a frozen backbone sees in training. Runs of which it is the same can share its work."""
 
     backbone: str
@@ -143,7 +143,7 @@ class Images(NamedTuple):
     part: Part
 
     @classmethod
-    def of(cls, spec: Spec) -> Images:
+    def of(cls, spec: Spec) -> SharedDataKey:
         return cls(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, spec.part)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from harness import method
-from harness.method import Method, knob
+from harness.method import Method, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.sites import Block, Branch
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.attach import Block, Branch
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class Adapter(Method):
@@ -32,13 +32,13 @@ class Adapter(Method):
     )
 
     class Hyperparameters(method.Hyperparameters):
-        width: int = knob(64, "channels of the bottleneck", ge=1, le=4096, search=(8, 128, "log"))
-        variant: Literal["houlsby", "pfeiffer"] = knob(
+        width: int = hyperparameter(64, "channels of the bottleneck", ge=1, le=4096, search=(8, 128, "log"))
+        variant: Literal["houlsby", "pfeiffer"] = hyperparameter(
             "houlsby", "behind every branch of a block, or behind its last one alone", search=["houlsby", "pfeiffer"]
         )
-        activation: Literal["relu", "gelu"] = knob("gelu", "non-linearity of the bottleneck")
-        dropout: float = knob(0.1, "dropout in the bottleneck", ge=0, le=0.9, search=(0.0, 0.2))
-        scale: float = knob(1.0, "factor on what an adapter adds", gt=0, le=100, search=(0.1, 10, "log"))
+        activation: Literal["relu", "gelu"] = hyperparameter("gelu", "non-linearity of the bottleneck")
+        dropout: float = hyperparameter(0.1, "dropout in the bottleneck", ge=0, le=0.9, search=(0.0, 0.2))
+        scale: float = hyperparameter(1.0, "factor on what an adapter adds", gt=0, le=100, search=(0.1, 10, "log"))
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.bottleneck import Bottleneck

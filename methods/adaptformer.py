@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.sites import Branch
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.attach import Branch
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class AdaptFormer(Method):
@@ -28,12 +28,18 @@ class AdaptFormer(Method):
     )
 
     class Hyperparameters(method.Hyperparameters):
-        width: int = knob(64, "channels of the bottleneck", ge=1, le=4096, search=(8, 128, "log"))
-        scale: float = knob(0.1, "factor s on what the bottleneck adds", gt=0, le=100, search=(0.01, 10, "log"))
-        dropout: float = knob(0.1, "dropout in the bottleneck", ge=0, le=0.9, search=(0.0, 0.2))
+        width: int = hyperparameter(64, "channels of the bottleneck", ge=1, le=4096, search=(8, 128, "log"))
+        scale: float = hyperparameter(
+            0.1, "factor s on what the bottleneck adds", gt=0, le=100, search=(0.01, 10, "log")
+        )
+        dropout: float = hyperparameter(0.1, "dropout in the bottleneck", ge=0, le=0.9, search=(0.0, 0.2))
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
-        return True if self._branches(backbone) else No("its blocks have no MLP that a bottleneck could stand beside")
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
+        return (
+            True
+            if self._branches(backbone)
+            else Unsupported("its blocks have no MLP that a bottleneck could stand beside")
+        )
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.bottleneck import Bottleneck

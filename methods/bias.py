@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 _NAMES = ("bias", "q_bias", "k_bias", "v_bias")
 
@@ -29,10 +29,10 @@ class Bias(Method):
     mergeable: ClassVar[bool] = True
 
     class Hyperparameters(method.Hyperparameters):
-        lr: float = knob(1e-3, "learning rate of the biases (AdamW)", gt=0, le=10, search=(1e-4, 1e-2, "log"))
+        lr: float = hyperparameter(1e-3, "learning rate of the biases (AdamW)", gt=0, le=10, search=(1e-4, 1e-2, "log"))
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
-        return True if self._trained(backbone) else No("the network has no bias terms")
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
+        return True if self._trained(backbone) else Unsupported("the network has no bias terms")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         backbone.unfreeze(*self._trained(backbone))

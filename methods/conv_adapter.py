@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class ConvAdapter(Method):
@@ -31,11 +31,17 @@ class ConvAdapter(Method):
     )
 
     class Hyperparameters(method.Hyperparameters):
-        compression: int = knob(8, "input channels per channel of the adapter, γ", ge=1, le=256, search=[2, 4, 8, 16])
-        activation: Literal["relu", "gelu"] = knob("relu", "non-linearity between the two convolutions")
+        compression: int = hyperparameter(
+            8, "input channels per channel of the adapter, γ", ge=1, le=256, search=[2, 4, 8, 16]
+        )
+        activation: Literal["relu", "gelu"] = hyperparameter("relu", "non-linearity between the two convolutions")
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
-        return True if self._convolutions(backbone) else No("its blocks have no convolutions beside attention and MLP")
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
+        return (
+            True
+            if self._convolutions(backbone)
+            else Unsupported("its blocks have no convolutions beside attention and MLP")
+        )
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.conv_adapter import ConvAdapterModule

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.sites import Branch
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.attach import Branch
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class Convpass(Method):
@@ -29,18 +29,18 @@ class Convpass(Method):
     )
 
     class Hyperparameters(method.Hyperparameters):
-        width: int = knob(8, "channels of the bypass", ge=1, le=1024, search=(4, 64, "log"))
-        scale: float = knob(1.0, "factor s on what a bypass adds", gt=0, le=1000, search=(0.01, 10, "log"))
-        dropout: float = knob(0.1, "dropout in the bypass", ge=0, le=0.9, search=(0.0, 0.2))
-        beside: Literal["both", "attention"] = knob(
+        width: int = hyperparameter(8, "channels of the bypass", ge=1, le=1024, search=(4, 64, "log"))
+        scale: float = hyperparameter(1.0, "factor s on what a bypass adds", gt=0, le=1000, search=(0.01, 10, "log"))
+        dropout: float = hyperparameter(0.1, "dropout in the bypass", ge=0, le=0.9, search=(0.0, 0.2))
+        beside: Literal["both", "attention"] = hyperparameter(
             "both", "which branches carry a bypass; attention is the paper's Convpass-attn"
         )
-        xavier: bool = knob(False, "draw the 3×3 convolution (Xavier), instead of the identity")
+        xavier: bool = hyperparameter(False, "draw the 3×3 convolution (Xavier), instead of the identity")
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         if not backbone.branches:
-            return No("its blocks have no attention and no MLP that a bypass could stand beside")
-        return True if self._branches(backbone) else No("its blocks have no attention")
+            return Unsupported("its blocks have no attention and no MLP that a bypass could stand beside")
+        return True if self._branches(backbone) else Unsupported("its blocks have no attention")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.bypass import ConvolutionalBypass

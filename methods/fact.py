@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
     from methods.modules.factors import Increment
 
 ROLES = ("qkv", "q", "k", "v", "kv", "proj", "fc1", "gate", "fc2", "joint_in", "joint_out")
@@ -49,15 +49,15 @@ class FacT(Method):
     mergeable: ClassVar[bool] = True
 
     class Hyperparameters(method.Hyperparameters):
-        form: Literal["tt", "tk"] = knob("tt", "tensor train or Tucker", search=["tt", "tk"])
-        rank: int = knob(16, "r, the inner width of the factors", ge=1, le=256, search=[4, 8, 16, 32])
-        scale: float = knob(1.0, "s, what the increment is multiplied with", gt=0, le=1000,
+        form: Literal["tt", "tk"] = hyperparameter("tt", "tensor train or Tucker", search=["tt", "tk"])
+        rank: int = hyperparameter(16, "r, the inner width of the factors", ge=1, le=256, search=[4, 8, 16, 32])
+        scale: float = hyperparameter(1.0, "s, what the increment is multiplied with", gt=0, le=1000,
                             search=[0.01, 0.1, 1.0, 10.0, 100.0])  # fmt: skip
-        dropout: float = knob(0.1, "dropout between the middle factor and V", ge=0, lt=1)
+        dropout: float = hyperparameter(0.1, "dropout between the middle factor and V", ge=0, lt=1)
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         found = _targets(backbone)
-        return found if isinstance(found, No) else True
+        return found if isinstance(found, Unsupported) else True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.factors import Increment, SharedFactors
@@ -103,22 +103,24 @@ class FacT(Method):
         self._added = []
 
 
-def _targets(backbone: StagedBackbone) -> list[_Target] | No:
+def _targets(backbone: StagedBackbone) -> list[_Target] | Unsupported:
     """The layers, or why there are none."""
     from torch import nn
 
     kinds = {branch.kind for branch in backbone.branches}
     if not kinds or "conv" in kinds:
-        return No("it stacks the projections of attention and MLP, and these blocks mix by convolution")
+        return Unsupported("it stacks the projections of attention and MLP, and these blocks mix by convolution")
     width_of = {id(inner): block.channels for block in backbone.blocks for inner in block.module.modules()}
     targets = []
     for name in backbone.layers(*ROLES):
         layer = backbone.get_submodule(name)
         width = width_of.get(id(layer))
         if width is None or not isinstance(layer, nn.Linear):
-            return No(f"{name} is no linear layer of a block")
+            return Unsupported(f"{name} is no linear layer of a block")
         if layer.in_features % width or layer.out_features % width:
-            return No(f"{name} is {layer.out_features}×{layer.in_features}, which squares of {width} do not fill")
+            return Unsupported(
+                f"{name} is {layer.out_features}×{layer.in_features}, which squares of {width} do not fill"
+            )
         targets.append(_Target(name, width, layer.in_features // width, layer.out_features // width))
     return targets
 

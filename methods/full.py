@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, knob
+from harness.method import Method, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class Full(Method):
@@ -19,9 +19,11 @@ class Full(Method):
     source = "the common practice; batch-norm statistics move as in mmsegmentation's default `norm_eval=False`"
 
     class Hyperparameters(method.Hyperparameters):
-        lr: float = knob(3e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log"))
-        head_lr_scale: float = knob(3.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
-        freeze_statistics: bool = knob(False, "keep the running statistics of batch norms as pre-trained")
+        lr: float = hyperparameter(
+            3e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log")
+        )
+        head_lr_scale: float = hyperparameter(3.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
+        freeze_statistics: bool = hyperparameter(False, "keep the running statistics of batch norms as pre-trained")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         if self.hyperparameters.freeze_statistics:

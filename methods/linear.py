@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from harness.method import Method
 
 if TYPE_CHECKING:
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class Linear(Method):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, knob
+from harness.method import Method, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.sites import Block, Branch
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.attach import Block, Branch
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class LoRand(Method):
@@ -30,10 +30,10 @@ class LoRand(Method):
     )
 
     class Hyperparameters(method.Hyperparameters):
-        branches: int = knob(2, "low-rank terms a projection, α", ge=1, le=64, search=[2, 4])
-        rank: int = knob(8, "rank of a term, β", ge=1, le=256, search=[4, 8, 16])
-        reduction: int = knob(8, "channels per inner channel", ge=1, le=256)
-        scale: float = knob(1.0, "factor on what an adapter adds", gt=0, le=100, search=(0.1, 10, "log"))
+        branches: int = hyperparameter(2, "low-rank terms a projection, α", ge=1, le=64, search=[2, 4])
+        rank: int = hyperparameter(8, "rank of a term, β", ge=1, le=256, search=[4, 8, 16])
+        reduction: int = hyperparameter(8, "channels per inner channel", ge=1, le=256)
+        scale: float = hyperparameter(1.0, "factor on what an adapter adds", gt=0, le=100, search=(0.1, 10, "log"))
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.lorand import LowRankAdapter

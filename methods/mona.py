@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, knob
+from harness.method import Method, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class Mona(Method):
@@ -28,8 +28,8 @@ class Mona(Method):
     )
 
     class Hyperparameters(method.Hyperparameters):
-        width: int = knob(64, "channels of the filters", ge=1, le=4096, search=(8, 128, "log"))
-        dropout: float = knob(0.1, "dropout before the upper projection", ge=0, le=0.9, search=(0.0, 0.2))
+        width: int = hyperparameter(64, "channels of the filters", ge=1, le=4096, search=(8, 128, "log"))
+        dropout: float = hyperparameter(0.1, "dropout before the upper projection", ge=0, le=0.9, search=(0.0, 0.2))
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.mona import MonaChange

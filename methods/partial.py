@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class Partial(Method):
@@ -29,14 +29,16 @@ class Partial(Method):
     mergeable: ClassVar[bool] = True
 
     class Hyperparameters(method.Hyperparameters):
-        lr: float = knob(3e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log"))
-        head_lr_scale: float = knob(3.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
-        blocks: int = knob(1, "how many blocks, counted from the end", ge=1, le=1000, search=[1, 2, 4])
-        freeze_statistics: bool = knob(False, "keep the running statistics of batch norms as pre-trained")
+        lr: float = hyperparameter(
+            3e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log")
+        )
+        head_lr_scale: float = hyperparameter(3.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
+        blocks: int = hyperparameter(1, "how many blocks, counted from the end", ge=1, le=1000, search=[1, 2, 4])
+        freeze_statistics: bool = hyperparameter(False, "keep the running statistics of batch norms as pre-trained")
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         if (wanted := self.hyperparameters.blocks) > (there := len(backbone.blocks)):
-            return No(f"blocks={wanted}, and the network has {there}; the method full trains all of it")
+            return Unsupported(f"blocks={wanted}, and the network has {there}; the method full trains all of it")
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:

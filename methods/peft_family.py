@@ -11,10 +11,10 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
     from methods.modules.injection import Target
 
 _ROLES = ("q", "k", "v", "proj", "joint_in", "joint_out", "fc1", "gate", "fc2", "conv", "merge", "se", "stem")
@@ -24,7 +24,7 @@ _PATTERN = rf"^(auto|all|({'|'.join(_ROLES)})(,({'|'.join(_ROLES)}))*)$"
 
 
 def _targets(default: str) -> Any:
-    return knob(
+    return hyperparameter(
         "auto",
         f"layers by role, as q,v,fc1; auto: {default}, or conv,fc1,fc2 without attention; all: all but se and stem",
         pattern=_PATTERN,
@@ -32,7 +32,9 @@ def _targets(default: str) -> Any:
 
 
 def _rank(default: int, search: Any = (1, 64, "log"), **bounds: Any) -> Any:
-    return knob(default, "rank of what is added to a layer", search=search, **({"ge": 1, "le": 1024} | bounds))
+    return hyperparameter(
+        default, "rank of what is added to a layer", search=search, **({"ge": 1, "le": 1024} | bounds)
+    )
 
 
 class Injected(Method):
@@ -45,11 +47,11 @@ class Injected(Method):
     class Hyperparameters(method.Hyperparameters):
         targets: str = _targets("q,v")
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         if self._chosen(backbone):
             return True
         targets = self.hyperparameters.targets
-        return No(f"no layer that {self.name} can adapt has a role of targets={targets}")
+        return Unsupported(f"no layer that {self.name} can adapt has a role of targets={targets}")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.injection import inject
@@ -109,8 +111,8 @@ class LoRA(Injected):
 
     class Hyperparameters(Injected.Hyperparameters):
         rank: int = _rank(8)
-        alpha: float = knob(8.0, "the update is scaled by alpha / rank", gt=0, le=1024)
-        dropout: float = knob(0.0, "dropout of the update's input", ge=0, lt=1)
+        alpha: float = hyperparameter(8.0, "the update is scaled by alpha / rank", gt=0, le=1024)
+        dropout: float = hyperparameter(0.0, "dropout of the update's input", ge=0, lt=1)
 
     def configuration(self, targets: list[Target]) -> Any:
         from peft import LoraConfig
@@ -135,14 +137,14 @@ class DoRA(LoRA):
     summary = "low-rank updates of direction, and a trained magnitude a row"
     source = "Liu et al., DoRA, arXiv 2402.09353; HF peft"
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         from methods.modules.injection import weight_of
 
         if not (supported := super().supports(backbone)):
             return supported
         for target in self._chosen(backbone):
             if not bool(weight_of(backbone, target).flatten(1).norm(dim=1).gt(0).all()):
-                return No(f"{target.name} has a row of zeros, which has no direction to be trained")
+                return Unsupported(f"{target.name} has a row of zeros, which has no direction to be trained")
         return True
 
     def configuration(self, targets: list[Target]) -> Any:
@@ -175,7 +177,7 @@ class LoHa(Injected):
 
     class Hyperparameters(Injected.Hyperparameters):
         rank: int = _rank(8)
-        alpha: float = knob(8.0, "the update is scaled by alpha / rank", gt=0, le=1024)
+        alpha: float = hyperparameter(8.0, "the update is scaled by alpha / rank", gt=0, le=1024)
 
     def configuration(self, targets: list[Target]) -> Any:
         from peft import LoHaConfig
@@ -200,7 +202,7 @@ class LoKr(Injected):
 
     class Hyperparameters(Injected.Hyperparameters):
         rank: int = _rank(8)
-        alpha: float = knob(8.0, "the update is scaled by alpha / rank", gt=0, le=1024)
+        alpha: float = hyperparameter(8.0, "the update is scaled by alpha / rank", gt=0, le=1024)
 
     def configuration(self, targets: list[Target]) -> Any:
         from peft import LoKrConfig
@@ -231,7 +233,7 @@ class IA3(Injected):
     auto: ClassVar[frozenset[str]] = frozenset({"k", "v", "fc2"})
 
     class Hyperparameters(method.Hyperparameters):
-        lr: float = knob(3e-3, "learning rate of the scales (AdamW)", gt=0, le=10, search=(1e-4, 3e-2, "log"))
+        lr: float = hyperparameter(3e-3, "learning rate of the scales (AdamW)", gt=0, le=10, search=(1e-4, 3e-2, "log"))
         targets: str = _targets("k,v,fc2")
 
     def configuration(self, targets: list[Target]) -> Any:
@@ -263,7 +265,7 @@ class OFT(Injected):
     source = "Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning, arXiv 2306.07280; HF peft"
 
     class Hyperparameters(Injected.Hyperparameters):
-        block: int = knob(32, "side of a rotation's blocks", ge=2, le=1024, search=[8, 16, 32, 64])
+        block: int = hyperparameter(32, "side of a rotation's blocks", ge=2, le=1024, search=[8, 16, 32, 64])
 
     def configuration(self, targets: list[Target]) -> Any:
         from peft import OFTConfig

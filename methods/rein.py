@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, knob
+from harness.method import Method, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.sites import Block
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.attach import Block
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class Rein(Method):
@@ -33,9 +33,11 @@ class Rein(Method):
     changes_start = "the scale of the refinement starts at 0.001, as published, and not at zero"
 
     class Hyperparameters(method.Hyperparameters):
-        tokens: int = knob(100, "m, learned tokens a block", ge=2, le=1024, search=[50, 75, 100, 125, 150])
-        rank: int = knob(16, "r, the inner width of a block's tokens", ge=1, le=256, search=[4, 8, 16, 32, 64])
-        scale: float = knob(1e-3, "the scale at the start", gt=0, le=1)
+        tokens: int = hyperparameter(100, "m, learned tokens a block", ge=2, le=1024, search=[50, 75, 100, 125, 150])
+        rank: int = hyperparameter(
+            16, "r, the inner width of a block's tokens", ge=1, le=256, search=[4, 8, 16, 32, 64]
+        )
+        scale: float = hyperparameter(1e-3, "the scale at the start", gt=0, le=1)
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.refinement import Refinement, SharedRefinement

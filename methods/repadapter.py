@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.sites import Branch
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.attach import Branch
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class RepAdapter(Method):
@@ -35,11 +35,11 @@ class RepAdapter(Method):
     mergeable: ClassVar[bool] = True
 
     class Hyperparameters(method.Hyperparameters):
-        width: int = knob(8, "channels between A and B", ge=1, le=1024, search=[4, 8, 16, 32])
-        groups: int = knob(2, "groups of B; a divisor of the width and of all channels", ge=1, le=64)
-        scale: float = knob(1.0, "factor s on what an adapter adds", gt=0, le=1000, search=(0.1, 10, "log"))
-        dropout: float = knob(0.1, "dropout between A and B", ge=0, le=0.9, search=(0.0, 0.2))
-        before: Literal["both", "attention"] = knob(
+        width: int = hyperparameter(8, "channels between A and B", ge=1, le=1024, search=[4, 8, 16, 32])
+        groups: int = hyperparameter(2, "groups of B; a divisor of the width and of all channels", ge=1, le=64)
+        scale: float = hyperparameter(1.0, "factor s on what an adapter adds", gt=0, le=1000, search=(0.1, 10, "log"))
+        dropout: float = hyperparameter(0.1, "dropout between A and B", ge=0, le=0.9, search=(0.0, 0.2))
+        before: Literal["both", "attention"] = hyperparameter(
             "both", "which branches carry an adapter; attention is the paper's RepAdapter-attn"
         )
 
@@ -49,15 +49,15 @@ class RepAdapter(Method):
                 raise ValueError(f"width {self.width} is not a multiple of groups {self.groups}")
             return self
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         if not backbone.branches:
-            return No("its blocks have no attention and no MLP that an adapter could stand before")
+            return Unsupported("its blocks have no attention and no MLP that an adapter could stand before")
         places = self._places(backbone)
         if not places:
-            return No("its blocks have no attention")
+            return Unsupported("its blocks have no attention")
         groups = self.hyperparameters.groups
         if odd := [branch for branch, _ in places if branch.channels % groups]:
-            return No(f"{odd[0].channels} channels are not a multiple of groups {groups}")
+            return Unsupported(f"{odd[0].channels} channels are not a multiple of groups {groups}")
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:

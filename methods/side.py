@@ -9,10 +9,10 @@ import itertools
 from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 class Side(Method):
@@ -35,14 +35,18 @@ class Side(Method):
     source = "Sung et al., LST: Ladder Side-Tuning, arXiv 2206.06522"
 
     class Hyperparameters(method.Hyperparameters):
-        reduction: int = knob(8, "the backbone's width over the side network's", ge=1, le=64, search=[2, 4, 8, 16])
-        every: int = knob(1, "a ladder at every n-th block of a stage, counted from its last", ge=1, le=64)
-        expansion: int = knob(4, "width of a side block's MLP, as a multiple of its own", ge=1, le=8, search=[2, 4])
+        reduction: int = hyperparameter(
+            8, "the backbone's width over the side network's", ge=1, le=64, search=[2, 4, 8, 16]
+        )
+        every: int = hyperparameter(1, "a ladder at every n-th block of a stage, counted from its last", ge=1, le=64)
+        expansion: int = hyperparameter(
+            4, "width of a side block's MLP, as a multiple of its own", ge=1, le=8, search=[2, 4]
+        )
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         steps = [after / before for before, after in itertools.pairwise(backbone.strides)]
         if any(step != int(step) for step in steps):
-            return No(f"strides {backbone.strides} are no multiples of each other")
+            return Unsupported(f"strides {backbone.strides} are no multiples of each other")
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:

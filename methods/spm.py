@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from pydantic import field_validator
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 _OF_A_MATCHER = {"hidden", "iterations", "kernel", "share_weights", "guidance", "relative"}
 
@@ -38,27 +38,29 @@ class SPM(Method):
     source = "Liu et al., Prompt-Matched Semantic Segmentation, arXiv 2208.10159"
 
     class Hyperparameters(method.Hyperparameters):
-        hidden: int = knob(32, "channels d of a matcher's state", ge=1, le=1024, search=(8, 64, "log"))
-        iterations: int = knob(3, "refinements T of the prompt; 1 is no recurrence", ge=1, le=16, search=(1, 5))
-        kernel: int = knob(3, "side of the depth-wise convolutions, odd", ge=1, le=15, search=[3, 5, 7])
-        working_stride: int = knob(
+        hidden: int = hyperparameter(32, "channels d of a matcher's state", ge=1, le=1024, search=(8, 64, "log"))
+        iterations: int = hyperparameter(
+            3, "refinements T of the prompt; 1 is no recurrence", ge=1, le=16, search=(1, 5)
+        )
+        kernel: int = hyperparameter(3, "side of the depth-wise convolutions, odd", ge=1, le=15, search=[3, 5, 7])
+        working_stride: int = hyperparameter(
             16,
             "pixels of the image per cell of a matcher; finer maps are pooled to it",
             ge=1,
             le=256,
             search=[8, 16, 32],
         )
-        share_weights: bool = knob(True, "one recurrent cell for all iterations, not one each")
-        guidance: bool = knob(True, "feed the semantic map back into the recurrence", search=[True, False])
-        auxiliary: float = knob(
+        share_weights: bool = hyperparameter(True, "one recurrent cell for all iterations, not one each")
+        guidance: bool = hyperparameter(True, "feed the semantic map back into the recurrence", search=[True, False])
+        auxiliary: float = hyperparameter(
             0.4, "weight of the semantic maps' cross-entropy, shared by the iterations; 0 is none", ge=0, le=10,
             search=(0.0, 1.0),
         )  # fmt: skip
-        relative: bool = knob(
+        relative: bool = hyperparameter(
             False, "prompts scale the map and shift it, in units of its own size; not a plain sum", later=True,
             search=[True, False],
         )  # fmt: skip
-        gaps: str = knob("all", "which gaps carry a matcher, counted from 1 behind the first stage, such as 1,3",
+        gaps: str = hyperparameter("all", "gaps with a matcher, counted from 1 behind the first stage, such as 1,3",
                          pattern=r"^(all|[1-9](,[1-9])*)$",
                          search=["all", "1", "2", "3", "1,2", "1,3", "2,3"])  # fmt: skip
 
@@ -74,10 +76,10 @@ class SPM(Method):
         def _ordered(cls, gaps: str) -> str:
             return gaps if gaps == "all" else ",".join(sorted(set(gaps.split(","))))
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         last = len(backbone.stages) - 1
         if self.hyperparameters.gaps != "all" and (missing := [g for g in self._gaps(backbone) if g >= last]):
-            return No(f"gap {missing[0] + 1} does not exist: {last} gaps stand between {last + 1} stages")
+            return Unsupported(f"gap {missing[0] + 1} does not exist: {last} gaps stand between {last + 1} stages")
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:

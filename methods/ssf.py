@@ -13,7 +13,7 @@ from harness.method import Method
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, No, knob
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 SOURCE = "Jia et al., Visual Prompt Tuning, arXiv 2203.12119; code github.com/KMnP/vpt"
 
@@ -28,12 +28,12 @@ class _Tokens(Method):
     changes_start = "prompt tokens take part in the attention from the first step"
     deep: bool
 
-    def supports(self, backbone: StagedBackbone) -> bool | No:
+    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         if backbone.layout == "NLC" and not backbone.hierarchical:
             return True
         if backbone.layout == "NHWC":
-            return No("prompts inside windows need another attention than the frozen one; see vpt_pad")
-        return No("prompt tokens need one sequence of tokens, which this network is not; see vpt_pad")
+            return Unsupported("prompts inside windows need another attention than the frozen one; see vpt_pad")
+        return Unsupported("prompt tokens need one sequence of tokens, which this network is not; see vpt_pad")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.prompts import PromptTokens
@@ -63,11 +63,11 @@ class VPTShallow(_Tokens):
     deep = False
 
     class Hyperparameters(method.Hyperparameters):
-        length: int = knob(
+        length: int = hyperparameter(
             50, "prompt tokens; the paper picks one of 1, 5, 10, 50, 100, 200 a task", ge=1, le=1024,
             search=[1, 5, 10, 50, 100, 200],
         )  # fmt: skip
-        dropout: float = knob(0.0, "dropout of the prompts", ge=0, lt=1, search=[0.0, 0.1])
+        dropout: float = hyperparameter(0.0, "dropout of the prompts", ge=0, lt=1, search=[0.0, 0.1])
 
 
 class VPTDeep(_Tokens):
@@ -78,11 +78,11 @@ class VPTDeep(_Tokens):
     deep = True
 
     class Hyperparameters(method.Hyperparameters):
-        length: int = knob(
+        length: int = hyperparameter(
             10, "prompt tokens a block; the paper picks one of 1, 5, 10, 50, 100, 200 a task", ge=1, le=1024,
             search=[1, 5, 10, 50, 100, 200],
         )  # fmt: skip
-        dropout: float = knob(0.0, "dropout of the prompts", ge=0, lt=1, search=[0.0, 0.1])
+        dropout: float = hyperparameter(0.0, "dropout of the prompts", ge=0, lt=1, search=[0.0, 0.1])
 
 
 class VPTPad(Method):
@@ -101,8 +101,8 @@ class VPTPad(Method):
     changes_start = "the border takes the place of the zeros that convolutions pad with, and is attended to"
 
     class Hyperparameters(method.Hyperparameters):
-        width: int = knob(5, "learned pixels on each side of the image", ge=1, le=128, search=(1, 32, "log"))
-        side: int = knob(224, "side of the image that the pixels are kept for", ge=16, le=2048)
+        width: int = hyperparameter(5, "learned pixels on each side of the image", ge=1, le=128, search=(1, 32, "log"))
+        side: int = hyperparameter(224, "side of the image that the pixels are kept for", ge=16, le=2048)
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.prompts import Border, Surround

@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 
 from harness.errors import UserError, did_you_mean
-from harness.files import write_text
-from reports import formats, page, plots, tables
-from reports.collect import Collected, Search
-from reports.comparison import Comparison, check_metric, compare
-from reports.formats import Table
-from reports.published import Published, match
+from harness.util.files import write_text
+from reports.analysis.comparison import Comparison, check_metric, compare
+from reports.read.cited import Published, match
+from reports.read.collect import Collected, SearchRecord
+from reports.render import formats, page, plots, tables
+from reports.render.formats import Table
 
 MARKER = ".harness-report"
 ABSENT = "Without a figure"
@@ -33,8 +33,8 @@ class Options:
 
     metric: str = "miou"
     reference: str = "linear"
-    layout: tables.Layout = field(default_factory=tables.Layout)
-    numbers: tables.Numbers = field(default_factory=tables.Numbers)
+    layout: tables.TableLayout = field(default_factory=tables.TableLayout)
+    numbers: tables.NumberFormat = field(default_factory=tables.NumberFormat)
     title: str = "Report"
 
 
@@ -85,7 +85,7 @@ def _matches(value: str, patterns: str) -> bool:
     return any(fnmatchcase(value, pattern) for pattern in patterns.split(","))
 
 
-def _serves(search: Search, name: str, patterns: str) -> bool:
+def _serves(search: SearchRecord, name: str, patterns: str) -> bool:
     """A search has neither label nor state, and its seed is not its runs'."""
     told = {**search.definition, "budget": search.definition["budget"]["name"]}
     return name in ("label", "state", "seed") or _matches(str(told[name]), patterns)

@@ -11,17 +11,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.cells import Resolver
-from harness.launch import LauncherChoice
-from harness.runs import RunFolder
-from studies.drive import Circumstances, Drive, Row
+from harness.cells.resolve import Resolver
+from harness.launch.launcher import LauncherChoice
+from harness.runs.folder import RunFolder
 from studies.plan import FAILED, Plan, PlannedCell, PlannedSearch, make_plan, rows_of
+from studies.scheduler import ExecutionOptions, Scheduler, SearchTask
 from studies.study import Study
 
 if TYPE_CHECKING:
     from rich.live import Live as RichLive
 
-    from studies.search import Search
+    from studies.search.search import Search
 
 PLAIN_SECONDS = 30
 """The least time between two plain lines of overall progress."""
@@ -29,7 +29,7 @@ PLAIN_SECONDS = 30
 
 def compare(
     study: Study,
-    circumstances: Circumstances,
+    options: ExecutionOptions,
     choice: LauncherChoice,
     storage: str | None,
     quiet: bool,
@@ -38,27 +38,27 @@ def compare(
 
     Raises `UserError` for what is wrong with the study or the launcher as a whole.
     """
-    store, say = circumstances.store, circumstances.say
-    plan = make_plan(study, store, circumstances.data)
+    store, say = options.store, options.say
+    plan = make_plan(study, store, options.data)
     if not work_left(plan):
         return plan
     say("asking which methods go with which backbones")
-    plan = make_plan(study, store, circumstances.data, ask_support=True)
+    plan = make_plan(study, store, options.data, ask_support=True)
     say("\n".join(describe(plan)))
-    record_unsupported(plan, circumstances)
+    record_unsupported(plan, options)
     if not work_left(plan):
         return plan
-    resolve = Resolver(store, circumstances.data)
+    resolve = Resolver(store, options.data)
     with ExitStack() as held:
         rows = [
-            Row(held.enter_context(search), planned)
-            for search, planned in _searches(plan, circumstances, resolve, storage)
+            SearchTask(held.enter_context(search), planned)
+            for search, planned in _searches(plan, options, resolve, storage)
         ]
         launcher = held.enter_context(choice.open())
-        each = f", of up to {circumstances.together} cells together" if circumstances.together > 1 else ""
+        each = f", of up to {options.together} cells together" if options.together > 1 else ""
         say(f"{launcher.name}: {launcher.slots} at a time{each}")
-        table = held.enter_context(LiveTable(plan, circumstances, quiet))
-        Drive(launcher, circumstances, resolve, plan.cells, rows, table.update).run()
+        table = held.enter_context(LiveTable(plan, options, quiet))
+        Scheduler(launcher, options, resolve, plan.cells, rows, table.update).run()
     return plan
 
 
@@ -67,7 +67,7 @@ def work_left(plan: Plan) -> bool:
 
 
 def _searches(
-    plan: Plan, circumstances: Circumstances, resolve: Resolver, storage: str | None
+    plan: Plan, options: ExecutionOptions, resolve: Resolver, storage: str | None
 ) -> Iterator[tuple[Search, list[PlannedSearch]]]:
     """Each unfinished search with the rows that wait for it."""
     rows: dict[str, list[PlannedSearch]] = {}
@@ -76,26 +76,26 @@ def _searches(
             rows.setdefault(planned.folder.spec.name, []).append(planned)
     if not rows:
         return
-    from studies.search import Search
+    from studies.search.search import Search
 
     for planned, *others in rows.values():
         tune = planned.tune
         search = Search(
-            planned.request, planned.folder.spec.space, tune.trials, circumstances.store, resolve,
-            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=circumstances.say,
+            planned.request, planned.folder.spec.space, tune.trials, options.store, resolve,
+            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=options.say,
         )  # fmt: skip
         yield search, [planned, *others]
 
 
-def record_unsupported(plan: Plan, circumstances: Circumstances) -> None:
+def record_unsupported(plan: Plan, options: ExecutionOptions) -> None:
     """An unsupported cell is a row like any other, for `list runs` and reports too."""
     from harness.launch.supervise import record_failure
 
     for cell in plan.cells:
         if cell.state == "unsupported" and cell.spec is not None:
-            run = circumstances.store.folder(cell.spec)
+            run = options.store.folder(cell.spec)
             if run.status() is None:
-                record_failure(circumstances.job(cell.request, cell.spec.fingerprint), cell.reason or "", "unsupported")
+                record_failure(options.job(cell.request, cell.spec.fingerprint), cell.reason or "", "unsupported")
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
@@ -204,12 +204,12 @@ class Live:
 class LiveLine(Live):
     """How far one search is."""
 
-    def __init__(self, row: Row, quiet: bool):
+    def __init__(self, row: SearchTask, quiet: bool):
         super().__init__(quiet)
         self._row = row
         self._last = ""
 
-    def update(self, changed: PlannedCell | Row | None) -> None:
+    def update(self, changed: PlannedCell | SearchTask | None) -> None:
         text = trials_so_far(self._row.search)
         if self._live is not None:
             self._live.update(f"{text}, {duration(time.monotonic() - self._began)} so far", refresh=True)
@@ -221,19 +221,19 @@ class LiveLine(Live):
 class LiveTable(Live):
     """The table of a study while it fills."""
 
-    def __init__(self, plan: Plan, circumstances: Circumstances, quiet: bool):
+    def __init__(self, plan: Plan, options: ExecutionOptions, quiet: bool):
         super().__init__(quiet)
         self._plan = plan
-        self._circumstances = circumstances
+        self._circumstances = options
         self._before = sum(cell.state == "done" for cell in plan.cells)
         self._said_of: dict[str, str] = {}
 
-    def update(self, changed: PlannedCell | Row | None) -> None:
+    def update(self, changed: PlannedCell | SearchTask | None) -> None:
         if self._live is not None:
             self._live.update(self._drawn(), refresh=True)
         elif isinstance(changed, PlannedCell):
             self.line(f"{_title(changed)}: {changed.state}" + self._figure(changed))
-        elif isinstance(changed, Row):
+        elif isinstance(changed, SearchTask):
             text = trials_so_far(changed.search)
             if self._said_of.get(changed.search.spec.name) != text:
                 self.line(text)

@@ -9,16 +9,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from harness.backbones.packaged import told_name
-from harness.cells import Cell, Request, Resolver
+from harness.cells.resolve import Cell, Request, Resolver
 from harness.errors import UserError, did_you_mean
 from harness.method import methods
-from harness.runs import RunStore, State
+from harness.models.backbones.packaged import display_name
+from harness.runs.state import RunState
+from harness.runs.store import RunStore
 from harness.spec import Spec
-from studies.searches import SearchFolder, SearchSpec, make_space
+from studies.search.spec import SearchFolder, SearchSpec, make_space
 from studies.study import MethodArm, Study, Tune
 
-CellState = State | Literal["to do", "waiting", "damaged"]
+CellState = RunState | Literal["to do", "waiting", "damaged"]
 """A run's state; `to do`: never begun; `waiting`: for its search to end, which decides its hyperparameters; `damaged`:
 done once, but its result cannot be read, and is done again."""
 
@@ -175,19 +176,18 @@ def refresh(cell: PlannedCell, store: RunStore) -> None:
     """Read how far the cell's run is."""
     assert cell.spec is not None
     run = store.folder(cell.spec)
-    if (result := run.result()) is not None:
-        cell.state, cell.reason = "done", None
-        cell.miou, cell.seconds = result["metrics"]["miou"], result["train_seconds"]
-    elif (status := store.status(run)) is not None:
-        cell.state, cell.reason = status.state, status.reason
-        if status.state == "done":  # without a result: its file is damaged or gone
-            cell.state, cell.reason = "damaged", f"{run.result_path} cannot be read; the run is done again"
-        elif status.state == "running":
-            cell.reason = f"executed by {store.holder(run) or 'another process'}"
+    outcome = store.outcome(run)
+    cell.state, cell.reason = outcome.state, outcome.reason
+    if outcome.state is RunState.RUNNING:
+        cell.reason = f"executed by {store.lock_owner(run) or 'another process'}"
+    elif outcome.state is RunState.DAMAGED:
+        cell.reason = f"{run.path}: {outcome.reason}; the run is executed again"
+    elif (result := run.result()) is not None:
+        cell.miou, cell.seconds = result.metrics.miou, result.train_seconds
 
 
 def _mark_unsupported(plan: Plan, resolve: Resolver, store: RunStore) -> None:
-    from harness.support import reasons_against
+    from harness.cells.compatibility import reasons_against
 
     asked = list(_unsettled(plan, resolve))
     if not asked:
@@ -217,7 +217,7 @@ def rows_of(plan: Plan) -> list[dict[str, Any]]:
         rows.setdefault(key, []).append(cell)
     return [
         {
-            "backbone": told_name(key[0], key[1]),
+            "backbone": display_name(key[0], key[1]),
             "dataset": Path(key[2]).name,
             "head": key[3],
             "label": key[4],

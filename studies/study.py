@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.cells import Request
+from harness.cells.resolve import Request
 from harness.errors import UserError, did_you_mean
 from harness.spec import Budget, budget, budget_from, first_problem, read_yaml
 
@@ -197,7 +197,7 @@ def _from_here(value: str) -> str:
 
 def shipped_studies() -> dict[str, Path]:
     """The study files that come with the harness, by name."""
-    folder = Path(str(resources.files("studies")))
+    folder = Path(str(resources.files("studies") / "shipped"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_cell import make_budget, make_dataset
+
+from tests.support.tiny_cell import make_budget, make_dataset
 
 
 def pytest_configure() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.errors import UserError
-from harness.launch import Ended, Job, Launcher
+from harness.launch.job import Job, JobResult
+from harness.launch.launcher import Launcher
 from harness.launch.supervise import Stop, of_members, supervise
 
 
@@ -33,7 +34,7 @@ class LocalLauncher(Launcher):
         self._slots = make_slots(jobs, device)
         self._free = list(self._slots)
         self._stops: dict[str, Stop] = {}
-        self._ended: queue.SimpleQueue[tuple[list[Ended], Slot]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[list[JobResult], Slot]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     @property
@@ -57,11 +58,11 @@ class LocalLauncher(Launcher):
         try:
             ended = of_members(job, supervise(placed, stop))
         except Exception as error:  # such as no process to be had
-            ended = [Ended(member, "failed", f"{type(error).__name__}: {error}") for member in job.members]
+            ended = [JobResult(member, "failed", f"{type(error).__name__}: {error}") for member in job.members]
         self._ended.put((ended, slot))
 
-    def wait(self, seconds: float) -> list[Ended]:
-        ended: list[Ended] = []
+    def wait(self, seconds: float) -> list[JobResult]:
+        ended: list[JobResult] = []
         try:
             while True:
                 found, slot = self._ended.get(timeout=0 if ended else seconds)

@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
-from harness.launch import Ended, Job, Launcher
+from harness.launch.job import Job, JobResult
+from harness.launch.launcher import Launcher
 from harness.launch.supervise import GRACE, Stop, of_members, recorded, stopped, supervise
-from harness.runs import RunFolder, RunStore
+from harness.runs.folder import RunFolder
+from harness.runs.store import RunStore
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -108,7 +110,7 @@ class RayLauncher(Launcher):
         )
         self._tasks[self._execute.remote(placed, os.getcwd(), again=task.begun > 1)] = task
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[JobResult]:
         if not self._tasks:
             time.sleep(seconds)
             return []
@@ -117,7 +119,7 @@ class RayLauncher(Launcher):
             ready, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
         return [ended for ref in ready for ended in self._ended(ref, self._tasks.pop(ref))]
 
-    def _ended(self, ref: ObjectRef, task: _Task) -> list[Ended]:
+    def _ended(self, ref: ObjectRef, task: _Task) -> list[JobResult]:
         """What became of a task's cells; nothing where it is begun anew."""
         errors = self._ray.exceptions
         cells = task.job.members
@@ -207,7 +209,7 @@ def _connect(address: str) -> Any:
 # ---- on the node -----------------------------------------------------------------------------------------------------
 
 
-def _execute(job: Job, folder: str, again: bool) -> list[Ended]:
+def _execute(job: Job, folder: str, again: bool) -> list[JobResult]:
     """The body of a Ray task. To cancel it, Ray raises KeyboardInterrupt here, where nothing is done but to wait."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored on a node that was started in a background
     with contextlib.suppress(OSError):
@@ -229,5 +231,5 @@ def _await_the_lost(job: Job) -> None:
     """The job of a worker that died notices it, writes its checkpoints, and only then gives its runs free."""
     store, runs = RunStore(job.runs), [RunFolder(job.runs / cell.fingerprint) for cell in job.members]
     end = time.monotonic() + GRACE
-    while any(store.holder(run) is not None for run in runs) and time.monotonic() < end:
+    while any(store.lock_owner(run) is not None for run in runs) and time.monotonic() < end:
         time.sleep(0.2)

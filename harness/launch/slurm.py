@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
-from harness.launch import Ended, Job, Launcher
+from harness.launch.job import Job, JobResult
+from harness.launch.launcher import Launcher
 from harness.launch.supervise import GRACE, Stop, of_members, recorded, stopped, supervise
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 @dataclass
 class _Submitted:
     job: Job
-    handle: submitit.Job[list[Ended]]
+    handle: submitit.Job[list[JobResult]]
     stopped: bool = False
     over: int = 0
     """How often Slurm has called it over."""
@@ -71,7 +72,7 @@ class SlurmLauncher(Launcher):
         self._device = device
         self._options = options
         self._submitted: list[_Submitted] = []
-        self._refused: list[Ended] = []
+        self._refused: list[JobResult] = []
         self._accepted = False
         self._looked = time.monotonic()
 
@@ -94,7 +95,7 @@ class SlurmLauncher(Launcher):
             reason = f"sbatch: {' '.join(str(error).split())[-300:]}"
             if not self._accepted:
                 raise UserError(f"--launcher slurm: {reason}; see --launcher-set") from error
-            self._refused += [Ended(cell, "interrupted", reason) for cell in job.members]
+            self._refused += [JobResult(cell, "interrupted", reason) for cell in job.members]
         else:
             self._accepted = True
             self._submitted.append(_Submitted(job, handle))
@@ -120,7 +121,7 @@ class SlurmLauncher(Launcher):
         executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
         return executor
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[JobResult]:
         end = time.monotonic() + seconds
         while True:
             if time.monotonic() - self._looked > LOOK_SECONDS:
@@ -183,7 +184,7 @@ def _check_installed(cluster: str) -> None:
     logging.getLogger("submitit").setLevel(logging.ERROR)  # it reports each look at the queue that fails
 
 
-def _ended(submitted: _Submitted) -> list[Ended]:
+def _ended(submitted: _Submitted) -> list[JobResult]:
     """What a job that is over returned or, where its node died, what its run folders are told."""
     job, handle = submitted.job, submitted.handle
     if handle.paths.result_pickle.exists():
@@ -209,7 +210,7 @@ class Task:
     submitit calls `checkpoint` before the time limit: the job ends likewise, and goes on when it is begun anew.
     """
 
-    def __call__(self, job: Job) -> list[Ended]:
+    def __call__(self, job: Job) -> list[JobResult]:
         self._stop = Stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())

@@ -22,13 +22,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.claims import Claimed
 from harness.errors import UserError
-from harness.launch import Ended, Job, Outcome
-from harness.runs import RunFolder, RunStore
+from harness.launch.job import Job, JobResult, Outcome
+from harness.runs.folder import RunFolder
+from harness.runs.locks import AlreadyLocked
+from harness.runs.state import Outcome as RunOutcome
+from harness.runs.state import RunState
+from harness.runs.store import RunStore
 
 if TYPE_CHECKING:
-    from harness.cells import Cell, Resolver
+    from harness.cells.resolve import Cell, Resolver
 
 ATTEMPTS = 3
 """How often a cell is begun whose process ends without a word (killed, crashed): it goes on from its checkpoint."""
@@ -57,19 +60,19 @@ class Stop:
         return self._reader
 
 
-def supervise(job: Job, stop: Stop | None = None) -> list[Ended]:
+def supervise(job: Job, stop: Stop | None = None) -> list[JobResult]:
     """Execute the job in processes of its own until all its cells have ended, and see that their run folders say how.
 
-    One `Ended` a cell, in the job's order. A run that is done, or that another process executes, is left alone. Cells
-    share a process for as long as that goes well: what one of them does to it, and what is too much for all at once,
-    costs the others no result, for who has not ended by then is executed alone.
+    One `JobResult` a cell, in the job's order. A run that is done, or that another process executes, is left alone.
+    Cells share a process for as long as that goes well: what one of them does to it, and what is too much for all
+    at once, costs the others no result: a cell that has not ended by then is executed alone.
     """
     stop = stop or Stop()
     ended, deaths = _together(job, stop) if job.beside else ({}, 0)
     return [ended.get(cell.fingerprint) or _alone(cell, stop, deaths) for cell in job.members]
 
 
-def _alone(job: Job, stop: Stop, deaths: int) -> Ended:
+def _alone(job: Job, stop: Stop, deaths: int) -> JobResult:
     """One cell. `deaths`: attempts at it that have ended without a word before."""
     deadline = math.inf if job.seconds is None else time.monotonic() + job.seconds
     for _ in range(deaths, ATTEMPTS):
@@ -86,14 +89,14 @@ def _alone(job: Job, stop: Stop, deaths: int) -> Ended:
     return recorded(job, f"{_death(attempt.process.exitcode)}, {ATTEMPTS} times; {attempt.output} has its last words")
 
 
-def _together(job: Job, stop: Stop) -> tuple[dict[str, Ended], int]:
+def _together(job: Job, stop: Stop) -> tuple[dict[str, JobResult], int]:
     """Several cells in one process: what became of those that need not be executed alone, by fingerprint, and how often
     the process ended without a word.
 
     The last attempt is not made here: it is each one's own.
     """
     deadline = math.inf if job.seconds is None else time.monotonic() + job.seconds * len(job.members)
-    ended: dict[str, Ended] = {}
+    ended: dict[str, JobResult] = {}
     for deaths in range(ATTEMPTS - 1):
         left = [cell for cell in job.members if cell.fingerprint not in ended]
         if not left or stop.asked:
@@ -113,32 +116,32 @@ def _as_one(cells: list[Job]) -> Job:
     return replace(first, beside=tuple((other.request, other.fingerprint) for other in others))
 
 
-def _stands(one: Ended, attempt: _Attempt, stop: Stop) -> bool:
+def _stands(one: JobResult, attempt: _Attempt, stop: Stop) -> bool:
     """Whether a cell of several has ended as it would have alone, where it has more memory and its own time limit."""
     return one.outcome != "out_of_memory" and (one.outcome != "interrupted" or stop.asked or not attempt.late)
 
 
-def of_members(job: Job, ended: list[Ended]) -> list[Ended]:
+def of_members(job: Job, ended: list[JobResult]) -> list[JobResult]:
     """What became of a job's cells where it was executed, told of the job as it was submitted."""
     return [replace(one, job=cell) for one, cell in zip(ended, job.members, strict=True)]
 
 
-def stopped(job: Job, reason: str | None = None) -> Ended:
+def stopped(job: Job, reason: str | None = None) -> JobResult:
     """What became of one cell whose process was asked to end, and had nothing to tell."""
     done = RunFolder(job.runs / job.fingerprint).result() is not None
-    return Ended(job, "done" if done else "interrupted", None if done else reason)
+    return JobResult(job, "done" if done else "interrupted", None if done else reason)
 
 
-def _recorded_by(cells: list[Job], process: BaseProcess) -> list[Ended]:
+def _recorded_by(cells: list[Job], process: BaseProcess) -> list[JobResult]:
     """What became of those cells that had ended before the process did, by their folders."""
     found = []
     for cell in cells:
         run = RunFolder(cell.runs / cell.fingerprint)
         status = run.status()
         if run.result() is not None:
-            found.append(Ended(cell, "done"))
+            found.append(JobResult(cell, RunState.DONE))
         elif status is not None and status.pid == process.pid and status.state not in ("running", "interrupted"):
-            found.append(Ended(cell, status.state, status.reason))
+            found.append(JobResult(cell, status.state, status.reason))
     return found
 
 
@@ -150,7 +153,7 @@ class _Attempt:
         self.late = False
         context = multiprocessing.get_context("forkserver")
         # The server imports once what every job needs, and forks; it never touches an accelerator itself.
-        context.set_forkserver_preload(["harness.launch.preload"])
+        context.set_forkserver_preload(["harness.launch.job.preload"])
         self._told, tell = context.Pipe(duplex=False)
         alive, self._lifeline = context.Pipe(duplex=False)
         self.process = context.Process(target=_execute_job, args=(job, tell, alive), name=job.fingerprint)
@@ -163,10 +166,10 @@ class _Attempt:
         assert self.process.pid is not None
         self.output = _output(job, self.process.pid)
 
-    def watch(self, stop: Stop, deadline: float) -> list[Ended] | None:
+    def watch(self, stop: Stop, deadline: float) -> list[JobResult] | None:
         """What the process told before it ended, or None; ends it when it is asked to stop or late."""
         grace = min(GRACE, self.job.seconds or GRACE)
-        answer: list[Ended] | None = None
+        answer: list[JobResult] | None = None
         listened: list[Any] = [self.process.sentinel, self._told, stop.waitable]
         kill_at = math.inf
         try:
@@ -196,7 +199,7 @@ class _Attempt:
             self._lifeline.close()
             self._told.close()
 
-    def _listen(self) -> list[Ended] | None:
+    def _listen(self) -> list[JobResult] | None:
         try:
             return self._told.recv() if self._told.poll() else None
         except (EOFError, OSError):
@@ -234,34 +237,33 @@ def _kill(process: BaseProcess) -> None:
     _signal(process, signal.SIGKILL)
 
 
-def recorded(job: Job, reason: str, outcome: Outcome = "failed") -> Ended:
+def recorded(job: Job, reason: str, outcome: Outcome = "failed") -> JobResult:
     """Write into the run folder what its process could not write any more."""
     run = RunFolder(job.runs / job.fingerprint)
     if run.result() is not None:
-        return Ended(job, "done")
+        return JobResult(job, "done")
     try:
         record_failure(job, reason, outcome)
-    except Claimed as error:
-        return Ended(job, "claimed", error.holder)
+    except AlreadyLocked as error:
+        return JobResult(job, "claimed", error.lock_owner)
     except (UserError, OSError) as error:
-        return Ended(job, outcome, f"{reason} ({error})")
-    return Ended(job, outcome, reason)
+        return JobResult(job, outcome, f"{reason} ({error})")
+    return JobResult(job, outcome, reason)
 
 
 def record_failure(job: Job, reason: str, outcome: Outcome = "failed", cell: Cell | None = None) -> None:
-    """Make a run that ended without a word a visible row. Raises `Claimed`, `UserError` or `OSError`."""
-    from harness.cells import resolve
+    """Make a run that ended without a word a visible row. Raises `AlreadyLocked`, `UserError` or `OSError`."""
+    from harness.cells.resolve import resolve
 
     store = RunStore(job.runs)
     spec = (cell or resolve(job.request, store, job.data)).spec
     run = store.folder(spec)
-    with store.claim(run) as run.claim:
+    with store.lock(run) as run.lock:
         if run.result() is None:
-            status = run.status()
-            if status is None:
+            if run.status() is None:
                 run.begin(spec, store.attempt(run))
             assert outcome != "claimed"
-            run.set_status(outcome, reason=reason)
+            run.finish(RunOutcome(RunState(outcome), reason))
 
 
 def _death(code: int | None) -> str:
@@ -313,11 +315,11 @@ def _print_into(path: Path) -> None:
     os.close(descriptor)
 
 
-def _outcomes(job: Job) -> list[Ended]:
+def _outcomes(job: Job) -> list[JobResult]:
     """Execute, and turn whatever comes of each cell into a word and a reason."""
-    from harness import plugins
-    from harness.cells import Resolver
-    from harness.execution import outcome_of
+    from harness.cells import plugins
+    from harness.cells.resolve import Resolver
+    from harness.engine.run import outcome_of
 
     cells: dict[str, Cell] = {}
     told: dict[str, tuple[Outcome, str | None]] = {}
@@ -335,7 +337,7 @@ def _outcomes(job: Job) -> list[Ended]:
     except (Exception, KeyboardInterrupt) as error:
         traceback.print_exception(error)
         of_the_rest = outcome_of(error)
-    ended = [Ended(member, *(told.get(member.fingerprint) or of_the_rest)) for member in job.members]
+    ended = [JobResult(member, *(told.get(member.fingerprint) or of_the_rest)) for member in job.members]
     for one in ended:
         if one.outcome == "failed" and one.job.fingerprint in cells:  # it may have failed before it had a folder
             with contextlib.suppress(UserError, OSError):
@@ -363,8 +365,8 @@ def _as_planned(job: Job, resolve: Resolver) -> Cell:
 
 def _execute(job: Job, cells: list[Cell]) -> list[tuple[Outcome, str | None]]:
     """How each of the cells ended, and why, in their order. Of a single one it raises what `execute` does."""
-    from harness.execution import execute, execute_together
-    from harness.tracking import Mirror
+    from harness.engine.run import execute, execute_together
+    from harness.tracking.mirror import Mirror
 
     store = RunStore(job.runs)
     mirror = Mirror(job.runs, job.tracking, lambda text: print(f"warning: {text}", flush=True))

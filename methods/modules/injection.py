@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from harness.backbones.staged import StagedBackbone
+    from harness.models.backbones.backbone import StagedBackbone
 
 FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v")}
 

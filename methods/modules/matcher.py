@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.losses import cross_entropy, labels_at
+from harness.models.losses import cross_entropy, labels_at
 
 
 class Matcher(nn.Module):

@@ -1,4 +1,4 @@
-"""Where adapters stand beyond what `Sites` names: on the residual stream, before layers, on the grid of patches."""
+"""Adapters beyond what `AttachPoints` names: on the residual stream, before layers, on the grid of patches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.sites import Block, Branch
-from harness.backbones.staged import StagedBackbone
+from harness.models.backbones.attach import Block, Branch
+from harness.models.backbones.backbone import StagedBackbone
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from harness.backbones.staged import StagedBackbone
+from harness.models.backbones.backbone import StagedBackbone
 
 
 def take_out(backbone: StagedBackbone, module: nn.Module) -> None:

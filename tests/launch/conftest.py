@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_cell import make_budget
-from tiny_jobs import PLUGIN, SLOW, Cells, figures, loaded, run_all
 
 from harness.launch.local import LocalLauncher
+from tests.support.tiny_cell import make_budget
+from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, figures, loaded, run_all
 
 LONGER = 40
 """Steps of runs that something is to happen to."""

@@ -14,7 +14,12 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_jobs import (
+
+from harness.errors import UserError
+from harness.launch.job import Job
+from harness.launch.launcher import LauncherChoice
+from harness.launch.ray import RayLauncher
+from tests.support.tiny_jobs import (
     SLOW,
     Cells,
     all_ends,
@@ -28,10 +33,6 @@ from tiny_jobs import (
     steps_done,
     wait_until,
 )
-
-from harness.errors import UserError
-from harness.launch import Job, LauncherChoice
-from harness.launch.ray import RayLauncher
 
 pytest.importorskip("ray")
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}

@@ -10,12 +10,23 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_jobs import SLOW, Cells, all_ends, as_one, executions, figures, folder, only_end, steps_done, wait_until
 
 from harness.errors import UserError
-from harness.launch import LauncherChoice
+from harness.launch.launcher import LauncherChoice
 from harness.launch.slurm import SlurmLauncher
 from harness.launch.supervise import supervise
+from tests.support.tiny_jobs import (
+    SLOW,
+    Cells,
+    all_ends,
+    as_one,
+    executions,
+    figures,
+    folder,
+    only_end,
+    steps_done,
+    wait_until,
+)
 
 pytest.importorskip("submitit")
 

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_jobs import (
+
+from harness.launch.job import JobResult
+from harness.launch.launcher import LauncherChoice
+from harness.launch.local import LocalLauncher
+from harness.launch.supervise import Stop, supervise
+from harness.runs.store import RunStore
+from tests.support.tiny_jobs import (
     SLOW,
     Cells,
     all_ends,
@@ -23,11 +29,6 @@ from tiny_jobs import (
     steps_done,
     wait_until,
 )
-
-from harness.launch import Ended, LauncherChoice
-from harness.launch.local import LocalLauncher
-from harness.launch.supervise import Stop, supervise
-from harness.runs import RunStore
 
 EXPLOSIVE = {"freeze_statistics": True, "lr": 10, "head_lr_scale": 1000}
 LIMIT = 4
@@ -49,7 +50,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def ended(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def ended(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobResult]:
     """Each of the bad cells in a job of its own on one launcher, and after them a good one; by method."""
     runs = tmp_path_factory.mktemp("bad")
     jobs = [cells.job(runs, method, **given) for method, (given, _, _) in BAD.items()]
@@ -61,7 +62,7 @@ def ended(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, E
 
 
 @pytest.mark.parametrize("method", BAD)
-def test_what_a_bad_job_does_is_an_outcome_and_a_reason_in_its_folder(ended: dict[str, Ended], method: str) -> None:
+def test_what_a_bad_job_does_is_an_outcome_and_a_reason_in_its_folder(ended: dict[str, JobResult], method: str) -> None:
     _, outcome, reason = BAD[method]
     one = ended[method]
     assert one.outcome == outcome and re.fullmatch(reason, str(one.reason)), one
@@ -69,16 +70,16 @@ def test_what_a_bad_job_does_is_an_outcome_and_a_reason_in_its_folder(ended: dic
     status = run.status()
     assert status is not None and (status.state, status.reason) == (outcome, one.reason)
     assert run.result() is None
-    assert RunStore(one.job.runs).holder(run) is None
+    assert RunStore(one.job.runs).lock_owner(run) is None
 
 
-def test_a_good_job_after_bad_ones_is_done(ended: dict[str, Ended]) -> None:
+def test_a_good_job_after_bad_ones_is_done(ended: dict[str, JobResult]) -> None:
     assert ended["linear"].outcome == "done"
     assert executions(ended["linear"].job) == (1, 0)
 
 
 def test_a_job_whose_process_ends_without_a_word_is_begun_three_times_and_leaves_its_last_words(
-    ended: dict[str, Ended],
+    ended: dict[str, JobResult],
 ) -> None:
     assert executions(ended["exits"].job) == (3, 0)
     assert executions(ended["raises"].job) == (1, 0)
@@ -87,7 +88,7 @@ def test_a_job_whose_process_ends_without_a_word_is_begun_three_times_and_leaves
 
 
 @pytest.fixture(scope="module")
-def ended_together(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Ended]]:
+def ended_together(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, JobResult]]:
     """Good cells in one process with bad ones: such as end by themselves, and such as take it along; by method."""
     runs = tmp_path_factory.mktemp("together")
     groups = ["spm", "raises", "full", "asks_for_all_memory", "linear"], ["full", "is_killed", "spm"]
@@ -102,7 +103,7 @@ def ended_together(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> li
 
 
 def test_cells_of_one_process_end_as_they_do_alone(
-    ended_together: list[dict[str, Ended]], ended: dict[str, Ended], undisturbed: dict[str, dict]
+    ended_together: list[dict[str, JobResult]], ended: dict[str, JobResult], undisturbed: dict[str, dict]
 ) -> None:
     quiet, loud = ended_together
     assert figures(quiet["linear"].job) == figures(ended["linear"].job)
@@ -121,7 +122,7 @@ def test_cells_of_one_process_end_as_they_do_alone(
 
 
 def test_cells_share_a_process_until_it_dies_twice_and_what_ended_before_is_not_begun_again(
-    ended_together: list[dict[str, Ended]],
+    ended_together: list[dict[str, JobResult]],
 ) -> None:
     quiet, loud = ended_together
     assert len({folder(quiet[method].job).status().pid for method in ("spm", "linear", "raises")}) == 1
@@ -138,7 +139,7 @@ def test_cells_of_one_process_are_stopped_together_and_after_a_kill_go_on_togeth
 ) -> None:
     slow, quick, claimed = (longer_cells.job(tmp_path, method) for method in (SLOW, "linear", "spm"))
     job = replace(as_one(slow, quick, claimed), checkpoint_seconds=0)
-    with LocalLauncher(1, "cpu", {}) as launcher, RunStore(tmp_path).claim(folder(claimed)):
+    with LocalLauncher(1, "cpu", {}) as launcher, RunStore(tmp_path).lock(folder(claimed)):
         launcher.submit(job)
         wait_until(lambda: steps_done(slow) > 3)
         launcher.stop(quick.fingerprint)
@@ -171,7 +172,7 @@ def test_a_job_that_was_stopped_before_it_began_is_not_begun(cells: Cells, tmp_p
 
 def test_a_job_that_another_process_executes_is_left_alone(cells: Cells, tmp_path: Path) -> None:
     job = cells.job(tmp_path)
-    with RunStore(tmp_path).claim(folder(job)):
+    with RunStore(tmp_path).lock(folder(job)):
         (one,) = supervise(job)
     assert one.outcome == "claimed" and str(one.reason).startswith(f"process {os.getpid()} on ")
     assert not folder(job).path.exists()

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.backbones import families
-from harness.network import Unsupported, build_segmenter
+from harness.models.backbones import families
+from harness.models.network import UnsupportedMethod, build_segmenter
 from methods.adapter import Adapter
 from methods.adaptformer import AdaptFormer
 from methods.conv_adapter import ConvAdapter
@@ -144,7 +144,7 @@ def test_a_copy_of_the_network_stands_on_its_own(method):
 
 @pytest.mark.parametrize(("method", "name"), [(m, n) for m, names in UNSUPPORTED.items() for n in sorted(names)])
 def test_what_is_not_supported_is_refused_with_a_reason(method, name):
-    with pytest.raises(Unsupported, match="its blocks have no"):
+    with pytest.raises(UnsupportedMethod, match="its blocks have no"):
         segmenter(method, name)
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from harness.backbones.weights import Weights, load_backbone
 from harness.errors import UserError
-from harness.losses import cross_entropy, labels_at
 from harness.method import methods
-from harness.network import MethodError, Unsupported, build_segmenter
+from harness.models.backbones.weights import Weights, load_backbone
+from harness.models.losses import cross_entropy, labels_at
+from harness.models.network import MethodError, UnsupportedMethod, build_segmenter
 from methods.modules.matcher import Matcher, matcher_parameters
 
 BACKBONES = ["resnet10t", "mobilenetv2_035", "vit_tiny_patch16_224"]
@@ -159,13 +159,13 @@ def test_a_knob_that_came_later_is_in_a_spec_only_where_it_changes_something():
     """So that runs from before it count on."""
     hyperparameters = methods.get("spm").Hyperparameters
     before = hyperparameters.parse("spm", {"relative": "false"})
-    assert "relative" not in before.stated()
-    assert hyperparameters.parse("spm", {"relative": "true"}).stated() == before.stated() | {"relative": True}
-    assert hyperparameters.parse("spm", before.stated()) == before
+    assert "relative" not in before.non_default()
+    assert hyperparameters.parse("spm", {"relative": "true"}).non_default() == before.non_default() | {"relative": True}
+    assert hyperparameters.parse("spm", before.non_default()) == before
 
 
 def test_gaps_that_do_not_exist_are_unsupported_with_the_reason():
-    with pytest.raises(Unsupported, match="gap 4 does not exist: 3 gaps stand between 4 stages"):
+    with pytest.raises(UnsupportedMethod, match="gap 4 does not exist: 3 gaps stand between 4 stages"):
         segmenter("spm", gaps="1,4")
 
 

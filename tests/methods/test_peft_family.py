@@ -11,13 +11,13 @@ import sys
 
 import pytest
 import torch
-from tiny_methods import BACKBONES, CLASSES, backbone, batch, segmenter, train
 from torch import nn
 
 from harness.errors import UserError
-from harness.network import Unsupported, build_segmenter
+from harness.models.network import UnsupportedMethod, build_segmenter
 from methods.modules.injection import Rows, SplitProjection, Target, find_targets, nearest_divisor, weight_of
 from methods.peft_family import HRA, IA3, OFT, DoRA, LoHa, LoKr, LoRA
+from tests.support.tiny_methods import BACKBONES, CLASSES, backbone, batch, segmenter, train
 
 FAMILY = [LoRA, DoRA, LoHa, LoKr, IA3, OFT, HRA]
 
@@ -157,7 +157,7 @@ def test_dora_starts_with_the_norms_of_the_rows_and_refuses_rows_of_zeros():
     bare = backbone("resnet10t")
     with torch.no_grad():
         bare.stages[0][0].conv1.weight[3] = 0
-    with pytest.raises(Unsupported, match=r"stages.0.0.conv1 has a row of zeros"):
+    with pytest.raises(UnsupportedMethod, match=r"stages.0.0.conv1 has a row of zeros"):
         build_segmenter(bare, DoRA(DoRA.Hyperparameters()), "fpn:16", CLASSES, seed=0)
 
 
@@ -171,7 +171,7 @@ def test_a_rotation_keeps_the_lengths_of_the_weights_rows(method):
 
 
 def test_rotations_are_of_linear_layers_and_small_kernels_alone_and_say_so():
-    with pytest.raises(Unsupported, match="no layer that oft can adapt has a role of targets=merge"):
+    with pytest.raises(UnsupportedMethod, match="no layer that oft can adapt has a role of targets=merge"):
         segmenter(OFT, "convnext_atto", targets="merge")
 
 
@@ -181,7 +181,7 @@ def test_blocks_take_the_divisor_nearest_to_32(inputs, block):
 
 
 def test_a_role_that_the_network_has_not_is_named():
-    with pytest.raises(Unsupported, match="no layer that lora can adapt has a role of targets=q,v"):
+    with pytest.raises(UnsupportedMethod, match="no layer that lora can adapt has a role of targets=q,v"):
         segmenter(LoRA, "resnet10t", targets="q,v")
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.backbones import families
-from harness.contract import Case
-from harness.method import No
-from harness.network import Unsupported, build_segmenter
+from harness.contract.checks import Case
+from harness.method import Unsupported
+from harness.models.backbones import families
+from harness.models.network import UnsupportedMethod, build_segmenter
 from methods.fact import FacT
 from methods.modules.factors import Increment, SharedFactors
 from methods.modules.prompts import Border
@@ -113,8 +113,8 @@ def test_it_keeps_what_is_frozen_trains_all_it_adds_and_is_rebuilt_from_its_delt
 def test_it_says_why_not(method, name, pristine):
     backbone = pristine(name)
     answer = method(method.Hyperparameters()).supports(backbone)
-    assert isinstance(answer, No) and len(answer) > 20
-    with pytest.raises(Unsupported, match=method.name):
+    assert isinstance(answer, Unsupported) and len(answer) > 20
+    with pytest.raises(UnsupportedMethod, match=method.name):
         attached(method, backbone)
 
 

@@ -9,14 +9,14 @@ import copy
 
 import pytest
 import torch
-from tiny_methods import BACKBONES, backbone, batch, segmenter, train
 
-from harness.network import Unsupported
+from harness.models.network import UnsupportedMethod
 from methods.bias import Bias
 from methods.modules.ladder import GATE_TEMPERATURE, Rung
 from methods.norm import Norm
 from methods.partial import Partial
 from methods.side import Side
+from tests.support.tiny_methods import BACKBONES, backbone, batch, segmenter, train
 
 METHODS = [Partial, Bias, Norm, Side]
 
@@ -83,7 +83,7 @@ def test_partial_keeps_statistics_when_told_to():
 
 
 def test_partial_says_when_there_are_too_few_blocks():
-    with pytest.raises(Unsupported, match="blocks=5, and the network has 4"):
+    with pytest.raises(UnsupportedMethod, match="blocks=5, and the network has 4"):
         segmenter(Partial, "resnet10t", blocks=5)
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.backbones.families import create, cut
-from harness.cost import step_cost
+from harness.engine.cost import step_cost
 from harness.method import methods
-from harness.network import build_segmenter
+from harness.models.backbones.families import create, cut
+from harness.models.network import build_segmenter
 from harness.spec import Budget
 from methods.modules.matcher import Matcher
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import end_run, make_run, make_runs, make_spec
 
-from reports.collect import collect
-from reports.published import load_published
+from reports.read.cited import load_published
+from reports.read.collect import collect
 from reports.report import Options, write_report
+from tests.support.made_runs import end_run, make_run, make_runs, make_spec
 
 pytest.importorskip("selenium", reason="selenium is not installed; `pip install selenium`")
 from selenium import webdriver

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_runs import end_run, make_run, make_runs, make_search, make_spec
-from tiny_cell import environment
 
 from harness.errors import UserError
-from reports.collect import Collected, collect
-from reports.comparison import check_metric
-from reports.published import load_published
+from reports.analysis.comparison import check_metric
+from reports.read.cited import load_published
+from reports.read.collect import Collected, collect
 from reports.report import MARKER, Options, filtered, replacing, write_report
+from tests.support.made_runs import end_run, make_run, make_runs, make_search, make_spec
+from tests.support.tiny_cell import environment
 
 WITHOUT_TORCH = (
-    "import sys; from harness.cli import main\n"
+    "import sys; from harness.cli.main import main\n"
     "sys.argv[0] = 'harness'\n"
     "try: main()\n"
     "finally: assert not {'torch', 'optuna', 'mlflow'} & sys.modules.keys()"

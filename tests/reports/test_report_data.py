@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from made_runs import (
+
+from harness.errors import UserError
+from harness.runs.store import RunStore
+from harness.spec import Budget
+from reports.analysis.comparison import compare
+from reports.read.collect import Collected, collect
+from reports.report import Options, write_report
+from studies.plan import make_plan
+from studies.study import load_study
+from tests.support.made_runs import (
     BACKBONE_PARAMETERS,
     HEAD_PARAMETERS,
     PALETTE,
@@ -19,15 +28,6 @@ from made_runs import (
     make_search,
     make_spec,
 )
-
-from harness.errors import UserError
-from harness.runs import RunStore
-from harness.spec import Budget
-from reports.collect import Collected, collect
-from reports.comparison import compare
-from reports.report import Options, write_report
-from studies.plan import make_plan
-from studies.study import load_study
 
 
 def labels(collected: Collected) -> list[str]:
@@ -40,7 +40,7 @@ def test_a_finished_run_is_a_row_with_its_figures_and_costs(tmp_path: Path) -> N
     assert result is not None
     (row,) = collect(tmp_path).runs.to_dict("records")
     assert (row["state"], row["fingerprint"], row["seed"]) == ("done", run.fingerprint, 3)
-    assert row["miou"] == result["metrics"]["miou"]
+    assert row["miou"] == result.metrics.miou
     assert (row["trained_method"], row["trained_head"]) == (35_494, HEAD_PARAMETERS)
     assert row["backbone_parameters"] == BACKBONE_PARAMETERS
     assert row["setting_name"] == "resnet18, meadow, fpn:64, brief"
@@ -75,7 +75,7 @@ def test_a_run_whose_process_died_is_interrupted(tmp_path: Path) -> None:
         ("{", "result.json: "),
         ("[]", "result.json: "),
         ('{"status": "done"}', "result.json: "),
-        (None, "its result.json is missing"),
+        (None, "result.json: missing"),
     ],
 )
 def test_a_done_run_whose_result_cannot_be_read_is_damaged_and_has_no_figure(

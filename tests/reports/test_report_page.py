@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import end_run, make_run, make_runs, make_spec
 from PIL import Image
 
-from harness.pictures import save_picture, strip
-from reports import page, samples
-from reports.collect import Collected, collect
-from reports.comparison import compare
-from reports.plots import Drawing
-from reports.published import match
+from harness.runs.samples import save_picture, strip
+from reports.analysis.comparison import compare
+from reports.read.cited import match
+from reports.read.collect import Collected, collect
+from reports.render import page, samples
+from reports.render.plots import Drawing
+from tests.support.made_runs import end_run, make_run, make_runs, make_spec
 
 SCRIPT = "<script>alert(1)</script>"
 

@@ -13,14 +13,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import make_run, make_runs, make_search, make_spec
 
 from harness.method import methods
-from reports import plots
-from reports.collect import Collected, collect
-from reports.comparison import compare
-from reports.published import Published, match
-from reports.style import DARK, HUES, INK, PAPER, REFERENCES, looks, theme, themed
+from reports.analysis.comparison import compare
+from reports.read.cited import Published, match
+from reports.read.collect import Collected, collect
+from reports.render import plots
+from reports.render.style import DARK, HUES, INK, PAPER, REFERENCES, looks, theme, themed
+from tests.support.made_runs import make_run, make_runs, make_search, make_spec
 
 BLINDNESS = {  # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
     "none": np.eye(3),

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from harness.metrics import metrics
-from reports.statistics import (
+from harness.runs.metrics import metrics
+from reports.analysis.statistics import (
     figure,
     holm,
     image_counts,

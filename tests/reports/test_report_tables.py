@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import end_run, make_run, make_runs, make_spec
 
 from harness.errors import UserError
-from reports.collect import collect
-from reports.comparison import Comparison, compare
-from reports.formats import Cell, Table, latex, markdown, write_csv
-from reports.published import Published, load_published, match
-from reports.tables import Layout, Numbers, absent_table, result_tables, significance_tables
+from reports.analysis.comparison import Comparison, compare
+from reports.read.cited import Published, load_published, match
+from reports.read.collect import collect
+from reports.render.formats import Table, TableCell, latex, markdown, write_csv
+from reports.render.tables import NumberFormat, TableLayout, absent_table, result_tables, significance_tables
+from tests.support.made_runs import end_run, make_run, make_runs, make_spec
 
 NASTY = [
     "=cmd()",
@@ -31,14 +31,14 @@ NASTY = [
 ]
 
 
-def results(comparison: Comparison, layout: Layout | None = None, numbers: Numbers | None = None) -> Table:
+def results(comparison: Comparison, layout: TableLayout | None = None, numbers: NumberFormat | None = None) -> Table:
     """The one table of results."""
     nothing = match([], comparison, "miou")
-    (table,) = result_tables(comparison, nothing, layout or Layout(), numbers or Numbers())
+    (table,) = result_tables(comparison, nothing, layout or TableLayout(), numbers or NumberFormat())
     return table
 
 
-def row(table: Table, label: str) -> dict[str, Cell]:
+def row(table: Table, label: str) -> dict[str, TableCell]:
     """One method's cells by their column."""
     (cells,) = (cells for cells in table.rows if cells[0].text == label)
     return dict(zip(table.header, cells, strict=True))
@@ -58,7 +58,7 @@ def test_methods_are_rows_and_datasets_columns_with_mean_and_spread(tmp_path: Pa
 def test_each_backbone_has_a_table(tmp_path: Path) -> None:
     make_runs(tmp_path, backbones=["resnet18", "deit_tiny"])
     comparison = compare(collect(tmp_path))
-    tables = result_tables(comparison, match([], comparison, "miou"), Layout(), Numbers())
+    tables = result_tables(comparison, match([], comparison, "miou"), TableLayout(), NumberFormat())
     assert [table.title for table in tables] == ["deit_tiny, fpn:64, brief", "resnet18, fpn:64, brief"]
 
 
@@ -115,8 +115,11 @@ def test_a_seed_that_failed_is_told_beside_the_mean_of_the_others(tmp_path: Path
 
 
 def test_the_best_is_bold_and_the_second_underlined() -> None:
-    table = Table("t", "T", ["method", "x"], [[Cell("a", "text"), Cell("2", mark="best")],
-                                              [Cell("b", "text"), Cell("1", mark="second", notes="a")]])  # fmt: skip
+    rows = [
+        [TableCell("a", "text"), TableCell("2", mark="best")],
+        [TableCell("b", "text"), TableCell("1", mark="second", notes="a")],
+    ]
+    table = Table("t", "T", ["method", "x"], rows)
     assert "| a | **2** |\n| b | <ins>1</ins><sup>a</sup> |" in markdown(table)
     assert "{}a & \\textbf{2} \\\\\n{}b & \\underline{1}\\textsuperscript{a} \\\\" in latex(table)
 
@@ -127,7 +130,7 @@ def test_rows_are_sorted_as_asked_and_what_has_no_value_comes_last(tmp_path: Pat
     comparison = compare(collect(tmp_path))
 
     def order(sort: str) -> list[str]:
-        return [cells[0].text for cells in results(comparison, Layout(sort=sort)).rows]
+        return [cells[0].text for cells in results(comparison, TableLayout(sort=sort)).rows]
 
     assert order("figure") == ["full", "spm", "linear", "vpt_deep"]
     assert order("-figure") == ["linear", "spm", "full", "vpt_deep"]
@@ -137,23 +140,23 @@ def test_rows_are_sorted_as_asked_and_what_has_no_value_comes_last(tmp_path: Pat
 
 def test_columns_are_those_asked_for_in_that_order(tmp_path: Path) -> None:
     make_runs(tmp_path)
-    table = results(compare(collect(tmp_path)), Layout(columns=("trained", "figure")))
+    table = results(compare(collect(tmp_path)), TableLayout(columns=("trained", "figure")))
     assert table.header == ["method", "trained, M", "meadow, mIoU (%)"]
 
 
 @pytest.mark.parametrize(("flag", "layout"), [("--columns", {"columns": ("memroy",)}), ("--sort", {"sort": "-memroy"})])
 def test_a_column_that_is_none_is_the_users_to_mend(flag: str, layout: dict) -> None:
     with pytest.raises(UserError, match=f"{flag} memroy: no such column; did you mean memory"):
-        Layout(**layout)
+        TableLayout(**layout)
 
 
 def test_numbers_are_written_as_asked() -> None:
-    assert Numbers().figure(0.48314) == "48.31"
-    assert Numbers(unit="share").figure(0.48314) == "0.4831"
-    assert Numbers(decimals=1, sign=",").difference(-0.48314) == "−48,3"
-    assert Numbers().difference(0.001) == "+0.10"
-    assert Numbers().figure(float("nan")) == Numbers().short(float("nan")) == "–"
-    assert [Numbers().short(value) for value in (0, 0.00355, 12.345, 198.58, 12345.6)] == [
+    assert NumberFormat().figure(0.48314) == "48.31"
+    assert NumberFormat(unit="share").figure(0.48314) == "0.4831"
+    assert NumberFormat(decimals=1, sign=",").difference(-0.48314) == "−48,3"
+    assert NumberFormat().difference(0.001) == "+0.10"
+    assert NumberFormat().figure(float("nan")) == NumberFormat().short(float("nan")) == "–"
+    assert [NumberFormat().short(value) for value in (0, 0.00355, 12.345, 198.58, 12345.6)] == [
         "0",
         "0.00355",
         "12.3",
@@ -166,7 +169,7 @@ def test_the_verdict_is_in_words_and_no_difference_as_loud_as_one(tmp_path: Path
     make_runs(tmp_path, ["linear", "spm"], images=30)
     _, matrices = collect(tmp_path).confusions(make_spec("linear").fingerprint)
     make_run(tmp_path, make_spec("norm"), matrices=matrices)
-    (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), Numbers())
+    (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
     assert table.title == "resnet18, meadow, fpn:64, brief: against linear"
     assert [(cells[0].text, cells[-1].text) for cells in table.rows] == [
         ("spm", "better"),
@@ -178,7 +181,7 @@ def test_the_verdict_is_in_words_and_no_difference_as_loud_as_one(tmp_path: Path
 def test_what_cannot_be_compared_stands_beside_what_can_with_its_reason(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], seeds=[0])
     make_run(tmp_path, make_spec("lora", seed=7))
-    (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), Numbers())
+    (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
     assert [(cells[-1].text, cells[-1].notes) for cells in table.rows] == [("better", ""), ("not comparable", "a")]
     assert table.footnotes == ["a: no seed in common"]
 
@@ -192,7 +195,7 @@ def test_a_run_in_which_every_class_is_absent_has_no_figure_and_no_zero(tmp_path
 
 @pytest.mark.parametrize("text", NASTY)
 def test_text_of_others_is_inert_in_markdown(text: str) -> None:
-    (line,) = markdown(Table("t", "T", ["method"], [[Cell(text, "text")]])).splitlines()[4:]
+    (line,) = markdown(Table("t", "T", ["method"], [[TableCell(text, "text")]])).splitlines()[4:]
     assert line.count("|") - line.count(r"\|") == 2
     assert "<" not in line and "$x" not in line.replace(r"\$", "")
 
@@ -210,7 +213,9 @@ def test_text_of_others_is_computed_by_no_spreadsheet_and_read_back_whole(tmp_pa
 def test_a_table_of_texts_of_others_compiles_in_a_minimal_latex_file(tmp_path: Path) -> None:
     if shutil.which("pdflatex") is None:
         pytest.skip("there is no pdflatex: apt-get install texlive-latex-recommended")
-    rows = [[Cell(text, "text", notes="a"), Cell("−48,31 ± 0,10 ≈", mark="best")] for text in ("[b]", "é", *NASTY)]
+    rows = [
+        [TableCell(text, "text", notes="a"), TableCell("−48,31 ± 0,10 ≈", mark="best")] for text in ("[b]", "é", *NASTY)
+    ]
     table = Table("t", r"100 % of \evil", ["method", "mIoU (%)"], rows, "Kendall's τ × “quotes”", [rf"a: {NASTY}"])
     (tmp_path / "table.tex").write_text(latex(table), encoding="utf-8")
     (tmp_path / "paper.tex").write_text(
@@ -240,7 +245,7 @@ def test_a_published_figure_stands_beside_the_measured_one_with_the_difference(t
     mean = comparison.summary.set_index("label").loc["spm", "mean"]
     assert (found["value"], found["trained"], found["measured_label"]) == (0.6, 200_000, "spm")
     assert found["difference"] == pytest.approx(mean - 0.6)
-    (table,) = result_tables(comparison, matched, Layout(), Numbers())
+    (table,) = result_tables(comparison, matched, TableLayout(), NumberFormat())
     cell = row(table, "spm")["meadow, published (difference)"]
     assert cell.text == f"60.00 ({100 * (mean - 0.6):+.2f})".replace("-", "−")
     assert table.footnotes == ["a: published by a paper (own)"]
@@ -257,7 +262,7 @@ def test_sources_that_disagree_are_both_shown(tmp_path: Path) -> None:
     make_runs(tmp_path, ["spm"])
     comparison = compare(collect(tmp_path))
     matched = match([cited(), cited(value=50.0, source="another")], comparison, "miou")
-    (table,) = result_tables(comparison, matched, Layout(), Numbers())
+    (table,) = result_tables(comparison, matched, TableLayout(), NumberFormat())
     cell = row(table, "spm")["meadow, published (difference)"]
     assert cell.text.startswith("60.00 (") and "; 50.00 (" in cell.text
     assert cell.notes == "a,b"

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies_at_hand import BUDGET, finish, write_study
-from tiny_cell import environment, harness
 
-from harness.metrics import load_confusions
-from harness.runs import RunFolder, RunStore
+from harness.runs.folder import RunFolder
+from harness.runs.metrics import load_confusions
+from harness.runs.state import Outcome, RunState
+from harness.runs.store import RunStore
 from studies.plan import make_plan
 from studies.study import load_study
+from tests.support.studies_at_hand import BUDGET, finish, write_study
+from tests.support.tiny_cell import environment, harness
 
 QUICK = ("--tracking", "off", "--workers", "0", "--device", "cpu", "--checkpoint-seconds", "0")
 
@@ -103,8 +105,8 @@ def test_a_cell_takes_the_best_of_its_own_search(tuned: Path, uninterrupted: Pat
         trials = row.folder.trials()
         assert [trial.state for trial in trials] == ["complete", "complete"]
         of_trials = {trial.fingerprint: RunFolder(uninterrupted / trial.fingerprint).result() for trial in trials}
-        assert all(result and result["spec"]["part"] == "dev" for result in of_trials.values())
-        best = max(trials, key=lambda trial: of_trials[trial.fingerprint]["metrics"]["miou"])
+        assert all(result and result.spec.part == "dev" for result in of_trials.values())
+        best = max(trials, key=lambda trial: of_trials[trial.fingerprint].metrics.miou)
         assert {cell.request.settings["lr"] for cell in row.cells} == {best.settings["lr"]}
 
 
@@ -150,7 +152,7 @@ def test_a_study_that_is_stopped_and_killed_ends_with_the_same_figures(
 
 def is_running(run: RunFolder) -> bool:
     status = run.status()
-    return status is not None and status.state == "running" and RunStore(run.path.parent).holder(run) is not None
+    return status is not None and status.state == "running" and RunStore(run.path.parent).lock_owner(run) is not None
 
 
 @pytest.mark.exhaustive
@@ -247,16 +249,16 @@ def test_damaged_results_and_checkpoints_are_set_aside_and_done_again(
     tuned: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     runs = Path(shutil.copytree(uninterrupted, tmp_path / "runs"))
-    first, second = [run for run in finished(runs) if run.result()["spec"]["part"] == "report"]
+    first, second = [run for run in finished(runs) if run.result().spec.part == "report"]
     first.result_path.write_text(first.result_path.read_text()[:100])
     second.result_path.unlink()
-    second.set_status("interrupted", step=5)
+    second.finish(Outcome(RunState.INTERRUPTED, step=5))
     checkpoint = second.checkpoints.folder / f"{5:09d}-{'0' * 16}.pt"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"not what the name says")
     done = compare(tuned, runs, "--jobs", "2")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("cannot be read; the run is done again") == 1
+    assert done.stderr.count("the run is executed again") == 1
     assert figures(runs) == figures(uninterrupted)
     assert [path.name[:16] for path in (runs / ".superseded").iterdir()] == [first.fingerprint]
     assert "is damaged and not gone on from" in second.log_path.read_text()

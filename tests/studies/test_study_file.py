@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from studies_at_hand import write_study
 
 from harness.errors import UserError
-from harness.runs import RunStore
+from harness.runs.store import RunStore
 from studies.plan import make_plan
 from studies.study import Replacements, Study, load_study, shipped_studies
+from tests.support.studies_at_hand import write_study
 
 
 def refused(path: Path) -> str:

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import call, refusal
-from searching import Place, carry_out
-from studies_at_hand import finish, write_study
 
-from harness.cells import Resolver
-from harness.launch import Ended, Job, Launcher, Outcome
+from harness.cells.resolve import Resolver
+from harness.launch.job import Job, JobResult, Outcome
+from harness.launch.launcher import Launcher
 from harness.method import methods
-from harness.runs import RunStore
+from harness.runs.store import RunStore
 from studies.compare import LiveTable
-from studies.drive import Circumstances, Drive, Row
 from studies.plan import Plan, make_plan
-from studies.search import TrialJob
-from studies.searches import declared_space
+from studies.scheduler import ExecutionOptions, Scheduler, SearchTask
+from studies.search.search import TrialJob
+from studies.search.spec import declared_space
 from studies.study import load_study
+from tests.support.in_process import call, refusal
+from tests.support.searching import Place, carry_out
+from tests.support.studies_at_hand import finish, write_study
 
 
 class AtOnce(Launcher):
@@ -48,11 +49,11 @@ class AtOnce(Launcher):
         self.jobs.append(job)
         self._running.append(job)
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[JobResult]:
         if not self._running:
             time.sleep(seconds)
             return []
-        return [Ended(cell, self._execute(cell), "as it was told") for cell in self._running.pop(0).members]
+        return [JobResult(cell, self._execute(cell), "as it was told") for cell in self._running.pop(0).members]
 
     def stop(self, fingerprint: str) -> None:
         raise AssertionError("nothing of this runs long enough")
@@ -79,7 +80,7 @@ def driven(
 ) -> Driven:  # fmt: skip
     store = RunStore(tmp_path / "runs")
     plan = make_plan(load_study(write_study(tmp_path / "s.yaml", colours, **fields)), store, tmp_path)
-    circumstances = Circumstances(store, tmp_path, tracking="off", together=together, cache_bytes=123)
+    options = ExecutionOptions(store, tmp_path, tracking="off", together=together, cache_bytes=123)
     resolve = Resolver(store, tmp_path)
 
     def done(job: Job) -> Outcome:
@@ -87,8 +88,8 @@ def driven(
         return "done"
 
     launcher = AtOnce(slots, execute or done)
-    with LiveTable(plan, circumstances, quiet) as table:
-        Drive(launcher, circumstances, resolve, plan.cells, [], table.update).run()
+    with LiveTable(plan, options, quiet) as table:
+        Scheduler(launcher, options, resolve, plan.cells, [], table.update).run()
     return Driven(plan, launcher.jobs)
 
 
@@ -161,8 +162,8 @@ def test_what_is_interrupted_again_and_again_is_tried_alone_at_last(tmp_path: Pa
 
     store = RunStore(tmp_path / "runs")
     plan = make_plan(load_study(write_study(tmp_path / "s.yaml", colours, seeds=1)), store, tmp_path)
-    circumstances = Circumstances(store, tmp_path, tracking="off", together=2)
-    Drive(Seen(1, dies_of_spm), circumstances, Resolver(store, tmp_path), plan.cells, []).run()
+    options = ExecutionOptions(store, tmp_path, tracking="off", together=2)
+    Scheduler(Seen(1, dies_of_spm), options, Resolver(store, tmp_path), plan.cells, []).run()
     assert [len(job.members) for job in launched] == [2, 2, 2, 1, 1]
     assert {cell.label: cell.state for cell in plan.cells} == {"linear": "done", "spm": "interrupted"}
 
@@ -183,9 +184,9 @@ def searched(place: Place, trials: int, together: int, **options: Any) -> tuple[
         return "done"
 
     launcher = AtOnce(1, done)
-    circumstances = Circumstances(place.store, place.root, tracking="off", together=together)
+    options = ExecutionOptions(place.store, place.root, tracking="off", together=together)
     with place.open(trials, **options) as search:
-        Drive(launcher, circumstances, Resolver(place.store, place.root), [], [Row(search)]).run()
+        Scheduler(launcher, options, Resolver(place.store, place.root), [], [SearchTask(search)]).run()
         return search.trials, launcher.jobs
 
 
@@ -220,8 +221,8 @@ def test_a_search_trains_real_trials_in_one_process_with_the_figures_of_their_ru
         assert [trial.state for trial in search.trials] == ["complete"] * 2
         for trial in search.trials:
             result = place.run(trial.fingerprint).result()
-            assert result is not None and result["spec"]["part"] == "dev"
-            assert trial.values == [result["metrics"]["miou"]]
+            assert result is not None and result.spec.part == "dev"
+            assert trial.values == [result.metrics.miou]
         assert len({place.run(trial.fingerprint).status().pid for trial in search.trials}) == 1
 
 

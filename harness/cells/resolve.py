@@ -1,0 +1,89 @@
+"""From what a user asked for to one complete cell, without importing torch where nothing has to be trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.cells.plugins import outside_digest
+from harness.data.base import SegmentationDataset
+from harness.data.catalog import open_dataset
+from harness.method import Method, methods
+from harness.models.backbones.weights import Weights, find_weights
+from harness.models.heads import parse_head
+from harness.runs.store import RunStore
+from harness.spec import Budget, Part, Spec, budget
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `harness run` that say what is run, as the user gave them. Plain values: it can be sent."""
+
+    method: str = "spm"
+    backbone: str = "tf_efficientnet_lite0"
+    weights: str = "auto"
+    dataset: str = "landcover"
+    head: str = "fpn"
+    budget: str | Budget = "demo"
+    seed: int = 0
+    part: Part = "report"
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Hyperparameters that differ from the method's defaults; strings are read as the field's type."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A spec with what it needs found: the method, the dataset's files, the weights' file."""
+
+    spec: Spec
+    method: type[Method]
+    dataset: SegmentationDataset
+    weights: Weights
+
+    def new_method(self) -> Method:
+        """A fresh instance of the method with the spec's hyperparameters."""
+        return self.method(self.method.Hyperparameters.model_validate(self.spec.hyperparameters))
+
+
+class Resolver:
+    """Turns requests into cells. What many cells of a study share is looked up once."""
+
+    def __init__(self, store: RunStore, data: Path):
+        self._budget = cache(budget)
+        self._weights = cache(lambda backbone, weights: find_weights(backbone, weights, store.cache))
+        self._dataset = cache(lambda name: open_dataset(name, data, store.cache))
+        self._digest = cache(lambda name: self._dataset(name).digest)
+        self._code = cache(lambda name: outside_digest(methods.get(name)))
+
+    def __call__(self, request: Request) -> Cell:
+        """Check every part of a request and complete it. Raises `UserError` for the first that does not fit.
+
+        What is cheap to check comes first; the dataset, which may have to be read, last.
+        """
+        method = methods.get(request.method)
+        hyperparameters = method.Hyperparameters.parse(request.method, request.settings)
+        chosen_budget = request.budget if isinstance(request.budget, Budget) else self._budget(request.budget)
+        parse_head(request.head)
+        weights = self._weights(request.backbone, request.weights)
+        dataset = self._dataset(request.dataset)
+        spec = Spec(
+            method=request.method,
+            hyperparameters=hyperparameters.non_default(),
+            method_code=self._code(request.method),
+            backbone=request.backbone,
+            weights=weights.identity,
+            dataset=dataset.name,
+            data_digest=self._digest(request.dataset),
+            head=request.head,
+            budget=chosen_budget,
+            seed=request.seed,
+            part=request.part,
+        )
+        return Cell(spec, method, dataset, weights)
+
+
+def resolve(request: Request, store: RunStore, data: Path) -> Cell:
+    """One cell; see `Resolver`."""
+    return Resolver(store, data)(request)

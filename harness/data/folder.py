@@ -1,0 +1,184 @@
+"""A dataset of one's own: a folder of images and masks, described by a small YAML file.
+
+images/<split>/**.jpg|.jpeg|.png|.tif|.tiff|.bmp|.webp
+masks/<split>/**.png|.tif|.tiff        same relative name; one 8-bit channel, or a palette image's indices
+"""
+
+from __future__ import annotations
+
+import colorsys
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harness.data.base import IGNORE_INDEX, Sample, Split
+from harness.data.file_pairs import ILLEGAL, Files, PairedFiles, files_below
+from harness.errors import UserError
+from harness.spec import first_problem
+
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+MASKS = frozenset({".png", ".tif", ".tiff"})
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]
+
+
+class Splits(BaseModel):
+    """Which subfolder of `images` and `masks` is which split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: str = "train"
+    test: str | None = Field(None, description="default `test` where it exists, else `val`")
+
+
+class Description(BaseModel):
+    """The fields of the YAML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = Field(None, description="default the file's name, of `dataset.yaml` its folder's")
+    root: str = Field(".", description="folder of `images` and `masks`, relative to the YAML file")
+    classes: tuple[str, ...] = Field(
+        min_length=2,
+        max_length=IGNORE_INDEX,
+        description="names in order of labels, or a mapping name: [r, g, b]",
+    )
+    palette: tuple[Colour, ...] | None = Field(None, description="one colour a class")
+    ignore: tuple[Byte, ...] = Field((), description="labels that neither train nor count, besides 255")
+    scale: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="long, short side that images are resized to fit; default their own size"
+    )
+    group: re.Pattern[str] | None = Field(
+        None,
+        description="regular expression on the relative name; its one capture group is the sample's group",
+    )
+    splits: Splits = Splits()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classes_with_colours(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or not isinstance(fields.get("classes"), dict):
+            return fields
+        if "palette" in fields:
+            raise ValueError("palette: `classes` gives the colours already")
+        return {**fields, "classes": list(fields["classes"]), "palette": list(fields["classes"].values())}
+
+    @field_validator("scale")
+    @classmethod
+    def _long_side_first(cls, scale: tuple[int, int] | None) -> tuple[int, int] | None:
+        return scale and (max(scale), min(scale))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Description:
+        for name in self.classes:
+            if self.classes.count(name) > 1:
+                raise ValueError(f"classes: {name!r} is there twice")
+        if self.palette is not None and len(self.palette) != len(self.classes):
+            raise ValueError(f"palette: {len(self.palette)} colours for {len(self.classes)} classes")
+        for label in self.ignore:
+            if label < len(self.classes):
+                raise ValueError(f"ignore: {label} is the label of class {self.classes[label]!r}")
+        if self.group is not None and self.group.groups != 1:
+            raise ValueError(f"group: {self.group.pattern!r} has {self.group.groups} capture groups, not one")
+        return self
+
+
+class FolderDataset(PairedFiles):
+    """The dataset that a YAML file describes. Raises `UserError` where the file is not such a description."""
+
+    def __init__(self, description: Path, cache: Path) -> None:
+        fields = read_description(description)
+        default = description.parent.resolve().name if description.stem == "dataset" else description.stem
+        self.name = fields.name or default
+        self.root = description.parent / fields.root
+        self.cache = cache
+        self.classes = fields.classes
+        self.palette = fields.palette or distinct_colours(len(fields.classes))
+        self.scale = fields.scale
+        self.label_table = np.full(256, ILLEGAL, np.int16)
+        self.label_table[: len(fields.classes)] = range(len(fields.classes))
+        self.label_table[[*fields.ignore, IGNORE_INDEX]] = IGNORE_INDEX
+        self._group = fields.group
+        test = fields.splits.test or ("test" if (self.root / "images" / "test").is_dir() else "val")
+        self._folders = {"train": fields.splits.train, "test": test}
+
+    def find(self, split: Split) -> list[Sample]:
+        images, masks = (self.root / kind / self._folders[split] for kind in ("images", "masks"))
+        for folder in (images, masks):
+            if not folder.is_dir():
+                self.refuse([f"{folder}: no such folder; `splits` and `root` say where the {split} split is"])
+        image_of, mask_of = self._by_stem(images, IMAGES), self._by_stem(masks, MASKS)
+        lonely = [f"{image_of[stem]}: no mask {masks / stem}.png (or .tif)" for stem in image_of if stem not in mask_of]
+        lonely += [f"{mask_of[stem]}: no image {images / stem}.*" for stem in mask_of if stem not in image_of]
+        if lonely:
+            self.refuse(lonely)
+        if not image_of:
+            self.refuse([f"{images}: no images ({', '.join(sorted(IMAGES))}); the {split} split is empty"])
+        return [
+            Sample(f"{split}/{stem}", self._group_of(split, stem, image), Files(image, mask_of[stem]))
+            for stem, image in image_of.items()
+        ]
+
+    def _by_stem(self, folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        twice = []
+        for path in sorted(files_below(folder)):
+            if path.suffix.lower() not in suffixes:
+                continue
+            stem = path.relative_to(folder).with_suffix("").as_posix()
+            if stem in found:
+                twice.append(f"{path}: {found[stem].name} has the same name; remove one")
+            found[stem] = path
+        if twice:
+            self.refuse(twice)
+        return found
+
+    def _group_of(self, split: Split, stem: str, image: Path) -> str:
+        if self._group is None:
+            return f"{split}/{stem}"
+        match = self._group.search(stem)
+        if match is None or match[1] is None:
+            self.refuse([f"{image}: group: {self._group.pattern!r} does not match {stem!r}"])
+        return match[1]
+
+
+def read_description(path: Path) -> Description:
+    """Raises `UserError` for a file that cannot be read, is not YAML, or has a field that does not fit."""
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--dataset {path}: {os.strerror(error.errno or 0)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--dataset {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"--dataset {path}: expected fields of a dataset, such as `classes: [road, sky]`")
+    try:
+        return Description.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"--dataset {path}: {first_problem(error, Description.model_fields)}") from error
+
+
+def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
+    """`count` different colours, always the same.
+
+    First eight after Okabe and Ito, which the colour-blind can tell apart; then steps of the golden angle in
+    hue over four levels of lightness, so that neighbours differ in more than hue.
+    """
+    colours = [
+        *((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167)),
+        *((86, 180, 233), (213, 94, 0), (240, 228, 66), (64, 64, 64)),
+    ]
+    step = 0
+    while len(colours) < count:
+        hue, lightness = step * 0.381966 % 1, (0.3, 0.7, 0.45, 0.85)[step % 4]
+        red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.6))
+        if (red, green, blue) not in colours:
+            colours.append((red, green, blue))
+        step += 1
+    return tuple(colours[:count])

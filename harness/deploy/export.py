@@ -1,0 +1,174 @@
+"""The adapted network for use elsewhere: a plain state dict with a recipe, TorchScript, or ONNX.
+
+Merging folds what a method trained into the backbone's own layers: inference then costs what the bare backbone costs.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from harness.deploy.predict import find_delta
+from harness.errors import UserError
+from harness.method import methods
+from harness.models.delta import DeltaHeader, load_delta
+from harness.models.network import Segmenter
+from harness.runs.store import RunStore
+from harness.util.files import atomically, write_text
+
+Format = Literal["safetensors", "torchscript", "onnx"]
+TOLERANCE = 1e-4
+"""Largest difference of logits, relative to their largest, that a merged or traced network may show."""
+
+
+def export(store: RunStore, run: str, out: Path, format: Format, merge: bool, weights: str | None) -> list[Path]:
+    """Write the adapted network of a run (folder, fingerprint or delta file) to the folder `out`; returns the files.
+
+    Merged and traced networks are compared with the network as it was trained before they are written; ONNX is
+    written by torch's exporter, and TorchScript and ONNX are for images of the budget's crop. Raises `UserError`.
+    """
+    delta, remembered = find_delta(store, run)
+    network, header = load_delta(delta, weights or remembered, store.cache)
+    images = _images(network, header.spec.budget.crop)
+    with torch.inference_mode():
+        expected = network(images)
+    if merge:
+        _merge(network, run, images, expected)
+    name = f"{header.spec.method}-{header.spec.backbone}-{header.spec.dataset}"
+    recipe = _recipe(network, header, merge)
+    if format == "safetensors":
+        written = _write_tensors(network, out / f"{name}.safetensors")
+    elif format == "torchscript":
+        written = _write_torchscript(network, images, expected, out / f"{name}.pt")
+    else:
+        written = _write_onnx(network, images, out / f"{name}.onnx")
+    recipe["file"] = written.name
+    recipe["size"] = "any" if format == "safetensors" else list(images.shape[-2:])
+    write_text(out / f"{name}.json", json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
+    return [written, out / f"{name}.json"]
+
+
+def load_exported(folder: Path) -> nn.Module:
+    """The network that `export` wrote as safetensors: images [B, 3, H, W], normalised -> logits. No weights needed."""
+    from safetensors.torch import load_file
+
+    from harness.models.backbones.weights import Weights, load_backbone
+    from harness.models.network import build_segmenter
+
+    (recipe_path,) = folder.glob("*.json")
+    recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
+    method_name = "linear" if recipe["merged"] else recipe["method"]
+    method = methods.get(method_name)
+    settings = {} if recipe["merged"] else recipe["hyperparameters"]
+    network = build_segmenter(
+        load_backbone(recipe["backbone"], Weights("random", "random"), seed=0),
+        method(method.Hyperparameters.parse(method_name, settings)),
+        recipe["head"],
+        len(recipe["classes"]),
+        seed=0,
+    )
+    tensors = load_file(folder / recipe["file"])
+    own = network.state_dict()
+    for name in tensors.keys() - own.keys():  # merging gives layers without a bias one
+        owner, _, parameter = name.rpartition(".")
+        network.get_submodule(owner).register_parameter(parameter, nn.Parameter(torch.empty_like(tensors[name])))
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def _merge(network: Segmenter, run: str, images: torch.Tensor, expected: torch.Tensor) -> None:
+    method = network.method
+    if not method.mergeable:
+        able = ", ".join(name for name in methods.names() if methods.get(name).mergeable)
+        raise UserError(f"export {run} --merge: {method.name} cannot be folded into a backbone; these can: {able}")
+    with torch.no_grad():
+        method.merge(network.backbone)
+    with torch.inference_mode():
+        _compare(network(images), expected, "the merged network")
+
+
+def _compare(got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    difference = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"{what} differs from the trained one by {difference:.2g} of its largest logit")
+
+
+def _images(network: Segmenter, size: tuple[int, int]) -> torch.Tensor:
+    return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _recipe(network: Segmenter, header: DeltaHeader, merged: bool) -> dict[str, Any]:
+    spec, backbone = header.spec, network.backbone
+    return {
+        "input": "float32 [B, 3, H, W], RGB in 0..1, minus mean, over std",
+        "mean": backbone.mean,
+        "std": backbone.std,
+        "output": "logits [B, classes, h, w]; upsample bilinearly to H, W, then argmax over classes",
+        "classes": header.classes,
+        "palette": header.palette,
+        "scale": header.scale,
+        "merged": merged,
+        "method": spec.method,
+        "hyperparameters": spec.hyperparameters,
+        "backbone": spec.backbone,
+        "weights": spec.weights,
+        "head": spec.head,
+        "fingerprint": spec.fingerprint,
+        "load": {
+            "safetensors": "harness.deploy.export.load_exported(folder)",
+            "torchscript": "torch.jit.load(file)",
+            "onnx": "any ONNX runtime",
+        },
+    }
+
+
+def _write_tensors(network: Segmenter, path: Path) -> Path:
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    with atomically(path) as temporary:
+        temporary.write_bytes(save(tensors))
+    return path
+
+
+def _write_torchscript(network: Segmenter, images: torch.Tensor, expected: torch.Tensor, path: Path) -> Path:
+    with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
+        try:
+            traced = torch.jit.trace(network, images, check_trace=False)
+        except Exception as error:  # the tracer fails in its own many ways
+            raise UserError(f"export --format torchscript: cannot be traced: {_first(error)}") from error
+        _compare(traced(images), expected, "the traced network")
+        with atomically(path) as temporary:
+            torch.jit.save(traced, str(temporary))
+    return path
+
+
+def _write_onnx(network: Segmenter, images: torch.Tensor, path: Path) -> Path:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"export --format onnx: {error.name} is not installed; pip install onnx onnxscript") from error
+    try:
+        with atomically(path) as temporary, warnings.catch_warnings(action="ignore"):
+            torch.onnx.export(
+                network,
+                (images,),
+                str(temporary),
+                input_names=["images"],
+                output_names=["logits"],
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        raise UserError(f"export --format onnx: this network cannot be written as ONNX: {_first(error)}") from error
+    return path
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,155 @@
+"""What a method costs beyond its parameters: arithmetic of training, and inference against the bare backbone."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from harness.models.network import Segmenter, apply_memory_format
+from harness.spec import Budget
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one optimiser step takes, as the shapes of its tensors say."""
+
+    flops: int
+    """Floating-point operations of its forward and backward passes, as torch counts them; a multiply-add is two."""
+    peak_bytes: int
+    """The most bytes of tensors at one time: weights, buffers, gradients, AdamW's state, what a pass holds. In float32;
+    what a library takes for itself while it computes is not in it."""
+
+
+def step_cost(network: Segmenter, budget: Budget) -> StepCost:
+    """Of one step under the budget, gone through once on tensors without data; `network` stays as it is."""
+    shape_only = copy.deepcopy(network).to("meta").train()
+    apply_memory_format(shape_only, budget)
+    count = budget.batch_size // budget.accumulate
+    layout = torch.channels_last if budget.channels_last else torch.contiguous_format
+
+    def one_pass() -> None:
+        loss, _ = shape_only(
+            torch.empty(count, 3, *budget.crop, device="meta", memory_format=layout),
+            torch.zeros(count, *budget.crop, dtype=torch.uint8, device="meta"),
+        )
+        loss.backward()
+
+    own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:  # it takes operations apart: not below
+        one_pass()
+    shape_only.zero_grad(set_to_none=True)
+    with _as_on_a_cpu(), PeakMemoryMode([*shape_only.parameters(), *shape_only.buffers()]) as held:
+        for _ in range(min(2, budget.accumulate)):  # from the second pass on there are gradients when it begins
+            one_pass()
+    trained = [parameter for parameter in shape_only.parameters() if parameter.requires_grad]
+    state = 2 * sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    return StepCost(counter.get_total_flops() * budget.accumulate, held.peak + state)
+
+
+def _convolution_backward_flops(
+    gradient: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    wanted: Sequence[bool],
+    out_shape: Any,
+) -> int:
+    """From shapes. torch (2.12) takes the weight gradient of a grouped convolution for that of a dense one."""
+    return (wanted[0] + wanted[1]) * conv_flop_count(list(x), list(weight), list(gradient), transposed)
+
+
+@contextlib.contextmanager
+def _as_on_a_cpu() -> Iterator[None]:
+    """What torch, without data, would take apart: attention, which keeps no matrix of all pairs where it is computed,
+    and interpolation, in the deterministic form that it needs on a GPU alone.
+    """
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+               is_causal: bool = False, *, scale: float | None = None, **others: Any) -> Tensor:  # fmt: skip
+        if others.get("enable_gqa") or dropout_p:
+            return apart(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+        return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+    apart = F.scaled_dot_product_attention
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        with mock.patch.object(F, "scaled_dot_product_attention", attend):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+
+
+class PeakMemoryMode(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation makes until it is freed, on tensors without data as well."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        """`tensors`: what is there already."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, tuple[StorageWeakRef, int]] = {}
+        for tensor in tensors:
+            self._count(tensor)
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)  # as long as it is there, no other storage has its number
+        if reference.cdata in self._known:
+            return
+        self._known[reference.cdata] = reference, storage.nbytes()
+        self.now += storage.nbytes()
+        if self.now > self.peak:
+            for key in [key for key, (known, _) in self._known.items() if known.expired()]:
+                self.now -= self._known.pop(key)[1]
+            self.peak = max(self.peak, self.now)
+
+
+@torch.inference_mode()
+def inference_seconds(
+    adapted: nn.Module, bare: nn.Module, size: tuple[int, int], device: torch.device, repeats: int = 10
+) -> tuple[float, float]:
+    """Median seconds of one image [3, *size] through the adapted and through the bare backbone, timed in turn."""
+    image = torch.zeros(1, 3, *size, device=device)
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    for repeat in range(repeats + 2):
+        for which, backbone in enumerate((adapted, bare)):
+            began = _clock(device)
+            backbone(image)
+            if repeat >= 2:
+                seconds[which].append(_clock(device) - began)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,166 @@
+"""How a network's predictions become confusion matrices. What follows from those is in `metrics.py`.
+
+Everything is counted at the labels' own resolution, in int64, one matrix an image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.data.augmentation import prepare
+from harness.data.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset
+from harness.models.backbones.backbone import StageOutputs
+from harness.models.losses import upsample
+from harness.spec import Budget
+
+
+def confusion(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
+    """int64 [classes, classes], rows labels, columns predictions; both maps of one shape; ignored pixels left out."""
+    counted = mask != IGNORE_INDEX
+    index = mask[counted].long() * classes + prediction[counted].long()
+    return torch.bincount(index, minlength=classes**2).reshape(classes, classes)
+
+
+LOADERS = 4
+"""Threads that decode images for the evaluation."""
+
+
+class Known(Protocol):
+    """Gives what the untouched stages make of the images of each forward pass, in the order of passes."""
+
+    def __call__(self, images: Tensor) -> StageOutputs: ...
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network with what it must be fed: one object that turns an image of any size into labels of its size."""
+
+    network: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: tuple[int, int] | None
+    budget: Budget
+    device: torch.device
+    known: Known | None = None
+    """None: every pass begins with its images."""
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        """uint8 images [H, W, 3] of one size -> uint8 labels [H, W] each, on the device."""
+        height, width = images[0].shape[:2]
+        batch = torch.stack([torch.from_numpy(prepare(image, self.scale, self.mean, self.std)) for image in images])
+        logits = self._logits(batch.to(self.device))
+        # One image at a time: at 150 classes the upsampled logits of a single large image are a gigabyte.
+        return [upsample(one[None], (height, width))[0].argmax(0).byte() for one in logits]
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if self.budget.evaluation == "whole":
+            return self._forward(images)
+        return self._slide(images)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        if self.budget.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.budget.precision)
+        with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+            return self.network(images if self.known is None else self.known(images))
+
+    def _slide(self, images: Tensor) -> Tensor:
+        """Mean logits over windows of the crop's size, at the images' size: [B, K, H, W].
+
+        The last window of a row or column is moved back to end at the border; a smaller image is one window. As many
+        windows as a batch has images go through the network together.
+        """
+        assert self.budget.stride is not None
+        height, width = images.shape[-2:]
+        window = (min(self.budget.crop[0], height), min(self.budget.crop[1], width))
+        places = [
+            (slice(top, top + window[0]), slice(left, left + window[1]))
+            for top in _starts(height, window[0], self.budget.stride[0])
+            for left in _starts(width, window[1], self.budget.stride[1])
+        ]
+        windows = [(image, place) for place in places for image in range(len(images))]
+        total, count = None, torch.zeros(1, 1, height, width, device=images.device)
+        for place in places:
+            count[..., *place] += 1
+        for first in range(0, len(windows), self.budget.batch_size):
+            together = windows[first : first + self.budget.batch_size]
+            logits = self._forward(torch.stack([images[image][..., *place] for image, place in together]))
+            if total is None:
+                total = images.new_zeros(len(images), logits.shape[1], height, width, dtype=torch.float32)
+            for (image, place), one in zip(together, logits, strict=True):
+                total[image][..., *place] += upsample(one[None], window)[0]
+        assert total is not None
+        return total / count
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows of a length begin, so that they cover 0 .. length and none reaches beyond."""
+    last = length - window
+    return [min(start, last) for start in range(0, last + stride, stride)] if last > 0 else [0]
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: SegmentationDataset,
+    samples: Sequence[Sample],
+    on_image: Callable[[int, Pair, np.ndarray], None] = lambda index, pair, prediction: None,
+    share: slice = slice(None),
+) -> np.ndarray:
+    """int64 confusion matrices [N, K, K] of the samples in `share`, in their order.
+
+    `on_image(index, pair, prediction)` is called for each. Neighbouring images of one size go through the network
+    together.
+    """
+    predictor.network.eval()
+    classes = len(dataset.classes)
+    matrices = []
+    for indices, pairs in _batches(dataset, samples, share, predictor.budget.batch_size):
+        for index, pair, prediction in zip(indices, pairs, predictor([pair.image for pair in pairs]), strict=True):
+            mask = torch.tensor(pair.mask, device=prediction.device)
+            matrices.append(confusion(prediction, mask, classes).cpu().numpy())
+            on_image(index, pair, prediction.cpu().numpy())
+    return np.stack(matrices) if matrices else np.zeros((0, classes, classes), np.int64)
+
+
+def _batches(
+    dataset: SegmentationDataset, samples: Sequence[Sample], share: slice, size: int
+) -> Iterator[tuple[list[int], list[Pair]]]:
+    indices: list[int] = []
+    pairs: list[Pair] = []
+    for index, pair in _loaded(dataset, samples, range(len(samples))[share], ahead=2 * size):
+        if pairs and (len(pairs) == size or pair.image.shape != pairs[0].image.shape):
+            yield indices, pairs
+            indices, pairs = [], []
+        indices.append(index)
+        pairs.append(pair)
+    if pairs:
+        yield indices, pairs
+
+
+def _loaded(
+    dataset: SegmentationDataset, samples: Sequence[Sample], indices: range, ahead: int
+) -> Iterator[tuple[int, Pair]]:
+    """Pairs in order; as many as `ahead` are decoded by other threads while the network works."""
+    waiting: deque[tuple[int, Future[Pair]]] = deque()
+    for index in indices[:1]:
+        yield index, dataset.load(samples[index])  # what a dataset reads once for all is not read by several threads
+    with ThreadPoolExecutor(LOADERS) as threads:
+        try:
+            for index in itertools.chain(indices[1:], [None]):
+                if index is not None:
+                    waiting.append((index, threads.submit(dataset.load, samples[index])))
+                while waiting and (index is None or len(waiting) > ahead):
+                    first, pair = waiting.popleft()
+                    yield first, pair.result()
+        finally:
+            threads.shutdown(cancel_futures=True)

@@ -1,0 +1,58 @@
+"""Which of a run's frozen features others can use, and under which name they are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from harness.cells.resolve import Cell
+from harness.features.store import FeatureStore, FeatureStream
+from harness.runs.store import RunStore
+from harness.spec import PROTOCOL
+from harness.util import provenance
+
+
+class FeatureCache:
+    """The kept features that a cell may use: the same bits as if it computed them.
+
+    A name covers all that the bits depend on: the backbone's tensors, the images and what is done to them, the code,
+    the packages and the device that compute.
+    """
+
+    def __init__(self, cell: Cell, store: RunStore, backbone_sha256: str, fabric: Fabric, limit: int):
+        """`limit`: bytes on disk; 0 keeps and finds nothing, as do several processes that share a batch."""
+        self.limit = limit if fabric.world_size == 1 else 0
+        self._features = FeatureStore(store.cache / "features", self.limit)
+        self._budget, self._seed = cell.spec.budget, cell.spec.seed
+        seen = {"batch_size", "precision", "channels_last"} | ({"dev_fraction"} if cell.spec.part == "dev" else set())
+        self._common: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "code": provenance.sources("harness"),
+            "packages": provenance.packages(),
+            "device": provenance.device_name(fabric.device),
+            "threads": torch.get_num_threads() if fabric.device.type == "cpu" else 0,
+            "backbone": cell.spec.backbone,
+            "backbone_sha256": backbone_sha256,
+            "data": cell.spec.data_digest,
+            "part": cell.spec.part,
+            "budget": self._budget.model_dump(mode="json", include=seen),
+        }
+
+    def training(self) -> FeatureStream:
+        """Of the passes of training at the cell's seed."""
+        seen = {"steps", "accumulate", "crop", "resize", "flip", "photometric"}
+        identity = {"use": "training", "seed": self._seed, "of": self._budget.model_dump(mode="json", include=seen)}
+        return self._features.stream(self._common | identity, self._budget.steps * self._budget.accumulate)
+
+    def evaluation(self) -> FeatureStream:
+        """Of the passes of the cell's evaluation, which no seed enters."""
+        seen = {"evaluation", "stride"} | ({"crop"} if self._budget.evaluation == "slide" else set())
+        identity = {"use": "evaluation", "of": self._budget.model_dump(mode="json", include=seen)}
+        return self._features.stream(self._common | identity, None)
+
+
+def names(stages: int) -> list[str]:
+    """Under which the labels and the first stages' outputs of a pass are kept."""
+    return ["masks", *(f"stage{i}" for i in range(stages))]

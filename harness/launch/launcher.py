@@ -1,0 +1,101 @@
+"""Where jobs are executed: the interface of a launcher, and the choice of one by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from harness.errors import UserError, did_you_mean
+from harness.launch.job import Job, JobResult
+
+
+class Launcher(ABC):
+    """Executes jobs somewhere, several at a time. Used as a context manager: leaving it stops what still runs.
+
+    `options` are the launcher's own (`--launcher-set KEY=VALUE`); `defaults` names them all with their defaults and
+    help. A constructor raises `UserError` for an option that does not fit, an absent package or a cluster that does
+    not answer.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, tuple[Any, str]]] = {}
+    """option -> (default, one line of help)."""
+
+    @classmethod
+    def read_options(cls, settings: Mapping[str, str]) -> dict[str, Any]:
+        """The options with `settings` over their defaults, read as the default's type. Raises `UserError`."""
+        options = {name: default for name, (default, _) in cls.defaults.items()}
+        for name, text in settings.items():
+            if name not in options:
+                raise UserError(f"--launcher-set {name}={text}: no such option of {cls.name}; "
+                                f"{did_you_mean(name, options)}")  # fmt: skip
+            kind = type(options[name])
+            try:
+                options[name] = text if options[name] is None else kind(text)
+            except ValueError as error:
+                raise UserError(f"--launcher-set {name}={text}: expected {kind.__name__}") from error
+        return options
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """How many more jobs can be submitted now."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """How many jobs it works on at once, as far as it knows."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Begin a job; returns at once."""
+
+    @abstractmethod
+    def wait(self, seconds: float) -> list[JobResult]:
+        """What ended since the last call, one `JobResult` a cell; waits up to `seconds` for the first job.
+
+        The cells of one job come together. Never raises for a job.
+        """
+
+    @abstractmethod
+    def stop(self, fingerprint: str) -> None:
+        """Ask the job of this cell to end where it is; `wait` reports each cell of it as `interrupted`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop whatever runs, wait for it, and give back what was taken. What was stopped can be gone on with."""
+
+
+@dataclass(frozen=True)
+class LauncherChoice:
+    """What the command line says of a launcher: name, number of jobs at once, its own options."""
+
+    name: str = "local"
+    jobs: int | None = None
+    device: str = "auto"
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def open(self) -> Launcher:
+        """Raises `UserError`."""
+        if self.jobs is not None and self.jobs < 1:
+            raise UserError(f"--jobs {self.jobs}: give at least 1")
+        if self.name == "local":
+            from harness.launch.local import LocalLauncher as launcher
+        elif self.name == "ray":
+            from harness.launch.ray import RayLauncher as launcher
+        elif self.name == "slurm":
+            from harness.launch.slurm import SlurmLauncher as launcher
+        else:
+            raise UserError(f"--launcher {self.name}: no such launcher; {did_you_mean(self.name, NAMES)}")
+        return launcher(self.jobs, self.device, launcher.read_options(self.settings))
+
+
+NAMES = ("local", "ray", "slurm")

@@ -1,0 +1,133 @@
+"""The adapted network: a frozen backbone with a method attached, and a head. What is trained, counted and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.method import Method
+from harness.models.backbones.backbone import StagedBackbone, StageOutputs
+from harness.models.heads import build_head
+from harness.models.losses import cross_entropy, upsample
+from harness.spec import Budget
+from harness.util.seeds import derive
+
+
+class MethodError(Exception):
+    """A method broke its contract: a bug of the method, not of the user."""
+
+
+class UnsupportedMethod(Exception):
+    """The method does not go with the backbone, and says why."""
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of scalars. `trainable` = `method` + `head`; `backbone` is the pre-trained network, frozen or not."""
+
+    method: int
+    head: int
+    trainable: int
+    backbone: int
+
+
+class Segmenter(nn.Module):
+    """images -> class logits; with masks -> the training loss as well."""
+
+    def __init__(self, backbone: StagedBackbone, head: nn.Module, method: Method):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.method = method
+
+    def forward(self, images: Tensor | StageOutputs, masks: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """images [B, 3, H, W], or what `backbone.prefix` made of them -> logits [B, classes, h, w] at the head's size.
+
+        With masks [B, H, W]: (loss, logits), the loss being the mean cross-entropy over labelled pixels at the
+        masks' size plus the method's auxiliary loss, in float32; the logits are detached.
+        """
+        logits = self.head(self.backbone(images))
+        if masks is None:
+            return logits
+        loss = cross_entropy(upsample(logits, masks.shape[-2:]), masks)
+        auxiliary = self.method.auxiliary_loss(masks)
+        return (loss if auxiliary is None else loss + auxiliary), logits.detach()
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Every tensor that training changes: trained parameters, and the buffers of modules that are not frozen."""
+        state = {name: parameter.detach() for name, parameter in self.trained_parameters()}
+        for prefix, module in self.named_modules():
+            if self.backbone.is_frozen(module):
+                continue
+            for name, buffer in module.named_buffers(prefix, recurse=False):
+                if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                    state[name] = buffer
+        return state
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `trained_state`. Raises `ValueError` that names the tensors that do not fit."""
+        own = self.trained_state()
+        wrong = sorted(own.keys() ^ state.keys())
+        wrong += [name for name in own if name in state and own[name].shape != state[name].shape]
+        if wrong:
+            raise ValueError(f"{len(wrong)} tensors do not fit, the first is {wrong[0]}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def count_parameters(self) -> ParameterCounts:
+        trained = dict(self.trained_parameters())
+        head = sum(parameter.numel() for name, parameter in trained.items() if name.startswith("head."))
+        method = sum(parameter.numel() for parameter in trained.values()) - head
+        return ParameterCounts(method, head, method + head, self.backbone.pretrained_parameters)
+
+
+def apply_memory_format(module: nn.Module, budget: Budget) -> nn.Module:
+    """Give a network's convolutions the memory layout that the budget asks for, in place; what they are fed follows.
+
+    A part with a true attribute `keeps_layout`, whose code counts on torch's own, keeps that.
+    """
+    if not budget.channels_last:
+        return module
+    module.to(memory_format=torch.channels_last)
+    for part in module.modules():
+        if getattr(part, "keeps_layout", False):
+            part.to(memory_format=torch.contiguous_format)
+        if isinstance(part, nn.GroupNorm) and any(parameter.requires_grad for parameter in part.parameters()):
+            part.register_forward_pre_hook(_contiguous_where_no_gradient_goes)
+    return module
+
+
+def _contiguous_where_no_gradient_goes(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """On a CPU torch (2.12) crashes in a group norm's backward pass where a channels-last input takes no gradient."""
+    (feature_map,) = inputs
+    return (feature_map if feature_map.requires_grad else feature_map.contiguous(),)
+
+
+def build_segmenter(backbone: StagedBackbone, method: Method, head: str, num_classes: int, seed: int) -> Segmenter:
+    """Attach the method to the backbone and put the head on top.
+
+    Raises `UnsupportedMethod` where the method says so, `MethodError` where it trains another number of
+    parameters than its closed form says, and `UserError` where the head does not fit the backbone.
+    """
+    supported = method.supports(backbone)
+    if not supported:
+        raise UnsupportedMethod(f"{method.name} on {backbone.name}: {supported}")
+    module = build_head(head, backbone, num_classes, derive(seed, "head"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "method"))
+        expected = method.parameter_count(backbone, num_classes)
+        method.attach(backbone, num_classes)
+    segmenter = Segmenter(backbone, module, method)
+    counted = segmenter.count_parameters().method
+    if counted != expected:
+        raise MethodError(
+            f"{method.name} on {backbone.name}: trains {counted} parameters, its closed form says {expected}"
+        )
+    return segmenter

@@ -1,0 +1,176 @@
+"""The run folder: what a run is, how far it is, and what came out. What is written to it is whole or absent.
+
+The folder is the truth; everything else (MLflow, tables) is derived from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.errors import UserError
+from harness.runs.checkpoints import Checkpoints
+from harness.runs.locks import RunLock
+from harness.runs.result import RunResult
+from harness.runs.state import Outcome, RunState
+from harness.spec import Spec, first_problem
+from harness.util.files import write_json, write_text
+
+Listener = Callable[[Path, bool], None]
+"""Takes a run folder's path after its state was written, and whether that state ends this attempt."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """`status.json`: how far a run says that it is. `RunStore.outcome` knows better whether that still holds."""
+
+    state: RunState
+    reason: str | None = None
+    step: int = 0
+    steps: int = 0
+    attempt: int = 1
+    updated: str = ""
+    pid: int = 0
+    host: str = ""
+
+
+class RunFolder:
+    """One run's folder, named by its spec's fingerprint."""
+
+    def __init__(self, path: Path, listener: Listener | None = None):
+        self.path = path
+        self.lock: RunLock | None = None
+        """Of the process that executes the run; once it is lost, nothing is written here any more."""
+        self._listener = listener
+        self.spec_path = path / "spec.yaml"
+        self.status_path = path / "status.json"
+        self.result_path = path / "result.json"
+        self.delta_path = path / "delta.safetensors"
+        self.confusions_path = path / "confusions.npz"
+        self.curve_path = path / "curve.jsonl"
+        self.log_path = path / "log.txt"
+        self.samples_path = path / "samples"
+        self.checkpoints = Checkpoints(path / "checkpoint", self.check_lock)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.path.name
+
+    def check_lock(self) -> None:
+        """Raises `LockLost`."""
+        if self.lock is not None:
+            self.lock.check()
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def begin(self, spec: Spec, attempt: int) -> None:
+        """Create the folder, or resume in it; from here on the run is a visible row.
+
+        What a killed attempt was writing when it was killed is removed.
+        """
+        for unfinished in self.path.rglob(".*.tmp"):
+            unfinished.unlink(missing_ok=True)
+        if not self.spec_path.exists():
+            try:
+                write_text(self.spec_path, spec.to_yaml())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+                raise
+        self._write_status(RunState.RUNNING, steps=spec.budget.steps, attempt=attempt)
+
+    def progress(self, step: int) -> None:
+        """`step` steps are done, and a checkpoint holds them."""
+        self._write_status(RunState.RUNNING, step=step)
+        self._notify(final=False)
+
+    def finish(self, outcome: Outcome, result: RunResult | None = None) -> None:
+        """Write how this attempt ended, the only place where that is done. `result` comes with `DONE` and only then.
+
+        Does nothing where there is no folder yet: a run that never began is no row.
+        """
+        if (result is not None) != (outcome.state is RunState.DONE):
+            raise ValueError("a result comes with the state done and with no other")
+        if not self.path.exists():
+            return
+        self.check_lock()
+        if result is not None:
+            write_json(self.result_path, result.model_dump(mode="json"))
+        fields = {} if outcome.step is None else {"step": outcome.step}
+        self._write_status(outcome.state, reason=outcome.reason, **fields)
+        self._notify(final=True)
+
+    def status(self) -> Status | None:
+        """None where nothing was ever begun here, or the file is not one of ours."""
+        try:
+            fields = json.loads(self.status_path.read_text(encoding="utf-8"))
+            return Status(**{**fields, "state": RunState(fields["state"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _write_status(self, state: RunState, **fields: Any) -> None:
+        """Fields that are not given keep their last value, except `reason`, which goes."""
+        self.check_lock()
+        kept = asdict(self.status() or Status(state))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        fields = {"reason": None, "pid": os.getpid(), "host": socket.gethostname(), "updated": now} | fields
+        write_json(self.status_path, {**kept, **fields, "state": state.value})
+
+    def _notify(self, final: bool) -> None:
+        if self._listener is not None:
+            self._listener(self.path, final)
+
+    # ---- contents ----------------------------------------------------------------------------------------------------
+
+    def result(self) -> RunResult | None:
+        """What came out, or None where the run is not done or its file is damaged."""
+        try:
+            return self.read_result()
+        except UserError:
+            return None
+
+    def read_result(self) -> RunResult:
+        """Raises `UserError` that names the file, without its folder, where it is missing or does not fit."""
+        try:
+            result = RunResult.model_validate_json(self.result_path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{self.result_path.name}: {error.strerror}") from error
+        except ValidationError as error:
+            raise UserError(f"{self.result_path.name}: {first_problem(error, ())}") from error
+        if result.fingerprint != self.fingerprint:
+            raise UserError(f"{self.result_path.name}: belongs to run {result.fingerprint}")
+        return result
+
+    def spec(self) -> Spec:
+        """Raises `UserError` where the folder holds no complete spec."""
+        try:
+            return Spec.from_yaml(self.spec_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}: not a run folder: its spec.yaml is missing or damaged") from error
+
+    def append_curve(self, point: dict[str, Any]) -> None:
+        with self.curve_path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(point) + "\n")
+
+    def curve(self) -> list[dict[str, Any]]:
+        """The training curve so far; a half-written last line is left out."""
+        points = []
+        with contextlib.suppress(OSError):
+            for line in self.curve_path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    points.append(json.loads(line))
+        return points
+
+    def cut_curve(self, step: int) -> None:
+        """Remove points after `step`, which are about to be computed again."""
+        kept = [point for point in self.curve() if point["step"] <= step]
+        write_text(self.curve_path, "".join(json.dumps(point) + "\n" for point in kept))

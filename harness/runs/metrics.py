@@ -1,0 +1,81 @@
+"""Figures from confusion matrices, and the file that a run keeps of them. Free of torch: reports read it too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.util.files import atomically
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures in 0..1 over one confusion matrix. Per class, None is a class that the figure is not defined for."""
+
+    miou: float | None
+    macc: float | None
+    aacc: float | None
+    mdice: float | None
+    iou: tuple[float | None, ...]
+    acc: tuple[float | None, ...]
+    dice: tuple[float | None, ...]
+    absent: int
+    """Classes in neither labels nor predictions; they are left out of the means."""
+
+
+def metrics(matrix: np.ndarray) -> Metrics:
+    """Of a confusion matrix [K, K], rows labels, columns predictions.
+
+    IoU = TP / (label + prediction - TP), accuracy = TP / label, Dice = 2 TP / (label + prediction), as mmsegmentation's
+    `IoUMetric`; the means leave out classes whose denominator is zero.
+    """
+    matrix = matrix.astype(np.int64)
+    hit, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    iou = _ratios(hit, labelled + predicted - hit)
+    acc = _ratios(hit, labelled)
+    dice = _ratios(2 * hit, labelled + predicted)
+    return Metrics(
+        miou=_mean(iou),
+        macc=_mean(acc),
+        aacc=_mean(_ratios(hit.sum(keepdims=True), labelled.sum(keepdims=True))),
+        mdice=_mean(dice),
+        iou=iou,
+        acc=acc,
+        dice=dice,
+        absent=int((labelled + predicted == 0).sum()),
+    )
+
+
+def _ratios(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None, ...]:
+    return tuple(float(n / d) if d else None for n, d in zip(numerator, denominator, strict=True))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def save_confusions(path: Path, names: Sequence[str], matrices: np.ndarray) -> None:
+    """Per-image confusion matrices [N, K, K] as one compressed file of their non-zero entries."""
+    image, label, predicted = np.nonzero(matrices)
+    with atomically(path) as temporary, temporary.open("wb") as handle:
+        np.savez_compressed(
+            handle,
+            names=np.array(names, dtype=str),
+            shape=np.array(matrices.shape, np.int64),
+            image=image.astype(np.int32),
+            label=label.astype(np.uint8),
+            predicted=predicted.astype(np.uint8),
+            pixels=matrices[image, label, predicted].astype(np.int64),
+        )
+
+
+def load_confusions(path: Path) -> tuple[list[str], np.ndarray]:
+    """What `save_confusions` wrote: the images' names, and int64 [N, K, K]."""
+    with np.load(path, allow_pickle=False) as stored:
+        matrices = np.zeros(stored["shape"], np.int64)
+        matrices[stored["image"], stored["label"], stored["predicted"]] = stored["pixels"]
+        return [str(name) for name in stored["names"]], matrices

@@ -1,0 +1,218 @@
+"""What came out of a run: `RunResult`, which the engine writes and everyone else reads, and the list of its measures.
+
+A new cost is a field here, a line in `MEASURES`, and whatever measures it in the engine. Tables, plots, the page,
+searches, listing and MLflow take it from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from harness.spec import Spec
+
+
+class _Part(BaseModel):
+    """Fields that a later version adds are ignored; numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
+
+
+Score = float | None
+"""In 0..1; None where it is not defined."""
+
+
+class ClassScores(_Part):
+    name: str
+    iou: Score = Field(ge=0, le=1)
+    acc: Score = Field(ge=0, le=1)
+    dice: Score = Field(ge=0, le=1)
+
+
+class Scores(_Part):
+    """As `harness.runs.metrics` computes them from the sum of all images' confusion matrices."""
+
+    miou: Score = Field(ge=0, le=1)
+    macc: Score = Field(ge=0, le=1)
+    aacc: Score = Field(ge=0, le=1)
+    mdice: Score = Field(ge=0, le=1)
+    absent_classes: int = Field(ge=0)
+    per_class: tuple[ClassScores, ...]
+
+
+class Parameters(_Part):
+    """Numbers of scalars. `trainable` = `method` + `head`; `backbone` is the pre-trained network, frozen or not."""
+
+    method: int = Field(ge=0)
+    head: int = Field(ge=0)
+    trainable: int = Field(ge=0)
+    backbone: int = Field(ge=0)
+
+
+class Inference(_Part):
+    """Seconds of one forward pass at the crop's size: with the method, and of the backbone alone."""
+
+    adapted_seconds: float = Field(gt=0)
+    backbone_seconds: float = Field(gt=0)
+    ratio: float = Field(gt=0)
+
+
+class Reuse(_Part):
+    """What was taken from the feature cache. It changes no score."""
+
+    frozen_stages: int = Field(validation_alias=AliasChoices("frozen_stages", "untouched_stages"), ge=0)
+    training: float = Field(ge=0, description="share of the training passes")
+    evaluation: float = Field(ge=0, description="share of the evaluation passes")
+    spent_seconds: float = Field(ge=0, description="what training took here, with what was reused")
+
+
+class Provenance(_Part):
+    """Where a result comes from. Only what others read is named; the rest is kept as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    commit: str | None = None
+    dirty: bool | None = None
+    device: str | None = None
+    weights: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunResult(_Part):
+    """`result.json`, the last file of a run: where it is present and valid, the run is done."""
+
+    status: Literal["done"] = "done"
+    fingerprint: str
+    spec: Spec
+    metrics: Scores
+    parameters: Parameters
+    delta_bytes: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    images: int = Field(ge=0, description="training images seen, repetitions counted")
+    train_seconds: float = Field(ge=0, description="without evaluation; what was reused counts as computed")
+    images_per_second: float = Field(ge=0)
+    data_wait: float = Field(ge=0, description="share of the training time that the step waited for data")
+    peak_memory_bytes: int | None = Field(description="while training; None where it could not be told")
+    train_flops: int | None = Field(description="of the whole training; None where they could not be counted")
+    inference: Inference
+    reuse: Reuse
+    provenance: Provenance
+
+
+Unit = Literal["share", "count", "bytes", "seconds", "rate", "ratio", "flops"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a result, described once: a column of a table, an axis of a plot, an objective of a search."""
+
+    key: str
+    """The column's name in data files."""
+    title: str
+    """A heading, without the unit."""
+    axis: str
+    """As the label of an axis, with the unit."""
+    unit: Unit
+    better: Literal["higher", "lower"]
+    of: Callable[[RunResult], float | int | None]
+    name: str | None = None
+    """What `--columns`, `--sort` and `--objective` call it; None: none of them offers it."""
+    head_counted: bool | None = None
+    """Of parameters: whether the head is counted, which decides which cited figures stand beside it."""
+
+
+METRICS: dict[str, Measure] = {
+    measure.key: measure
+    for measure in (
+        Measure("miou", "mIoU", "mIoU, %", "share", "higher", lambda r: r.metrics.miou, "miou"),
+        Measure("mdice", "mDice", "mDice, %", "share", "higher", lambda r: r.metrics.mdice, "mdice"),
+        Measure("macc", "mAcc", "mAcc, %", "share", "higher", lambda r: r.metrics.macc, "macc"),
+        Measure("aacc", "aAcc", "aAcc, %", "share", "higher", lambda r: r.metrics.aacc, "aacc"),
+    )
+}
+"""What a run is scored by; the first is the default."""
+
+COSTS: dict[str, Measure] = {
+    measure.key: measure
+    for measure in (
+        Measure(
+            "trained_method",
+            "trained parameters",
+            "parameters that the method trains, the head apart",
+            "count",
+            "lower",
+            lambda r: r.parameters.method,
+            "method",
+            head_counted=False,
+        ),
+        Measure(
+            "trained_head",
+            "trained parameters of the head",
+            "trained parameters of the head",
+            "count",
+            "lower",
+            lambda r: r.parameters.head,
+            "head",
+        ),
+        Measure(
+            "trained",
+            "trained parameters with the head",
+            "trained parameters, method and head",
+            "count",
+            "lower",
+            lambda r: r.parameters.trainable,
+            "trained",
+            head_counted=True,
+        ),
+        Measure(
+            "backbone_parameters",
+            "parameters of the backbone",
+            "parameters of the backbone",
+            "count",
+            "lower",
+            lambda r: r.parameters.backbone,
+        ),
+        Measure("delta_bytes", "delta", "size of the delta, MiB", "bytes", "lower", lambda r: r.delta_bytes, "delta"),
+        Measure(
+            "peak_memory_bytes",
+            "peak memory",
+            "peak memory while training, MiB",
+            "bytes",
+            "lower",
+            lambda r: r.peak_memory_bytes,
+            "memory",
+        ),
+        Measure(
+            "train_seconds",
+            "training time",
+            "training time without evaluation, s",
+            "seconds",
+            "lower",
+            lambda r: r.train_seconds,
+            "time",
+        ),
+        Measure(
+            "images_per_second",
+            "training throughput",
+            "training images per second",
+            "rate",
+            "higher",
+            lambda r: r.images_per_second,
+        ),
+        Measure("train_flops", "training FLOPs", "training FLOPs", "flops", "lower", lambda r: r.train_flops, "flops"),
+        Measure(
+            "inference_ratio",
+            "inference time",
+            "inference time over the bare backbone's",
+            "ratio",
+            "lower",
+            lambda r: r.inference.ratio,
+            "inference",
+        ),
+    )
+}
+"""What a run costs."""
+
+MEASURES = METRICS | COSTS

@@ -1,0 +1,102 @@
+"""All runs under one folder: finding them, the state of each, and the right to execute one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.runs import locks
+from harness.runs.folder import Listener, RunFolder
+from harness.runs.locks import RunLock
+from harness.runs.state import Outcome, RunState
+from harness.spec import Spec
+
+FINGERPRINT_LENGTH = 16
+
+
+class RunStore:
+    """The run folders under `root` (`--runs`)."""
+
+    def __init__(self, root: Path, listener: Listener | None = None):
+        """`listener` is told of every state that is written to a run folder of this store: MLflow's mirror."""
+        self.root = root
+        self.cache = root / ".cache"
+        self._locks = root / ".locks"
+        self._listener = listener
+
+    def folder(self, spec: Spec) -> RunFolder:
+        return self.by_fingerprint(spec.fingerprint)
+
+    def by_fingerprint(self, fingerprint: str) -> RunFolder:
+        """Whether or not there is such a folder yet."""
+        return RunFolder(self.root / fingerprint, self._listener)
+
+    def __iter__(self) -> Iterator[RunFolder]:
+        """Every run folder, finished or not, by fingerprint."""
+        if self.root.is_dir():
+            for path in sorted(self.root.iterdir()):
+                if is_fingerprint(path.name) and path.is_dir():
+                    yield RunFolder(path, self._listener)
+
+    def find(self, name: str) -> RunFolder:
+        """By path, or by the beginning of a fingerprint. Raises `UserError` where that is none or several."""
+        if (Path(name) / "spec.yaml").is_file():
+            return RunFolder(Path(name), self._listener)
+        found = [run for run in self if run.fingerprint.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"run {name}: {len(found)} runs in {self.root} begin so; give more digits")
+        raise UserError(f"run {name}: no such run in {self.root}; `harness list runs` prints them")
+
+    def outcome(self, run: RunFolder) -> Outcome:
+        """The state of a run: the one answer to "is it done?" and "which state?".
+
+        A valid result means done, whatever else the folder says. A run whose process ended without a word is
+        interrupted.
+        """
+        if run.result_path.exists():
+            try:
+                return Outcome(RunState.DONE, None, run.read_result().steps)
+            except UserError as error:
+                return Outcome(RunState.DAMAGED, str(error))
+        status = run.status()
+        if status is None:
+            if not run.path.exists():
+                return Outcome(RunState.TO_DO)
+            return Outcome(RunState.DAMAGED, f"{run.status_path.name}: missing or damaged")
+        if status.state is RunState.DONE:
+            return Outcome(RunState.DAMAGED, f"{run.result_path.name}: missing")
+        if status.state is RunState.RUNNING and self.lock_owner(run) is None:
+            return Outcome(RunState.INTERRUPTED, f"its process ended after step {status.step}", status.step)
+        return Outcome(status.state, status.reason, status.step)
+
+    def lock(self, run: RunFolder) -> AbstractContextManager[RunLock]:
+        """Be the only process that executes this run. The lock of a process that died is free.
+
+        Raises `AlreadyLocked` where another process holds it; see `locks.py`.
+        """
+        return locks.lock(self._locks, run.fingerprint)
+
+    def lock_owner(self, run: RunFolder) -> str | None:
+        """Which process executes this run now; None where none does."""
+        return locks.lock_owner(self._locks, run.fingerprint)
+
+    def archive(self, run: RunFolder) -> Path | None:
+        """Move what a finished or damaged run left to `.superseded`, so that it can be rerun from the start."""
+        if not run.path.exists():
+            return None
+        target = self.root / ".superseded" / f"{run.fingerprint}-{self.attempt(run)}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run.path.rename(target)
+        return target
+
+    def attempt(self, run: RunFolder) -> int:
+        """Counts the times that this run was started from the beginning, from 1; resuming does not count."""
+        return 1 + sum(1 for _ in (self.root / ".superseded").glob(f"{run.fingerprint}-*"))
+
+
+def is_fingerprint(name: str) -> bool:
+    return len(name) == FINGERPRINT_LENGTH and all(digit in "0123456789abcdef" for digit in name)

@@ -1,0 +1,118 @@
+"""Published figures: read, checked, matched to what was measured. Their files and columns: published/README.md."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness.errors import UserError
+from harness.spec import first_problem
+from reports.analysis.comparison import METRICS, Comparison
+
+
+class Published(BaseModel):
+    """One figure of somebody's table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    setting: str
+    dataset: str = Field(min_length=1)
+    backbone: str = Field(min_length=1, description="patterns, separated by spaces")
+    head: str = Field(min_length=1)
+    method: str = Field(min_length=1)
+    printed: str
+    metric: str = "miou"
+    evaluation: Literal["single-scale", "multi-scale"] | None = None
+    value: float = Field(ge=0, le=100, description="percent")
+    trained_millions: float | None = Field(None, ge=0)
+    head_counted: bool | None = None
+    memory_mb: float | None = Field(None, ge=0)
+    source: str = Field(min_length=1)
+    sure: Literal["own", "restated", "notes"]
+    note: str = ""
+
+    @field_validator("metric")
+    @classmethod
+    def _is_metric(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"{metric!r}: known: {', '.join(METRICS)}")
+        return metric
+
+    def belongs_to(self, dataset: str, backbone: str, head: str) -> bool:
+        """Whether the harness can measure what the figure is of, there."""
+        return (
+            self.evaluation != "multi-scale"
+            and (self.dataset, self.head) == (dataset, head)
+            and any(fnmatchcase(backbone, pattern) for pattern in self.backbone.split())
+        )
+
+
+def load_published(more: Sequence[Path] = ()) -> list[Published]:
+    """The figures that ship, and those of the user's own files. Raises `UserError` that names file and line."""
+    shipped = sorted(resources.files("reports").joinpath("cited").iterdir(), key=lambda file: file.name)
+    return [row for file in (*shipped, *more) if file.name.endswith(".csv") or file in more for row in _read(file)]
+
+
+def _read(file: Traversable | Path) -> Iterator[Published]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--published {file}: {error.strerror}; give a CSV file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--published {file}: not UTF-8; save it as CSV in UTF-8") from error
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    for fields in rows:
+        given = {str(name): value for name, value in fields.items() if value not in ("", None)}
+        try:
+            yield Published.model_validate(given)
+        except ValidationError as error:
+            problem = first_problem(error, Published.model_fields)
+            raise UserError(f"--published {file}: line {rows.line_num}: {problem}") from error
+
+
+def match(published: Sequence[Published], comparison: Comparison, metric: str) -> pd.DataFrame:
+    """A row a figure and setting that it belongs to, measured there or not; shares and counts, as runs have them.
+
+    `measured` is the mean of the method's label there, `difference` is measured minus published; a method with several
+    labels in a setting has a row for each.
+    """
+    rows = []
+    settings = comparison.summary.drop_duplicates("setting")
+    for setting in settings.itertuples():
+        here = comparison.summary[comparison.summary["setting"] == setting.setting]
+        for figure in published:
+            if figure.metric != metric or not figure.belongs_to(setting.dataset, setting.backbone, setting.head):
+                continue
+            measured = here[here["method"] == figure.method]
+            for label, mean in list(zip(measured["label"], measured["mean"], strict=True)) or [(None, None)]:
+                rows.append(
+                    {
+                        "setting": setting.setting,
+                        "setting_name": setting.setting_name,
+                        "label": figure.printed,
+                        "method": figure.method,
+                        "metric": figure.metric,
+                        "value": figure.value / 100,
+                        "trained": None if figure.trained_millions is None else figure.trained_millions * 1e6,
+                        "head_counted": figure.head_counted,
+                        "source": figure.source,
+                        "sure": figure.sure,
+                        "note": figure.note,
+                        "measured_label": label,
+                        "measured": mean,
+                        "difference": None if mean is None else mean - figure.value / 100,
+                    }
+                )
+    columns = ["setting", "setting_name", "label", "method", "metric", "value", "trained", "head_counted", "source",
+               "sure", "note", "measured_label", "measured", "difference"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns).astype({"value": float, "trained": float, "measured": float,
+                                                       "difference": float})  # fmt: skip

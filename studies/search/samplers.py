@@ -1,0 +1,206 @@
+"""How Optuna chooses the hyperparameters of one trial: distributions, samplers and pruners, by name."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from harness.errors import UserError
+from harness.util.seeds import derive
+from studies.search.spec import OBJECTIVES, Range, SearchSpec
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.optuna_storage import BaseStorage
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+WATCHED = "watched"
+MEMORY = "harness:memory"
+"""System attribute of a trial: what its sampler had noted on the study when it proposed the trial."""
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Nothing of Optuna's own on the user's terminal: neither its log nor that a function of it is experimental."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def check_sampler(spec: SearchSpec, trials: int) -> None:
+    """Raises `UserError` for a sampler that cannot make so many trials of this search."""
+    if spec.sampler == "cmaes":
+        if importlib.util.find_spec("cmaes") is None:
+            raise UserError("--sampler cmaes: needs the package cmaes; pip install cmaes, or give another sampler")
+        if len(spec.objectives) > 1:
+            raise UserError("--sampler cmaes: takes one objective; give --sampler nsgaii, or one objective")
+    if spec.sampler == "grid":
+        for name, range_ in spec.space.items():
+            if range_.grid is None:
+                raise UserError(f"--sampler grid: {name}={range_} is continuous; give --space {name}=A|B|C")
+        points = math.prod(len(range_.grid or ()) for range_ in spec.space.values())
+        if trials > points:
+            raise UserError(f"--trials {trials}: the grid has {points} points; give at most as many")
+
+
+def make_sampler(spec: SearchSpec, number: int) -> BaseSampler:
+    """The sampler that proposes trial `number`. All that it draws follows from the search's seed and that number."""
+    from optuna import samplers
+
+    own = derive(spec.seed, "search", number) % 2**32
+    common = derive(spec.seed, "search") % 2**32  # where all trials are points of one sequence
+    random = samplers.RandomSampler(seed=own)
+    match spec.sampler:
+        case "tpe":
+            return samplers.TPESampler(seed=own)
+        case "random":
+            return random
+        case "gp":
+            return samplers.GPSampler(seed=own)
+        case "nsgaii":
+            return samplers.NSGAIISampler(seed=own)
+        case "cmaes":
+            return samplers.CmaEsSampler(seed=own, independent_sampler=random, warn_independent_sampling=False)
+        case "qmc":
+            return samplers.QMCSampler(
+                scramble=True, seed=common, independent_sampler=random, warn_independent_sampling=False
+            )
+        case "grid":
+            return samplers.GridSampler({name: range_.grid or () for name, range_ in spec.space.items()}, seed=common)
+        case name:
+            raise AssertionError(name)
+
+
+def make_pruner(spec: SearchSpec) -> BasePruner:
+    """With Optuna's own settings but for the unit: the first rung is at a 27th of the steps."""
+    from optuna import pruners
+
+    first = max(1, spec.budget.steps // 27)
+    match spec.pruner:
+        case None:
+            return pruners.NopPruner()
+        case "median":
+            return pruners.MedianPruner(n_warmup_steps=first)
+        case "hyperband":
+            return pruners.HyperbandPruner(min_resource=first, max_resource=spec.budget.steps)
+        case "successive_halving":
+            return pruners.SuccessiveHalvingPruner(min_resource=first)
+        case name:
+            raise AssertionError(name)
+
+
+def make_distributions(spec: SearchSpec) -> dict[str, BaseDistribution]:
+    return {name: _distribution(range_) for name, range_ in spec.space.items()}
+
+
+def _distribution(range_: Range) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if range_.choices is not None:
+        return CategoricalDistribution(range_.choices)
+    assert range_.low is not None and range_.high is not None
+    if range_.integer:
+        return IntDistribution(int(range_.low), int(range_.high), log=range_.log)
+    return FloatDistribution(range_.low, range_.high, log=range_.log)
+
+
+def directions(spec: SearchSpec) -> list[str]:
+    return [OBJECTIVES[name].direction for name in spec.objectives]
+
+
+def propose(spec: SearchSpec, trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """The trial that comes after these, whole and ready to be stored; nothing is written anywhere.
+
+    What the sampler notes on the study travels with the trial, so that trial and note are stored together or not at
+    all.
+    """
+    from optuna.trial import TrialState, create_trial
+
+    memory, study = _in_memory(spec, trials, make_sampler(spec, len(trials)))
+    study_id = memory.get_study_id_from_name(spec.name)
+    noted: dict[str, Any] = json.loads(trials[-1].system_attrs[MEMORY]) if trials else {}
+    for key, value in noted.items():
+        memory.set_study_system_attr(study_id, key, value)
+    distributions = make_distributions(spec)
+    asked = study.ask(distributions)
+    system = study.get_trials()[asked.number].system_attrs
+    return create_trial(
+        state=TrialState.RUNNING,
+        params=asked.params,
+        distributions=distributions,
+        system_attrs={**system, MEMORY: json.dumps(memory.get_study_system_attrs(study_id))},
+    )
+
+
+class Watched(TypedDict):
+    """What the pruner was shown of a trial and made of it; kept with the trial as its user attribute `WATCHED`."""
+
+    curve: list[tuple[int, float]]
+    """Step and figure."""
+    noted: dict[str, Any]
+    """What the pruner remembers of this trial, to judge others by."""
+    pruned_at: int | None
+    """The step at which it ended the trial; None: it has not."""
+
+
+def watch(spec: SearchSpec, trials: Sequence[FrozenTrial], number: int, curve: list[tuple[int, float]]) -> Watched:
+    """Show the pruner a trial's curve, point by point from its beginning; nothing is written anywhere.
+
+    Its judgement depends on the curve and the other trials alone, and not on when or how often it is asked for.
+    """
+    from optuna.trial import Trial
+
+    shown = copy.copy(trials[number])
+    shown.user_attrs = {}
+    memory, study = _in_memory(spec, [*trials[:number], shown, *trials[number + 1 :]])
+    study_id = memory.get_study_id_from_name(spec.name)
+    trial = Trial(study, memory.get_trial_id_from_study_id_trial_number(study_id, number))
+    pruned_at = None
+    for step, figure in curve:
+        trial.report(figure, step)
+        if trial.should_prune():
+            pruned_at = step
+            break
+    system = study.get_trials()[number].system_attrs
+    noted = {key: value for key, value in system.items() if key not in shown.system_attrs}
+    return Watched(curve=curve, noted=noted, pruned_at=pruned_at)
+
+
+def _in_memory(
+    spec: SearchSpec, trials: Sequence[FrozenTrial], sampler: BaseSampler | None = None
+) -> tuple[BaseStorage, Study]:
+    """A copy of the study, on which samplers and pruners may write what they like."""
+    import optuna
+
+    memory = optuna.optuna_storage.InMemoryStorage()
+    study = optuna.create_study(
+        storage=memory,
+        study_name=spec.name,  # Hyperband deals its brackets by it
+        directions=directions(spec),
+        sampler=sampler or optuna.samplers.RandomSampler(),
+        pruner=make_pruner(spec),
+    )
+    study.add_trials(_with_what_was_watched(trial) for trial in trials)
+    return memory, study
+
+
+def _with_what_was_watched(trial: FrozenTrial) -> FrozenTrial:
+    watched: Watched | None = trial.user_attrs.get(WATCHED)
+    if watched is None:
+        return trial
+    seen = copy.copy(trial)
+    seen.intermediate_values = dict(watched["curve"])
+    seen.system_attrs = {**trial.system_attrs, **watched["noted"]}
+    return seen

@@ -1,0 +1,251 @@
+"""What a search is and what it left: its ranges, its identity, its folder. Free of torch and of Optuna.
+
+How trials are chosen and told is `search.py`; a study is planned, and a report made, from what is here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.cells.resolve import Cell
+from harness.errors import UserError, did_you_mean
+from harness.method import Method
+from harness.runs.result import RunResult
+from harness.spec import PROTOCOL, Budget
+from harness.util.files import digest, write_json
+
+Setting = bool | int | float | str
+
+SAMPLERS = ("tpe", "random", "qmc", "cmaes", "gp", "nsgaii", "grid")
+PRUNERS = ("median", "hyperband", "successive_halving")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A figure that a search improves."""
+
+    direction: Literal["maximize", "minimize"]
+    unit: str
+    of: Callable[[RunResult], float | int | None]
+
+
+OBJECTIVES = {
+    "miou": Objective("maximize", "mIoU", lambda result: result.metrics.miou),
+    "trained": Objective("minimize", "trained parameters", lambda result: result.parameters.trainable),
+    "memory": Objective("minimize", "peak memory, bytes", lambda result: result.peak_memory_bytes),
+    "flops": Objective("minimize", "training FLOPs", lambda result: result.train_flops),
+    "delta": Objective("minimize", "delta, bytes", lambda result: result.delta_bytes),
+}
+
+
+class Range(BaseModel):
+    """What one hyperparameter is drawn from: numbers from `low` to `high`, both included, or one of `choices`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Setting, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Range:
+        if self.choices is not None:
+            if not self.choices or self.low is not None or self.high is not None or self.log:
+                raise ValueError("give choices, or low and high")
+        elif self.low is None or self.high is None or self.low > self.high:
+            raise ValueError("low and high must be an increasing pair")
+        elif self.log and self.low <= 0:
+            raise ValueError("a log range begins above zero")
+        return self
+
+    @property
+    def grid(self) -> tuple[Setting, ...] | None:
+        """All that can be drawn; None where that is a continuum."""
+        if self.choices is None and self.integer:
+            assert self.low is not None and self.high is not None
+            return tuple(range(int(self.low), int(self.high) + 1))
+        return self.choices
+
+    def __str__(self) -> str:
+        if self.choices is not None:
+            return "|".join(map(str, self.choices))
+        return f"{self.low:g}:{self.high:g}" + (":log" if self.log else "")
+
+
+def declared_space(method: type[Method]) -> dict[str, Range]:
+    """The ranges that a method declares for searches, learning rate and weight decay among them."""
+    space = {}
+    for name, field_ in method.Hyperparameters.model_fields.items():
+        extra = field_.json_schema_extra
+        declared = extra.get("search") if isinstance(extra, dict) else None
+        if isinstance(declared, list):
+            space[name] = Range(choices=tuple(declared))
+        elif isinstance(declared, tuple):
+            low, high, *scale = declared
+            space[name] = Range(low=low, high=high, log=scale == ["log"], integer=field_.annotation is int)
+    return space
+
+
+def parse_range(method: type[Method], name: str, text: str) -> Range:
+    """`LOW:HIGH`, `LOW:HIGH:log` or `A|B|C` for one hyperparameter. Raises `UserError` for what does not fit it."""
+    said = f"--space {name}={text}"
+    fields = method.Hyperparameters.model_fields
+    if name not in fields:
+        raise UserError(f"{said}: method {method.name} has no such hyperparameter; {did_you_mean(name, fields)}")
+
+    def value(part: str) -> Setting:
+        try:
+            return getattr(method.Hyperparameters.parse(method.name, {name: part}), name)
+        except UserError as error:
+            raise UserError(f"{said}: {str(error).partition(': ')[2]}") from error
+
+    numbers = re.fullmatch(r"([^:|]+):([^:|]+)(:log)?", text)
+    try:
+        if numbers is None or fields[name].annotation not in (int, float):
+            return Range(choices=tuple(value(part) for part in text.split("|")))
+        low, high, log = numbers.groups()
+        return Range(low=value(low), high=value(high), log=log is not None, integer=fields[name].annotation is int)
+    except ValidationError as error:
+        raise UserError(f"{said}: give LOW:HIGH, LOW:HIGH:log or A|B|C, low below high, above 0 for log") from error
+
+
+def make_space(
+    method: type[Method], names: list[str] | None, given: Mapping[str, str], fixed: Mapping[str, Any]
+) -> dict[str, Range]:
+    """What is searched: the declared ranges, of `names` alone where given, with `given` over them, less the `fixed`.
+
+    Raises `UserError` for a name without a range, or where nothing is left to search.
+    """
+    declared = declared_space(method)
+    for name in names or ():
+        if name not in declared and name not in given:
+            raise UserError(f"parameters: {name}: method {method.name} declares no range for it; "
+                            f"{did_you_mean(name, declared)}")  # fmt: skip
+    chosen = {name: range_ for name, range_ in declared.items() if names is None or name in names}
+    chosen |= {name: parse_range(method, name, text) for name, text in given.items()}
+    space = {name: range_ for name, range_ in sorted(chosen.items()) if name not in fixed}
+    if not space:
+        raise UserError(f"nothing to search: method {method.name} has no range left; give --space NAME=LOW:HIGH")
+    return space
+
+
+class SearchSpec(BaseModel):
+    """One search, complete and immutable. How many trials it has is not part of it: it can be gone on with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    method_code: str
+    fixed: dict[str, Setting] = Field(description="the hyperparameters that are not searched")
+    space: dict[str, Range]
+    backbone: str
+    weights: str
+    dataset: str
+    data_digest: str
+    head: str
+    budget: Budget
+    seed: int
+    sampler: str = "tpe"
+    pruner: str | None = None
+    objectives: tuple[str, ...] = ("miou",)
+
+    @classmethod
+    def of(cls, cell: Cell, space: dict[str, Range], sampler: str, pruner: str | None, objectives: tuple[str, ...]
+           ) -> SearchSpec:  # fmt: skip
+        """The search around a cell of the dev part. Raises `UserError` for a name that is not known."""
+        spec = cell.spec
+        for flag, name, known in (
+            ("--sampler", sampler, SAMPLERS),
+            *([("--pruner", pruner, PRUNERS)] if pruner else []),
+            *(("--objective", objective, OBJECTIVES) for objective in objectives),
+        ):
+            if name not in known:
+                raise UserError(f"{flag} {name}: no such {flag[2:]}; {did_you_mean(name, known)}")
+        if len(set(objectives)) != len(objectives) or not objectives:
+            raise UserError(f"--objective {','.join(objectives)}: give each objective once")
+        if pruner and objectives != ("miou",):
+            raise UserError(f"--pruner {pruner}: Optuna prunes searches of one objective alone; leave it out")
+        return cls(
+            method=spec.method,
+            method_code=spec.method_code,
+            fixed={name: value for name, value in spec.hyperparameters.items() if name not in space},
+            space=space,
+            **spec.model_dump(include={"backbone", "weights", "dataset", "data_digest", "head", "seed"}),
+            budget=spec.budget,
+            sampler=sampler,
+            pruner=pruner,
+            objectives=objectives,
+        )
+
+    @cached_property
+    def name(self) -> str:
+        """Readable, unique, and a file's name."""
+        own = self.model_dump(mode="json", exclude={"dataset", "budget"})
+        told = [PROTOCOL, {**own, "budget": self.budget.identity()}]
+        words = (self.method, self.backbone, self.dataset, digest(told)[:8])
+        return "-".join(re.sub(r"[^\w.]+", "_", word) for word in words)
+
+
+TrialState = Literal["running", "complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as its search's folder records it."""
+
+    number: int
+    state: TrialState
+    settings: dict[str, Setting]
+    fingerprint: str = ""
+    values: list[float] | None = None
+    """One an objective, for a complete trial."""
+    steps: int = 0
+    """Optimiser steps that were spent on it."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchFolder:
+    """`RUNS/searches/NAME/`: `search.json`, `trials.json`, and at the end what was found."""
+
+    path: Path
+    spec: SearchSpec = field(compare=False)
+
+    @classmethod
+    def under(cls, runs: Path, spec: SearchSpec) -> SearchFolder:
+        return cls(runs / "searches" / spec.name, spec)
+
+    def begin(self) -> None:
+        if not (self.path / "search.json").exists():
+            write_json(self.path / "search.json", self.spec.model_dump(mode="json"))
+
+    def write(self, trials: list[Trial]) -> None:
+        write_json(self.path / "trials.json", [asdict(trial) for trial in trials])
+
+    def trials(self) -> list[Trial]:
+        """By number. Empty where nothing was begun, or the file is damaged: the search's storage knows them too."""
+        try:
+            return [Trial(**fields) for fields in json.loads((self.path / "trials.json").read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError):
+            return []
+
+    def is_finished(self, trials: int) -> bool:
+        """Whether so many trials have ended, however they ended."""
+        ended = [trial for trial in self.trials() if trial.number < trials and trial.state != "running"]
+        return len(ended) >= trials
+
+    def best(self, trials: int) -> Trial | None:
+        """The complete trial with the best first objective among the first `trials`; of equals the earlier."""
+        complete = [t for t in self.trials() if t.number < trials and t.state == "complete" and t.values]
+        sign = 1 if OBJECTIVES[self.spec.objectives[0]].direction == "maximize" else -1
+        return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)

@@ -1,0 +1,174 @@
+"""What a search found, from its folder alone: cells to run, importances, pictures, and what to print."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cells.recipe import write_recipe
+from harness.cells.resolve import Request
+from harness.spec import budgets
+from harness.util.files import write_json, write_text
+from studies.search.samplers import directions, make_distributions, make_pruner, quiet_optuna
+from studies.search.spec import OBJECTIVES, SearchFolder, SearchSpec, Setting, Trial
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.importance import BaseImportanceEvaluator
+
+FEWEST = 10
+"""Complete trials below which importances say nothing."""
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """The end of a search, or how far it is."""
+
+    folder: SearchFolder
+    trials: list[Trial]
+    """Those that have ended."""
+    asked: int
+    found: dict[Path, Trial]
+    """Recipe -> the trial it repeats: the best one, or with several objectives the Pareto front."""
+    importances: dict[str, float] | str
+    """Shares of 1 by hyperparameter, or why there are none."""
+    pictures: list[Path]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that were spent."""
+        return sum(trial.steps for trial in self.trials)
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        spec = self.folder.spec
+        counts = Counter(trial.state for trial in self.trials)
+        states = ", ".join(f"{counts[state]} {state}" for state in ("complete", "pruned", "failed") if counts[state])
+        lines = [
+            f"{len(self.trials)} of {self.asked} trials: {states or 'none has ended'}; "
+            f"{self.steps:,} of {self.asked * spec.budget.steps:,} steps spent"
+        ]
+        lines += [f"trial {trial.number} failed: {trial.reason}" for trial in self.trials if trial.state == "failed"]
+        if not self.found:
+            lines.append("nothing was found: no trial is complete")
+        for path, trial in self.found.items():
+            lines += [f"trial {trial.number}: {figures(spec, trial)} with {settings(trial)}", f"  {path}"]
+        if isinstance(self.importances, str):
+            lines.append(f"no importances: {self.importances}")
+        else:
+            shares = ", ".join(f"{name} {share:.2f}" for name, share in self.importances.items())
+            lines.append(f"importances for {' and '.join(spec.objectives)}: {shares}")
+        return lines + [str(path) for path in self.pictures]
+
+
+def conclude(folder: SearchFolder, request: Request, asked: int) -> Conclusion:
+    """Write `best.yaml`, or `front/NUMBER.yaml` with several objectives, `importances.json` and the pictures.
+
+    `request` is what the search was made of; `asked` is how many trials it is to have.
+    """
+    from studies.search.plots import draw
+
+    trials = folder.trials()[:asked]
+    with quiet_optuna():
+        study = as_study(folder.spec, trials)
+        found = _write_recipes(folder, request, trials, study)
+        evaluator, importances = _importances(study)
+        target = folder.path / "importances.json"
+        if isinstance(importances, str):
+            target.unlink(missing_ok=True)
+        else:
+            write_json(target, importances)
+        pictures = draw(folder.spec, study, evaluator, folder.path)
+    ended = [trial for trial in trials if trial.state != "running"]
+    return Conclusion(folder, ended, asked, found, importances, pictures)
+
+
+def as_study(spec: SearchSpec, trials: list[Trial]) -> Study:
+    """The trials as an Optuna study in memory, for what Optuna derives from one."""
+    import optuna
+    from optuna.trial import TrialState, create_trial
+
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    study = optuna.create_study(study_name=spec.name, directions=directions(spec), pruner=make_pruner(spec))
+    for trial in trials:
+        study.add_trial(
+            create_trial(
+                state=states.get(trial.state, TrialState.RUNNING),
+                values=trial.values,
+                params=trial.settings,
+                distributions=make_distributions(spec),
+            )
+        )
+    return study
+
+
+def _write_recipes(folder: SearchFolder, request: Request, trials: list[Trial], study: Study) -> dict[Path, Trial]:
+    front = folder.path / "front"
+    if len(folder.spec.objectives) == 1:
+        best = folder.best(len(trials))
+        found = {folder.path / "best.yaml": best} if best else {}
+    else:
+        found = {front / f"{trial.number}.yaml": trial for trial in _front(folder.spec, trials, study)}
+    for stale in {folder.path / "best.yaml", *front.glob("*.yaml")} - set(found):
+        stale.unlink(missing_ok=True)
+    for path, trial in found.items():
+        write_text(path, recipe(folder.spec, request, trial))
+    return found
+
+
+def _front(spec: SearchSpec, trials: list[Trial], study: Study) -> list[Trial]:
+    """The trials that no other beats in everything, the best first objective first; of twins the earlier one."""
+    numbers = {trial.number for trial in study.best_trials}
+    unlike = {trial.fingerprint: trial for trial in reversed(trials) if trial.number in numbers and trial.values}
+    maximized = OBJECTIVES[spec.objectives[0]].direction == "maximize"
+    return sorted(unlike.values(), key=lambda trial: trial.values or [], reverse=maximized)
+
+
+def recipe(spec: SearchSpec, request: Request, trial: Trial) -> str:
+    """The trial's cell on the reported part, for `harness run --from`, with every hyperparameter written out."""
+    shipped = budgets().get(spec.budget.name) == spec.budget
+    cell = replace(
+        request,
+        part="report",
+        budget=spec.budget.name if shipped else spec.budget,
+        settings={**spec.fixed, **trial.settings},
+    )
+    header = (
+        f"Trial {trial.number} of search {spec.name}: {figures(spec, trial)}, on the dev part.\n"
+        "`harness run --from` trains it on all of train and scores it on the reported part."
+    )
+    return write_recipe(cell, header)
+
+
+def _importances(study: Study) -> tuple[BaseImportanceEvaluator | None, dict[str, float] | str]:
+    """By PED-ANOVA: how much a hyperparameter had to do with being among the best trials."""
+    import optuna
+
+    complete = len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))
+    if complete < FEWEST:
+        return None, f"{complete} complete trials tell too little; {FEWEST} are needed"
+    # The best tenth, but five trials at least, as the evaluator's page advises.
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, 5 / complete))
+    return evaluator, optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def figures(spec: SearchSpec, trial: Trial) -> str:
+    """A complete trial's objectives, to be read."""
+    pairs = zip(spec.objectives, trial.values or (), strict=True)
+    return ", ".join(f"{OBJECTIVES[name].unit} {_number(value)}" for name, value in pairs)
+
+
+def settings(trial: Trial) -> str:
+    """A trial's hyperparameters, to be read."""
+
+    def text(value: Setting) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+    return " ".join(f"{name}={text(value)}" for name, value in trial.settings.items())
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.0f}"

@@ -1,0 +1,108 @@
+"""`python -m benchmarks` measures everything on the smallest sizes; what it says beside seconds is true."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_cell import environment
+
+pytestmark = pytest.mark.exhaustive
+
+LOOPS = "The loop: images per second"
+METHODS = "Each method against full: resnet10t"
+SHARING = "Runs of `linear` that share what is frozen"
+OPTIONS = "A step with an option over the plain step"
+ROOT = Path(__file__).parents[2]
+
+
+def benchmarks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.fixture(scope="module")
+def tables(colours, tmp_path_factory) -> dict[str, list[dict[str, str]]]:
+    """The rows of every table of one command, by the table's title; `below` is what stands below the table."""
+    file = tmp_path_factory.mktemp("benchmarks") / "tables.md"
+    cell = ["--backbone", "resnet10t", "--head", "fpn:16", "--dataset", colours, "--crop", "32", "--batch", "4"]
+    size = ["--steps", "2", "--rounds", "1", "--trials", "2", "--workers", "0"]
+    chosen = ["--methods", "spm,vpt_deep", "--options", "channels-last,bf16"]
+    done = benchmarks(*cell, *size, *chosen, "--markdown", file)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert file.read_text(encoding="utf-8") == done.stdout.removesuffix("\n") + "\n"
+    return {part.partition("\n")[0]: _rows(part) for part in done.stdout.split("### ")[1:]}
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    columns, _, *rows = lines
+    return [{"below": text.rpartition("|")[2].strip()} | dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def test_the_three_loops_train_the_same_tensors(tables):
+    [row] = tables[LOOPS]
+    assert row["method"] == "spm"
+    assert row["trained tensors"] == "equal to the bit"
+    assert _ratio(row["over a bare loop"]) > 0 and _ratio(row["over mmengine's Runner"]) > 0
+
+
+def test_a_method_that_does_not_go_with_the_network_is_a_line_with_the_reason(tables):
+    for title in (LOOPS, METHODS, OPTIONS):
+        assert tables[title][0]["below"].startswith("vpt_deep on resnet10t: ")
+
+
+def test_methods_are_held_against_full(tables):
+    rows = {row["method"]: row for row in tables[METHODS]}
+    assert rows.keys() == {"spm"}
+    spm = rows["spm"]
+    assert 0 < float(spm["kept"]) < 1 and 0 < float(spm["peak"]) < 1
+    assert float(spm["kept, MiB"]) < float(spm["peak, MiB"])
+    assert float(spm["delta"]) >= 1
+    assert _ratio(spm["step"]) > 0
+
+
+def test_sharing_has_a_ratio_for_every_aim(tables):
+    rows = tables[SHARING]
+    for head in ("linear", "fpn:16"):
+        aims = [row["aim for the linear probe"] for row in rows if row["head"] == head]
+        assert aims == ["at most 2, of 16", "", "", "at least 5", "at least 3"]
+    assert all(_ratio(row["ratio"]) > 0 for row in rows)
+
+
+def test_options_of_a_step_say_whether_they_move_a_bit(tables):
+    [row] = tables[OPTIONS]
+    assert _ratio(row["bf16"]) > 0 and not row["bf16"].endswith("=")
+    assert _ratio(row["channels-last"].removesuffix("=")) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "loop"], "error: --only loop: no such name; did you mean loops?"),
+        (["--methods", "spn"], "error: --methods spn: no such name; did you mean spm"),
+        (["--rounds", "0"], "error: --rounds 0: give 1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(arguments, said):
+    done = benchmarks(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def _ratio(text: str) -> float:
+    """`0.98 (0.95 to 1.02)` -> 0.98."""
+    middle, low, high = (float(word) for word in text.replace("(", "").replace(")", "").replace("to", "").split())
+    assert low <= middle <= high
+    return middle

@@ -1,0 +1,193 @@
+"""Methods from outside: a single file, a generated package, and what is said of those that do not fit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.cells import plugins
+from harness.contract.checks import broken, check_method
+from harness.errors import UserError
+from harness.method import methods
+from harness.util.files import sha256
+from tests.support.tiny_cell import environment
+
+SCALE = '''"""Learned per-channel scales behind the stages, from the documentation of harness.method alone."""
+
+from harness import method
+from harness.method import Method, No, knob
+
+
+class Scale(Method):
+    name = "channel_scale"
+    summary = "one learned factor a channel behind each stage"
+    source = "an example"
+
+    class Hyperparameters(method.Hyperparameters):
+        stages: int = knob(4, "how many of the last stages are scaled", ge=1, le=4, search=[1, 2, 3, 4])
+
+    def supports(self, backbone):
+        return True if len(backbone.stages) == 4 else No("has not four stages")
+
+    def attach(self, backbone, num_classes):
+        import torch
+        from torch import nn
+
+        class Factors(nn.Module):
+            def __init__(self, channels):
+                super().__init__()
+                self.factors = nn.Parameter(torch.ones(channels, 1, 1))
+
+            def forward(self, feature_map):
+                return feature_map * self.factors
+
+        for stage in range(4 - self.hyperparameters.stages, 4):
+            backbone.put_in_gap(stage, Factors(backbone.channels[stage]))
+
+    def parameter_count(self, backbone, num_classes):
+        return sum(backbone.channels[-self.hyperparameters.stages :])
+'''
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test leaves a plugin, its module or its variable behind."""
+    monkeypatch.setattr(methods, "_known", dict(methods._known))
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    modules = set(sys.modules)
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith("harness_plugin_"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugins") / "scale.py"
+    path.write_text(SCALE, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    before = methods.names(), sorted(sys.modules)
+    with pytest.raises(UserError) as caught:
+        plugins.load([path])
+    assert (methods.names(), sorted(sys.modules)) == before
+    (line,) = str(caught.value).splitlines()
+    return line.removeprefix(f"--plugin {path}: ")
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
+def test_a_method_in_one_file_of_under_forty_lines_passes(scale: Path, backbone: str) -> None:
+    assert len(SCALE.splitlines()) < 40
+    plugins.load([scale])
+    assert "channel_scale" in methods.names()
+    outcomes = check_method("channel_scale", [backbone])
+    assert broken(outcomes) == []
+    assert outcomes[-1].check == "finishes in two processes"
+
+
+def test_a_plugin_is_loaded_once_and_handed_on_to_sub_processes(scale: Path) -> None:
+    plugins.load([scale])
+    plugins.load([scale])
+    assert os.environ[plugins.VARIABLE] == str(scale)
+    code = (
+        "from harness.cells import plugins; from harness.method import methods; plugins.load(); print(methods.names())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(HARNESS_PLUGINS=str(scale))
+    )
+    assert "'channel_scale'" in done.stdout, done.stderr
+
+
+def test_imports_helpers_and_abstract_classes_of_a_file_are_no_methods(tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    path.write_text(
+        SCALE.replace("class Scale(Method)", "class Base(Method):\n    pass\n\n\nclass _Helper(Method):\n    pass\n\n\n"
+                      "class Scale(Base)") + "\n\nclass Other(Scale):\n    name = 'other_scale'\n",
+        encoding="utf-8",
+    )  # fmt: skip
+    before = set(methods.names())
+    plugins.load([path])
+    assert set(methods.names()) - before == {"channel_scale", "other_scale"}
+
+
+def test_a_file_that_is_no_plugin_is_one_line_that_names_it_and_registers_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    assert refusal(path, "import no_such_module") == (
+        "failed to import: ModuleNotFoundError: No module named 'no_such_module'"
+    )
+    assert refusal(path, "def (").startswith("failed to import: SyntaxError")
+    assert refusal(path, "import sys\nsys.exit(3)") == "failed to import: SystemExit: 3"
+    assert refusal(path, "from harness.method import Method").startswith("defines no method")
+    assert refusal(path, SCALE.replace("channel_scale", "spm")) == (
+        "Scale: the method name spm is taken; choose another"
+    )
+    assert refusal(path, SCALE.replace('"channel_scale"', '"Channel Scale"')).startswith("Scale: its name is 'Channel")
+    assert refusal(path, SCALE.replace('    name = "channel_scale"\n', "")).startswith("Scale: its name is None")
+    twice = SCALE + "\n\nclass Same(Scale):\n    pass\n"
+    assert refusal(path, twice) == "Same: the method name channel_scale is taken; choose another"
+    with pytest.raises(UserError, match=r"--plugin .*gone\.py: no such file"):
+        plugins.load([tmp_path / "gone.py"])
+
+
+def test_the_variable_is_named_where_the_file_came_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path / "gone.py"))
+    with pytest.raises(UserError, match=r"HARNESS_PLUGINS .*gone\.py: no such file"):
+        plugins.load()
+
+
+def test_the_origin_of_a_method_says_which_code_ran(scale: Path) -> None:
+    plugins.load([scale])
+    cls = methods.get("channel_scale")
+    assert plugins.method_origin(cls) == {"module": "scale.py", "sha256": sha256(scale)}
+    assert plugins.outside_digest(cls) == f"sha256:{sha256(scale)}"
+    shipped = plugins.method_origin(methods.get("spm"))
+    assert shipped["module"] == "methods.spm" and shipped["package"] == "segmentation-tuning-harness"
+    assert "sha256" not in shipped and plugins.outside_digest(methods.get("spm")) == ""
+
+
+def test_a_new_method_is_refused_for_a_name_that_is_none_or_taken_and_a_folder_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "my-method").mkdir()
+    for name, reason in {
+        "My-Method": "not a name; give lower_case_with_underscores",
+        "class": "not a name",
+        "2nd": "not a name",
+        "spm": "the method name is taken",
+        "torch": "a Python module of that name is installed",
+        "my_method": r".*my-method exists; remove it",
+    }.items():
+        with pytest.raises(UserError, match=f"new-method {name}: {reason}"):
+            plugins.new_method(name, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["my-method"]
+
+
+@pytest.mark.exhaustive
+def test_a_new_method_installs_is_found_by_name_and_passes_its_own_tests_as_generated(tmp_path: Path) -> None:
+    package = plugins.new_method("stage_residual", tmp_path)
+    assert package == tmp_path / "stage-residual"
+    # What `pip install -e` leaves to be found, without the `wheel` package that pip would need for it.
+    call("-c", "import setuptools; setuptools.setup()", "-q", "egg_info", cwd=package)
+    there = environment(PYTHONPATH=str(package / "src"))
+    code = (
+        "from harness.method import methods; from harness.cells.plugins import method_origin; "
+        "print(method_origin(methods.get('stage_residual')))"
+    )
+    origin = call("-c", code, env=there)
+    assert "'package': 'stage-residual', 'version': '0.1.0', 'sha256':" in origin
+    assert "2 passed" in call("-m", "pytest", "tests", "-q", "-k", "resnet or vision", cwd=package, env=there)
+    ruff = [sys.executable, "-m", "ruff", "check", "--line-length", "120", "--select", "E,F,I,B,UP,SIM", str(package)]
+    assert subprocess.run(ruff, capture_output=True, cwd=package).returncode == 0
+
+
+def call(*arguments: str | Path, **options: object) -> str:
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

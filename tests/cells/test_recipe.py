@@ -1,0 +1,99 @@
+"""`harness run --from`: a file stands for the flags, flags go over it, and a run's own spec repeats the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.cells.recipe import read_recipe, write_recipe
+from harness.cells.resolve import Request, resolve
+from harness.runs.folder import RunFolder
+from harness.runs.store import RunStore
+from harness.spec import budget
+from tests.support.in_process import call, refusal
+from tests.support.tiny_cell import make_dataset, run_arguments
+
+
+@pytest.fixture(scope="module")
+def done(colours: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of the tiny cell. Not to be changed."""
+    runs = tmp_path_factory.mktemp("runs")
+    said = call(*run_arguments(colours, tiny, runs))
+    assert said.code == 0, said
+    return RunFolder(Path(said.out.splitlines()[-1]))
+
+
+def test_a_recipe_gives_back_the_request_that_it_was_written_of(tmp_path: Path) -> None:
+    request = Request(
+        "lora", "resnet10t", "random", "camvid", "fpn:16", budget("small"), 3, "dev", {"rank": 4, "lr": 1e-4}
+    )
+    path = tmp_path / "cell.yaml"
+    path.write_text(write_recipe(request, "why it is\nwhat it is"))
+    assert path.read_text().startswith("# why it is\n# what it is\nmethod: lora\n")
+    assert read_recipe(path, {}) == request
+
+
+def test_flags_go_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "cell.yaml"
+    path.write_text("method: spm\nseed: 4\nbudget: {base: demo, steps: 9, warmup: 0}\nsettings: {hidden: 8, lr: 0.1}\n")
+    request = read_recipe(path, {"seed": 5, "settings": {"lr": "0.2"}})
+    assert (request.method, request.seed, request.settings) == ("spm", 5, {"hidden": 8, "lr": "0.2"})
+    assert not isinstance(request.budget, str) and (request.budget.name, request.budget.steps) == ("cell", 9)
+    assert request.backbone == Request().backbone
+
+
+def test_the_spec_of_a_run_repeats_it(done: RunFolder, colours: Path) -> None:
+    runs = done.path.parent
+    said = call("run", "--from", done.path / "spec.yaml", "--dataset", colours, "--runs", runs)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines()[-1] == str(done.path)
+    other = call("run", "--from", done.path / "spec.yaml", "--dataset", colours, "--set", "hidden=x", "--runs", runs)
+    assert other.code == 2 and "hidden: 'x'" in other.err
+
+
+def test_a_spec_that_comes_to_another_run_here_is_said_so(done: RunFolder, tmp_path: Path, tiny: Path) -> None:
+    changed = make_dataset(tmp_path / "colours", ignored_rows=0)
+    spec = done.spec()
+    other = resolve(
+        Request("spm", "resnet10t", "random", str(changed), "fpn:16", str(tiny)), RunStore(tmp_path), tmp_path
+    ).spec.fingerprint
+    said = call("run", "--from", done.path / "spec.yaml", "--dataset", changed, "--runs", tmp_path, "--tracking", "off")
+    assert said.code == 0
+    warning = f"this is run {other}, not {spec.fingerprint}: data_digest differ"
+    assert said.err.startswith(f"warning: --from {done.path / 'spec.yaml'}: {warning}\n")
+
+
+def test_weights_that_were_a_file_have_to_be_given_again(done: RunFolder, tmp_path: Path) -> None:
+    fields = yaml.safe_load((done.path / "spec.yaml").read_text())
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump({**fields, "weights": "sha256:" + "5" * 64}))
+    assert refusal("run", "--from", path) == (
+        f"--from {path}: its weights were a file, sha256:555555555555...; give it with --weights"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("methd: spm", "methd: no such field; did you mean method?"),
+        ("- spm", "expected the fields of a cell, such as `method: spm`"),
+        ("a: [", "not YAML: "),
+        ("seed: one", "seed: 'one': expected a number"),
+        ("method: 3", "method: 3: expected a name"),
+        ("part: test", "part: 'test': give report or dev"),
+        ("settings: [lr]", "settings: expected hyperparameters, such as `lr: 0.001`"),
+        ("budget: {steps: 0}", "budget: "),
+        ("method: spm\nhyperparameters: {}", "not a whole spec of a run"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "cell.yaml"
+    path.write_text(text)
+    assert refusal("run", "--from", path).startswith(f"--from {path}: {said}")
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "none.yaml"
+    assert refusal("run", "--from", path) == f"--from {path}: No such file or directory"

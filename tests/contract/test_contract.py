@@ -1,0 +1,378 @@
+"""Every registered method keeps the contract on a tiny network of every family, and what breaks it is caught."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from harness import method
+from harness.contract import checks
+from harness.contract.checks import CHECKS, CheckResult, broken, check_method, matrix, run_check, tiny_backbones
+from harness.errors import UserError
+from harness.method import Method, Unsupported, hyperparameter, methods
+from harness.models.backbones.families import families
+
+torch.set_num_threads(1)  # for networks this small
+
+
+CNN, VIT = "resnet", "vision_transformer"
+VARIANTS = {"dora", "hra", "ia3", "loha", "lokr", "oft"}
+"""They share `lora`'s module, which stands for them on the CNN."""
+ON_ONE = {"adaptformer": VIT, "convpass": VIT, "fact": VIT, "repadapter": VIT, "vpt_deep": VIT, "vpt_shallow": VIT,
+          "conv_adapter": CNN}  # fmt: skip
+"""Methods that answer on the other with a reason."""
+
+
+def _pairs() -> Iterator[Any]:
+    """Every method that goes with both networks is tried on them in turn, and on the other as well at length."""
+    both = [name for name in methods.names() if name not in VARIANTS and name not in ON_ONE]
+    at_length = {(name, (CNN, VIT)[place % 2]) for place, name in enumerate(both)}
+    for name in methods.names():
+        for family in (VIT,) if name in VARIANTS else (CNN, VIT):
+            marks = [pytest.mark.exhaustive] if (name, family) in at_length else []
+            yield pytest.param(name, family, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "family"), _pairs())
+def test_every_method_keeps_the_contract_on_a_cnn_and_a_vit(name: str, family: str) -> None:
+    """On all families: `harness check --all`, which takes as long as the whole of the tests."""
+    assert broken(check_method(name, [tiny_backbones()[family]])) == []
+
+
+def test_every_family_has_a_tiny_network() -> None:
+    assert set(families()) == set(tiny_backbones())
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.mix.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mix(x)
+
+
+class Good(Method):
+    """A zero-initialised 1×1 residual behind the first stage: what the broken ones below are made of."""
+
+    name = "good"
+    summary = "for tests"
+    source = "this test"
+
+    def attach(self, backbone, num_classes):
+        backbone.put_in_gap(0, Residual(backbone.channels[0]))
+
+    def parameter_count(self, backbone, num_classes):
+        return backbone.channels[0] * (backbone.channels[0] + 1)
+
+
+class Unfrozen(Good):
+    """Forgets to un-freeze what it means to train."""
+
+    def attach(self, backbone, num_classes):
+        super().attach(backbone, num_classes)
+        backbone.gaps.requires_grad_(False)
+
+
+class MovesStatistics(Good):
+    """Lets a frozen batch norm follow the batch."""
+
+    def attach(self, backbone, num_classes):
+        super().attach(backbone, num_classes)
+        norm = next(module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d))
+        norm.register_forward_pre_hook(lambda module, _: setattr(module, "training", backbone.training))
+
+
+class WrongCount(Good):
+    def parameter_count(self, backbone, num_classes):
+        return backbone.channels[0] ** 2
+
+
+class RightForOneNumberOfClasses(Good):
+    def parameter_count(self, backbone, num_classes):
+        return super().parameter_count(backbone, num_classes) + (num_classes - checks.CLASSES)
+
+
+class Shared(Good):
+    """Keeps its module on the class."""
+
+    kept: ClassVar[dict[int, nn.Module]] = {}
+
+    def attach(self, backbone, num_classes):
+        channels = backbone.channels[0]
+        backbone.put_in_gap(0, self.kept.setdefault(channels, Residual(channels)))
+
+
+class Nothing(Good):
+    def attach(self, backbone, num_classes):
+        pass
+
+    def parameter_count(self, backbone, num_classes):
+        return 0
+
+
+class HeadOnly(Nothing):
+    head_only = True
+
+
+class Crashes(Good):
+    def attach(self, backbone, num_classes):
+        raise KeyError("layer5")
+
+
+class CrashesInTraining(Good):
+    def auxiliary_loss(self, masks):
+        raise RuntimeError("no maps")
+
+
+class Random(Good):
+    """Draws from a generator of its own."""
+
+    def attach(self, backbone, num_classes):
+        super().attach(backbone, num_classes)
+        own = torch.Generator()
+        own.seed()
+        nn.init.normal_(backbone.gaps["0"].mix.weight, std=1e-9, generator=own)
+
+
+class OtherStart(Good):
+    def attach(self, backbone, num_classes):
+        super().attach(backbone, num_classes)
+        nn.init.constant_(backbone.gaps["0"].mix.bias, 1.0)
+
+
+class OtherStartAndSaysSo(OtherStart):
+    changes_start = "adds one to a map"
+
+
+class NeverUsed(Good):
+    """One of its parameters is in no graph."""
+
+    def attach(self, backbone, num_classes):
+        super().attach(backbone, num_classes)
+        backbone.gaps["0"].spare = nn.Parameter(torch.ones(3))
+
+    def parameter_count(self, backbone, num_classes):
+        return super().parameter_count(backbone, num_classes) + 3
+
+
+class Remembers(Good):
+    """Adds up its maps over forward passes."""
+
+    class Module(Residual):
+        kept = 0.0
+
+        def forward(self, x):
+            self.kept = self.kept + self.mix(x).mean()
+            return x + self.mix(x) + self.kept
+
+    def attach(self, backbone, num_classes):
+        backbone.put_in_gap(0, self.Module(backbone.channels[0]))
+
+
+class OutsideTheDelta(Good):
+    """Trains a tensor that is neither a parameter nor a buffer."""
+
+    class Module(Residual):
+        steps = 0.0
+
+        def forward(self, x):
+            self.steps += 0.1 * self.training
+            return x + self.mix(x) + self.steps
+
+    def attach(self, backbone, num_classes):
+        backbone.put_in_gap(0, self.Module(backbone.channels[0]))
+
+
+class CopiesTheBackbone(Good):
+    def attach(self, backbone, num_classes):
+        super().attach(backbone, num_classes)
+        first = next(p for p in backbone.stages.parameters() if p.ndim > 1)
+        backbone.gaps["0"].register_buffer("original", first.detach().clone())
+
+
+class FullPrecisionOnly(Good):
+    class Module(Residual):
+        def forward(self, x):
+            mixed = self.mix(x)
+            if mixed.dtype != torch.float32:
+                raise TypeError("expected float32")
+            return x + mixed
+
+    def attach(self, backbone, num_classes):
+        backbone.put_in_gap(0, self.Module(backbone.channels[0]))
+
+
+class CountsOnContiguousMaps(Good):
+    class Module(Residual):
+        def forward(self, x):
+            return super().forward(x) + 0 * x.view(len(x), -1).sum()
+
+    def attach(self, backbone, num_classes):
+        backbone.put_in_gap(0, self.Module(backbone.channels[0]))
+
+
+class Explodes(Good):
+    class Hyperparameters(method.Hyperparameters):
+        lr: float = hyperparameter(10.0, "learning rate", gt=0, le=10)
+
+    def attach(self, backbone, num_classes):
+        super().attach(backbone, num_classes)
+        backbone.unfreeze(*backbone.stages.parameters())
+
+    def parameter_count(self, backbone, num_classes):
+        return super().parameter_count(backbone, num_classes) + sum(p.numel() for p in backbone.stages.parameters())
+
+
+class NoWithoutReason(Good):
+    def supports(self, backbone):
+        return False
+
+
+class ChangesWhatItIsAskedAbout(Good):
+    def supports(self, backbone):
+        backbone.unfreeze(backbone.stem)
+        return True
+
+
+class ConvolutionsOnly(Good):
+    def supports(self, backbone):
+        return True if backbone.hierarchical else Unsupported("for CNNs")
+
+
+def knobs(**fields: object) -> type[Method]:
+    annotations = {name: type(field.default) for name, field in fields.items()}
+    own = type("Hyperparameters", (method.Hyperparameters,), {**fields, "__annotations__": annotations})
+    return type("Knobs", (Good,), {"Hyperparameters": own})
+
+
+def verdict(cls: type[Method], backbone: str = "resnet10t") -> list[str]:
+    return [f"{outcome.check}: {outcome.detail}" for outcome in broken(check_method(cls, [backbone]))]
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
+def test_a_good_method_passes_every_check_in_order(backbone: str) -> None:
+    outcomes = check_method(Good, [backbone])
+    assert [outcome.check for outcome in outcomes[1:]] == [check.__name__.replace("_", " ") for check in CHECKS]
+    assert {outcome.status for outcome in outcomes} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("cls", "expected"),
+    [
+        (Unfrozen, "trains as many parameters as it says: good on resnet10t: trains 0 parameters, its closed form"),
+        (MovesStatistics, "leaves what is frozen: changes what is frozen: stem.0.1.running_mean, stem.0.1.running_var"),
+        (
+            WrongCount,
+            "trains as many parameters as it says: good on resnet10t: trains 4160 parameters, its closed",
+        ),
+        (RightForOneNumberOfClasses, "trains as many parameters as it says: good on resnet10t: trains 4160 parameters"),
+        (Shared, "shares no state between instances: training one instance changes another: backbone.gaps.0.mix"),
+        (Nothing, "trains as many parameters as it says: trains nothing here, silently"),
+        (Crashes, "trains as many parameters as it says: crashes: KeyError: 'layer5'"),
+        (CrashesInTraining, "trains: crashes: RuntimeError: no maps"),
+        (Random, "is deterministic at a seed: two builds at one seed differ: backbone.gaps.0.mix.weight"),
+        (OtherStart, "starts as the frozen backbone: the map of stage 0 differs at the start by 1"),
+        (NeverUsed, "gives every trained parameter a gradient: no gradient reaches backbone.gaps.0.spare"),
+        (Remembers, "trains: crashes: RuntimeError: Trying to backward through the graph a second time"),
+        (OutsideTheDelta, "is rebuilt from its delta: logits differ"),
+        (CopiesTheBackbone, "is rebuilt from its delta: the delta holds copies of pre-trained tensors"),
+        (FullPrecisionOnly, "works in mixed precision: crashes: TypeError: expected float32"),
+        (CountsOnContiguousMaps, "works in channels last: crashes: RuntimeError: view size is not compatible"),
+        (Explodes, "overfits four images: does not overfit four images"),
+        (NoWithoutReason, "answers whether it is supported: supports answers False"),
+        (ChangesWhatItIsAskedAbout, "answers whether it is supported: supports changes the backbone"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_a_broken_method_is_caught_by_the_check_that_says_so(
+    cls: type[Method], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "TWO_PROCESSES_ON", ())
+    assert any(line.startswith(expected) for line in verdict(cls)), verdict(cls)
+
+
+@pytest.mark.parametrize("cls", [HeadOnly, OtherStartAndSaysSo])
+def test_what_a_method_says_of_itself_is_no_breach(cls: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "TWO_PROCESSES_ON", ())
+    assert verdict(cls) == []
+
+
+@pytest.mark.exhaustive
+def test_a_parameter_in_no_graph_fails_in_two_processes_and_a_good_method_still_passes_after_it() -> None:
+    assert any("two processes: one of two processes failed" in line for line in verdict(NeverUsed))
+    assert verdict(Good) == []
+
+
+def test_an_unsupported_backbone_is_one_outcome_with_the_methods_reason() -> None:
+    outcomes = check_method(ConvolutionsOnly, ["test_vit"])
+    assert outcomes[1:] == [CheckResult("answers whether it is supported", "test_vit", "unsupported", "for CNNs")]
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        (hyperparameter(1, "", ge=0, le=2), "hyperparameter x has no help"),
+        (hyperparameter(1, "help", ge=0), "hyperparameter x has no upper bound"),
+        (hyperparameter(1.0, "help", lt=9), "hyperparameter x has no lower bound"),
+        (hyperparameter("a", "help"), "hyperparameter x is any text; give a pattern or a Literal"),
+        (hyperparameter(1, "help", ge=0, le=2, search=(1, 3)), "hyperparameter x: its search draws 3, out of bounds"),
+        (hyperparameter(5, "help", ge=0, le=2), "crashes: ValidationError"),
+    ],
+)
+def test_a_hyperparameter_is_described_in_full(field: object, expected: str) -> None:
+    (line,) = verdict(knobs(x=field))
+    assert line.startswith(f"described: {expected}")
+
+
+def test_run_check_prints_the_matrix_and_says_by_its_exit_code_whether_all_is_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "TWO_PROCESSES_ON", ())
+    monkeypatch.setattr(checks.families, "families", lambda: ["new_one", "resnet", "vision_transformer"])
+    monkeypatch.setattr(methods, "_known", {"good": ConvolutionsOnly})
+    assert run_check(["good"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "family              good",
+        "new_one             skipped",
+        "resnet              passes",
+        "vision_transformer  unsupported",
+        "unsupported: good on vision_transformer: for CNNs",
+        "skipped: new_one: no tiny network of this family is known",
+    ]
+    monkeypatch.setattr(methods, "_known", {"bad": Crashes})
+    assert run_check(["bad"], json_=True) == 1
+    states = [row["state"] for row in json.loads(capsys.readouterr().out)]
+    assert states == ["skipped", "broken", "broken"]
+
+
+def test_the_reason_of_many_families_is_printed_once() -> None:
+    row = checks.MatrixRow("a", "resnet", "resnet10t", "broken", "trains: crashes", 0.0, [])
+    other = checks.MatrixRow("a", "deit", "deit_tiny", "broken", "trains: crashes", 0.0, [])
+    assert matrix([row, other])[-1] == "broken: a on resnet, deit: trains: crashes"
+
+
+def test_a_method_that_does_not_import_is_broken_with_its_reason_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from importlib.metadata import EntryPoint
+
+    points = [EntryPoint("lost", "no_such_package:Lost", "harness.methods")]
+    monkeypatch.setattr("harness.util.registry.entry_points", lambda group: points)
+    monkeypatch.setattr(methods, "_known", {"good": ConvolutionsOnly})
+    monkeypatch.setattr(checks.families, "families", lambda: ["vision_transformer"])
+    assert run_check(["good", "lost"]) == 1
+    last = capsys.readouterr().out.splitlines()[1]
+    assert last.split() == ["vision_transformer", "unsupported", "broken"]
+
+
+def test_a_name_that_nobody_registered_is_refused() -> None:
+    with pytest.raises(UserError, match="--method spn: no such method; did you mean spm"):
+        run_check(["spn"])

@@ -1,0 +1,297 @@
+"""`harness predict`: the same labels as evaluation gave, from any way of naming a run, for any picture, or one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from harness.data.folder import FolderDataset
+from harness.engine.evaluation import confusion
+from harness.runs.metrics import load_confusions
+from tests.support.in_process import call, refusal
+from tests.support.tiny_cell import COLOURS, run_arguments
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "pretrained.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        save_file(timm.create_model("resnet10t").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, colours: Path, tiny: Path, weights: Path) -> Path:
+    """The folder of a finished run on weights from a file. Not to be changed."""
+    runs = tmp_path_factory.mktemp("predicted")
+    said = call(*run_arguments(colours, tiny, runs, "--weights", weights))
+    assert said.code == 0, said.err
+    return Path(said.out.splitlines()[-1])
+
+
+@pytest.fixture
+def predict(tmp_path: Path, run: Path) -> Callable[..., list[Path]]:
+    """`harness predict` of this run; the files it says it wrote."""
+
+    def written(*arguments: str | Path) -> list[Path]:
+        said = call("predict", run, *arguments, "--out", tmp_path / "out", "--device", "cpu")
+        assert (said.code, said.err) == (0, "")
+        paths = [Path(line) for line in said.out.splitlines()]
+        assert sorted(paths) == sorted((tmp_path / "out").iterdir())
+        return paths
+
+    return written
+
+
+def labels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        return np.asarray(image)
+
+
+# What is written
+
+
+def test_label_maps_are_what_evaluation_counted(predict: Callable[..., list[Path]], run: Path, colours: Path) -> None:
+    images = sorted((colours / "images" / "test").iterdir())
+    written = predict(*images)
+    names, matrices = load_confusions(run / "confusions.npz")
+    for image, path in zip(images, written[::2], strict=True):
+        mask = np.asarray(Image.open(colours / "masks" / "test" / image.name))
+        counted = confusion(torch.tensor(labels_of(path)), torch.tensor(mask), len(COLOURS)).numpy()
+        np.testing.assert_array_equal(counted, matrices[names.index(f"test/{image.stem}")])
+    assert matrices.sum() > 0
+
+
+def test_label_maps_show_in_the_datasets_colours_and_overlays_lie_over_the_image(
+    predict: Callable[..., list[Path]], colours: Path, tmp_path: Path
+) -> None:
+    source = colours / "images/test/0.png"
+    label_path, overlay_path = predict(source)
+    assert [label_path.name, overlay_path.name] == ["0.png", "0.overlay.png"]
+    palette = np.array(FolderDataset(colours / "dataset.yaml", tmp_path).palette)
+    shown = np.asarray(Image.open(label_path).convert("RGB"))
+    np.testing.assert_array_equal(shown, palette[labels_of(label_path)])
+    mixed = (np.asarray(Image.open(source)).astype(float) + shown) / 2
+    assert np.abs(np.asarray(Image.open(overlay_path)) - mixed).max() <= 0.5
+
+
+def test_a_run_is_named_by_folder_by_beginning_or_by_its_delta_alone(
+    run: Path, colours: Path, weights: Path, tmp_path: Path
+) -> None:
+    alone = shutil.copy(run / "delta.safetensors", tmp_path / "from-a-colleague.safetensors")
+    image = colours / "images/test/0.png"
+    ways = {
+        "folder": [run],
+        "beginning": [run.name[:6], "--runs", run.parent],
+        "delta": [alone, "--weights", weights, "--runs", tmp_path / "no runs here"],
+    }
+    maps = []
+    for name, arguments in ways.items():
+        said = call("predict", *arguments, image, "--out", tmp_path / name)
+        assert said.code == 0, said.err
+        maps.append((tmp_path / name / "0.png").read_bytes())
+    assert maps[0] == maps[1] == maps[2]
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "grey.png": lambda: Image.fromarray(noise(20, 30)),
+    "transparent.png": lambda: Image.fromarray(noise(20, 30, 4)),
+    "bits.png": lambda: Image.fromarray(noise(20, 30)).convert("1"),
+    "indexed.gif": lambda: Image.fromarray(noise(20, 30, 3)).convert("P"),
+    "print.jpg": lambda: Image.fromarray(noise(20, 30, 3)).convert("CMYK"),
+    "web.webp": lambda: Image.fromarray(noise(20, 30, 3)),
+    "pixel.png": lambda: Image.fromarray(noise(1, 1, 3)),
+    "line.png": lambda: Image.fromarray(noise(1, 700, 3)),
+    "pole.png": lambda: Image.fromarray(noise(700, 3, 3)),
+}
+
+
+def test_any_picture_gets_labels_of_its_own_size(predict: Callable[..., list[Path]], tmp_path: Path) -> None:
+    for name, draw in PICTURES.items():
+        draw().save(tmp_path / name)
+    written = predict(*(tmp_path / name for name in PICTURES))
+    for name, label_path, overlay_path in zip(PICTURES, written[::2], written[1::2], strict=True):
+        size = Image.open(tmp_path / name).size
+        assert (Image.open(label_path).size, Image.open(overlay_path).size) == (size, size), name
+        assert labels_of(label_path).max() < len(COLOURS), name
+
+
+def test_a_photograph_is_turned_as_its_exif_says(predict: Callable[..., list[Path]], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    Image.fromarray(noise(20, 30, 3)).save(tmp_path / "turned.jpg", exif=exif)
+    label_path, overlay_path = predict(tmp_path / "turned.jpg")
+    assert Image.open(label_path).size == Image.open(overlay_path).size == (20, 30)
+
+
+# What is refused, before anything is written
+
+
+def truncated(path: Path) -> Path:
+    Image.fromarray(noise(20, 30, 3)).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+def deep(path: Path) -> Path:
+    Image.fromarray(noise(20, 30).astype(np.uint16) * 257).save(path)
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("not a picture")
+    return path
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda path: path, "not a readable image: No such file or directory"),
+        (truncated, "not a readable image: image file is truncated"),
+        (text, "not an image file"),
+        (folder, "not a readable image: Is a directory"),
+        (deep, "not a readable image: mode I;16: more than 8 bits a channel; convert it to 8-bit RGB"),
+    ],
+    ids=["missing", "truncated", "text", "folder", "16 bits"],
+)
+def test_a_picture_that_cannot_be_read_is_named_before_anything_is_written(
+    run: Path, colours: Path, tmp_path: Path, make: Callable[[Path], Path], complaint: str
+) -> None:
+    bad = make(tmp_path / "bad.png")
+    line = refusal("predict", run, colours / "images/test/0.png", bad, "--out", tmp_path / "out")
+    assert line == f"{bad}: {complaint}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_pictures_of_one_name_would_overwrite_each_other(run: Path, colours: Path, tmp_path: Path) -> None:
+    images = [colours / "images" / split / "0.png" for split in ("train", "test")]
+    line = refusal("predict", run, *images, "--out", tmp_path / "out")
+    assert line == "predict: two images are called 0; their results would overwrite each other"
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_were_moved_are_asked_for(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    image, moved = colours / "images/test/0.png", tmp_path / "moved.safetensors"
+    weights.rename(moved)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(constants, "HF_HUB_OFFLINE", True)
+            patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+            line = refusal("predict", run, image, "--out", tmp_path / "out")
+        assert line.startswith(f"{run / 'delta.safetensors'}: was trained on resnet10t with a file of weights, sha256:")
+        assert line.endswith("say where it is now with --weights PATH")
+        assert call("predict", run, image, "--out", tmp_path / "out", "--weights", moved).code == 0
+    finally:
+        moved.rename(weights)
+
+
+def test_other_weights_than_those_of_the_run_are_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "other.safetensors")
+    for other in (tmp_path / "other.safetensors", "random"):
+        line = refusal("predict", run, colours / "images/test/0.png", "--out", tmp_path / "out", "--weights", other)
+        assert "was trained on resnet10t with weights sha256:" in line
+        assert f"--weights {other} gives" in line
+    assert not (tmp_path / "out").exists()
+
+
+def forged(run: Path, path: Path, change: Callable[[dict], object]) -> Path:
+    """The run's delta with another header."""
+    with safe_open(run / "delta.safetensors", "pt") as stored:
+        metadata = stored.metadata()
+    header = json.loads(metadata["header"])
+    change(header)
+    save_file(load_file(run / "delta.safetensors"), path, {**metadata, "header": json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda header: header["spec"].update(backbone="resnet18"), "does not fit resnet18: missing: conv1.weight"),
+        (lambda header: header["spec"].update(backbone="resnet10"), "--backbone resnet10: unknown; did you mean"),
+        (lambda header: header["spec"].update(method="smp"), "--method smp: no such method; did you mean spm?"),
+        (lambda header: header["spec"].update(method="linear"), "head_lr_scale|auxiliary|hidden: no such field"),
+        (
+            lambda header: header["spec"]["hyperparameters"].update(hidden=8),
+            "tensors do not fit, the first is backbone",
+        ),
+        (lambda header: header["spec"]["hyperparameters"].update(hidden=-1), "hidden: -1: input should be greater"),
+        (lambda header: header["spec"]["hyperparameters"].update(gaps="9"), "gap 9 does not exist"),
+        (lambda header: header["spec"].update(head="fpn:32"), "tensors do not fit"),
+        (lambda header: header["spec"].update(head="setr_pup"), "--head setr_pup is for a ViT"),
+        (lambda header: header.update(classes=["one", "two"]), "tensors do not fit"),
+        (lambda header: header.update(palette=[[0, 0, 256]] * 3), "not a delta: its palette"),
+        (lambda header: header.update(scale=[0, 0]), "not a delta: its scale"),
+        (lambda header: header.pop("spec"), "not a delta: "),
+    ],
+)
+def test_a_delta_that_does_not_go_with_its_header_is_refused(
+    run: Path, colours: Path, weights: Path, tmp_path: Path, change: Callable[[dict], object], complaint: str
+) -> None:
+    delta = forged(run, tmp_path / "delta.safetensors", change)
+    arguments = [colours / "images/test/0.png", "--out", tmp_path / "out", "--weights", weights]
+    line = refusal("predict", delta, *arguments)
+    assert any(part in line for part in complaint.split("|")), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_delta_is_refused(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((run / "delta.safetensors").read_bytes()[:5000])
+    for file in (weights, cut, run / "result.json", run / "spec.yaml"):
+        line = refusal("predict", file, colours / "images/test/0.png", "--out", tmp_path / "out")
+        assert line.startswith(f"{file}: not a delta: ")
+
+
+def test_a_beginning_that_no_run_or_several_have_is_refused(
+    run: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, image = tmp_path / "runs", colours / "images/test/0.png"
+    for name in ("ab" + "0" * 14, "ab" + "1" * 14):
+        shutil.copytree(run, runs / name)
+    monkeypatch.setenv("HARNESS_RUNS", str(runs))
+    assert refusal("predict", "ab", image) == f"run ab: 2 runs in {runs} begin so; give more digits"
+    assert refusal("predict", "cd", image) == f"run cd: no such run in {runs}; `harness list runs` prints them"
+
+
+def test_a_run_that_is_not_done_has_no_delta(run: Path, colours: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "runs" / run.name)
+    (tmp_path / "runs" / run.name / "result.json").unlink()
+    (tmp_path / "runs" / run.name / "status.json").write_text('{"state": "diverged"}')
+    line = refusal("predict", tmp_path / "runs" / run.name, colours / "images/test/0.png")
+    assert line.endswith("has no delta: it is diverged")
+
+
+def test_an_out_folder_that_cannot_be_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refusal("predict", run, colours / "images/test/0.png", "--out", tmp_path / "file")
+    assert line == f"--out {tmp_path / 'file'}: File exists; name another folder"
+
+
+def test_a_device_that_is_not_there_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+    arguments = ["predict", run, colours / "images/test/0.png", "--out", tmp_path / "out", "--device", "tpu"]
+    assert refusal(*arguments) == "--device tpu: give auto, cpu, cuda or cuda:N"
+    assert not (tmp_path / "out").exists()

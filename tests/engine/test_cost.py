@@ -1,0 +1,98 @@
+"""What a step takes is counted on shapes alone; here it is held against steps that are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.costs import peak_bytes
+from harness.engine.cost import PeakMemoryMode, _convolution_backward_flops, step_cost
+from harness.engine.training import parameter_groups
+from harness.method import methods
+from harness.models.backbones.families import create, cut
+from harness.models.network import Segmenter, build_segmenter
+from harness.spec import Budget
+
+CLASSES = 3
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["", "deterministic"])
+def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As a run asks torch to be."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(request.param, warn_only=True)
+    yield
+    assert torch.are_deterministic_algorithms_enabled() == request.param
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def network_of(method: str, backbone: str) -> Segmenter:
+    torch.manual_seed(0)
+    built = methods.get(method)
+    return build_segmenter(cut(backbone, create(backbone)), built(built.Hyperparameters()), "fpn:16", CLASSES, seed=0)
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("method", ["linear", "spm", "full"])
+def test_peak_memory_is_the_most_that_real_steps_hold(method: str, backbone: str) -> None:
+    """With the gradients of real data and AdamW's own state, updated in place as a run does."""
+    images, side = 2, 96
+    network = network_of(method, backbone).train()
+    counted = step_cost(network, Budget(name="one", steps=1, batch_size=images, crop=(side, side)))
+    optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)
+    batch = torch.rand(images, 3, side, side), torch.randint(CLASSES, (images, side, side), dtype=torch.uint8)
+    with PeakMemoryMode([*network.parameters(), *network.buffers()]) as held:
+        for _ in range(2):
+            loss, _ = network(*batch)
+            loss.backward()
+            del loss
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    assert counted.peak_bytes == pytest.approx(held.peak, rel=0.03)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224"])
+def test_peak_memory_is_near_what_torch_allocates(backbone: str) -> None:
+    """Maps of 256×256, beside which what kernels take for themselves is little."""
+    images, side = 4, 256
+    network = network_of("spm", backbone).train()
+    counted = step_cost(network, Budget(name="one", steps=1, batch_size=images, crop=(side, side)))
+    optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)
+    batch = torch.rand(images, 3, side, side), torch.randint(CLASSES, (images, side, side), dtype=torch.uint8)
+
+    def step() -> None:
+        loss, _ = network(*batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    allocated = peak_bytes(SimpleNamespace(step=step, network=network, optimizer=optimizer, batches=[batch]))
+    assert counted.peak_bytes == pytest.approx(allocated, rel=0.05)
+
+
+@pytest.mark.parametrize(("groups", "transposed"), [(1, False), (4, False), (16, False), (4, True)])
+def test_gradients_of_a_convolution_take_its_arithmetic_each(groups: int, transposed: bool) -> None:
+    made = nn.ConvTranspose2d if transposed else nn.Conv2d
+    convolution = made(16, 16, 3, groups=groups)
+    x = torch.rand(2, 16, 8, 8, requires_grad=True)
+    own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=own) as forward:
+        y = convolution(x)
+    with FlopCounterMode(display=False, custom_mapping=own) as backward:
+        y.sum().backward()
+    assert backward.get_total_flops() == 2 * forward.get_total_flops() > 0
+
+
+def test_a_step_in_parts_takes_the_arithmetic_of_one_and_less_memory() -> None:
+    network = network_of("full", "resnet10t")
+    whole, parts = (
+        step_cost(network, Budget(name="one", steps=1, batch_size=8, accumulate=accumulate, crop=(64, 64)))
+        for accumulate in (1, 4)
+    )
+    assert parts.flops == whole.flops and parts.peak_bytes < whole.peak_bytes
+    assert all(not parameter.is_meta and parameter.grad is None for parameter in network.parameters())

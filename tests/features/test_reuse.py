@@ -1,0 +1,328 @@
+"""What is frozen is computed once: kept features and cells side by side leave every bit of every result as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from harness.cells.resolve import Cell, Request, resolve
+from harness.engine.run import execute, execute_together
+from harness.engine.training import Interrupted, TrainState
+from harness.features.policy import FeatureCachePolicy
+from harness.features.store import FeatureStream
+from harness.runs.folder import RunFolder
+from harness.runs.store import RunStore
+from harness.tracking.mirror import Mirror
+from tests.support.tiny_cell import make_dataset
+
+GIGABYTE = 10**9
+Run = Callable[..., RunFolder]
+Alone = Callable[..., tuple[Any, ...]]
+
+
+@pytest.fixture(scope="module")
+def budget(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty steps, so that some files are whole before the end; two forward passes each."""
+    path = tmp_path_factory.mktemp("budgets") / "reuse.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {"steps": 20, "batch_size": 4, "accumulate": 2, "crop": [32, 32], "warmup": 2, "channels_last": True}
+        )
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def cell(colours: Path, budget: Path) -> Callable[..., tuple[Cell, RunStore]]:
+    def make(runs: Path, **fields: Any) -> tuple[Cell, RunStore]:
+        common = {"backbone": "resnet10t", "weights": "random", "head": "fpn:16", "method": "linear"}
+        request = Request(**{"dataset": str(colours), "budget": str(budget), **common, **fields})
+        store = RunStore(runs)
+        return resolve(request, store, runs), store
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(cell: Callable[..., tuple[Cell, RunStore]]) -> Run:
+    def go(runs: Path, cache_bytes: int = 0, more: int = 0, **fields: Any) -> RunFolder:
+        made, store = cell(runs, **fields)
+        mirror = Mirror(runs, "off", print)
+        return execute(made, store, mirror, device="cpu", workers=0, quiet=True, cache_bytes=cache_bytes, more=more)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def alone(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, ...]]:
+    """The outcome of a cell that shares nothing with any."""
+    runs = tmp_path_factory.mktemp("alone")
+    return lambda **fields: outcome(run(runs, **fields))  # one that is done is answered at once
+
+
+@pytest.fixture
+def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network so small is computed as fast as it is read; the decision has a test of its own."""
+    monkeypatch.setattr(FeatureCachePolicy, "_decide", lambda *_: None)
+
+
+def outcome(folder: RunFolder) -> tuple[Any, ...]:
+    """All that the figures of a run are, to the bit."""
+    result = folder.result()
+    assert result is not None
+    with safe_open(folder.delta_path, "pt") as stored:
+        delta = {name: stored.get_tensor(name).numpy().tobytes() for name in stored.keys()}  # noqa: SIM118
+    with np.load(folder.confusions_path) as stored_matrices:
+        confusions = {name: stored_matrices[name].tobytes() for name in stored_matrices}
+    curve = [{**point, "images_per_second": None} for point in folder.curve()]
+    samples = {path.name: path.read_bytes() for path in folder.samples_path.iterdir()}
+    assert result.peak_memory_bytes > 0
+    costs = result.peak_memory_bytes, result.train_flops
+    return result.metrics, costs, delta, confusions, curve, samples
+
+
+def reuse(folder: RunFolder) -> dict[str, Any]:
+    result = folder.result()
+    assert result is not None
+    return result.reuse.model_dump()
+
+
+METHODS = [
+    {"method": "linear"},
+    {"method": "spm"},
+    {"method": "spm", "settings": {"gaps": "3"}, "head": "linear"},
+    {"method": "full"},
+    {"method": "linear", "settings": {"lr": 0.01}},
+]
+"""Four, one, three and no untouched stages."""
+
+
+@pytest.mark.parametrize(
+    ("backbone", "number"),
+    [
+        ("resnet10t", 3),
+        pytest.param("resnet10t", len(METHODS), marks=pytest.mark.exhaustive),
+        pytest.param("vit_tiny_patch16_224", 2, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_kept_features_leave_every_bit_as_it_was_whoever_kept_them(
+    run: Run, alone: Alone, tmp_path: Path, always_pays: None, backbone: str, number: int
+) -> None:
+    for order, fields in enumerate(METHODS[:number]):
+        again = run(tmp_path, GIGABYTE, more=9, backbone=backbone, **fields)
+        assert outcome(again) == alone(backbone=backbone, **fields), fields
+        used = float(order in (1, 2, 4))  # the first has nobody to take from, the fourth no use for it
+        assert (reuse(again)["training"], reuse(again)["evaluation"]) == (used, used), fields
+
+
+def test_what_a_shallow_prefix_kept_is_gone_on_from_by_a_deeper_one(
+    run: Run, alone: Alone, tmp_path: Path, always_pays: None
+) -> None:
+    run(tmp_path, GIGABYTE, more=9, method="spm")
+    before = {path.name for path in (tmp_path / ".cache" / "features").iterdir()}
+    deeper = run(tmp_path, GIGABYTE, more=9, method="linear")
+    assert reuse(deeper)["training"] == 1  # no image was augmented again
+    added = {path.name for path in (tmp_path / ".cache" / "features").iterdir()} - before
+    assert added and not any("stage0" in name or "masks" in name for name in added)
+    assert outcome(deeper) == alone(method="linear")
+
+
+@pytest.mark.parametrize(
+    ("begun_with", "ended_with"),
+    [
+        (GIGABYTE, GIGABYTE),
+        *(pytest.param(*sizes, marks=pytest.mark.exhaustive) for sizes in ((GIGABYTE, 0), (0, GIGABYTE))),
+    ],
+)
+def test_an_interrupted_run_goes_on_with_kept_features_and_without_them(
+    run: Run, alone: Alone, tmp_path: Path, always_pays: None, begun_with: int, ended_with: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(TrainState, "learn", stopping({0.001: 11}))  # within the second file
+        run(tmp_path, begun_with, more=9)
+    assert outcome(run(tmp_path, ended_with, more=9)) == alone()
+
+
+def test_damaged_and_lost_features_are_computed_again(
+    run: Run, alone: Alone, tmp_path: Path, always_pays: None
+) -> None:
+    run(tmp_path, GIGABYTE, more=9)
+    files = sorted((tmp_path / ".cache" / "features").glob("*.features"))
+    assert len(files) > 6
+    for number, path in enumerate(files):
+        if number % 3 == 0:
+            path.unlink()
+        else:
+            content = bytearray(path.read_bytes())
+            content[(number * 7919) % len(content)] ^= 0x40
+            path.write_bytes(content if number % 3 == 1 else content[: len(content) // 2])
+    for rate in (0.002, 0.003):
+        found = run(tmp_path, GIGABYTE, more=9, settings={"lr": rate})
+        assert outcome(found) == alone(settings={"lr": rate})
+    assert reuse(found)["training"] > 0.4
+
+
+def stopping(at: dict[float, int]) -> Callable[..., None]:
+    """In place of `TrainState.learn`: as a signal would stop it, at a step for each learning rate."""
+    learn = TrainState.learn
+
+    def act(learner: TrainState, *args: Any) -> None:
+        if learner.step == at.get(learner.hyperparameters.lr):
+            learner.save()
+            raise Interrupted(learner.step)
+        learn(learner, *args)
+
+    return act
+
+
+def test_features_that_would_not_pay_or_not_fit_are_not_kept_and_it_is_said(
+    run: Run, tmp_path: Path, monkeypatch: Any
+) -> None:
+    features = Path(".cache") / "features"
+
+    def kept(runs: Path) -> set[str]:
+        return {path.name.rpartition("-")[2] for path in (runs / features).glob("*.features")}
+
+    def log(folder: RunFolder) -> str:
+        return folder.log_path.read_text()
+
+    lone = run(tmp_path / "lone", GIGABYTE, more=0)
+    assert "masks.features" not in kept(tmp_path / "lone") and "training images" not in log(lone)
+    small = run(tmp_path / "small", 300_000, more=9)
+    assert "more than half of --cache-size" in log(small)
+    assert "masks.features" not in kept(tmp_path / "small")
+    read = FeatureStream.read
+    monkeypatch.setattr(FeatureStream, "read", lambda *given: time.sleep(0.3) or read(*given))
+    slow = run(tmp_path / "slow", GIGABYTE, more=1)
+    assert "not keeping" in log(slow) and "reading 0.3" in log(slow)
+    assert not (tmp_path / "off" / features).exists()
+    run(tmp_path / "off", 0, more=9)
+    assert not (tmp_path / "off" / features).exists()
+
+
+def test_a_method_that_changes_a_frozen_layer_in_secret_shares_nothing(
+    run: Run, tmp_path: Path, always_pays: None, monkeypatch: Any
+) -> None:
+    from methods.linear import Linear
+
+    run(tmp_path, GIGABYTE, more=9)
+    attach = Linear.attach
+
+    def secretly(method: Linear, backbone: Any, num_classes: int) -> None:
+        attach(method, backbone, num_classes)
+        backbone.stages[2][0].downsample[-1].eps = 0.5
+
+    monkeypatch.setattr(Linear, "attach", secretly)
+    changed = run(tmp_path, GIGABYTE, more=9, settings={"lr": 0.002})
+    assert reuse(changed) == {**reuse(changed), "frozen_stages": 2}
+
+
+def test_cells_side_by_side_end_as_they_do_alone(
+    run: Run, alone: Alone, cell: Callable[..., tuple[Cell, RunStore]], tmp_path: Path
+) -> None:
+    made = [cell(tmp_path, **fields)[0] for fields in METHODS]
+    store, mirror = RunStore(tmp_path), Mirror(tmp_path, "off", print)
+    done = run(tmp_path, **METHODS[1])  # one of them is done already
+    before = done.result_path.stat().st_mtime_ns
+    outcomes = execute_together(made, store, mirror, device="cpu", workers=0, quiet=True, cache_bytes=0)
+    assert outcomes == [("done", None)] * len(METHODS)
+    assert done.result_path.stat().st_mtime_ns == before
+    for fields, one in zip(METHODS, made, strict=True):
+        assert outcome(store.folder(one.spec)) == alone(**fields), fields
+    with pytest.raises(ValueError, match="the same images"):
+        execute_together([made[0], cell(tmp_path, seed=1)[0]], store, mirror)
+
+
+def test_what_happens_to_one_of_several_cells_leaves_the_others_alone(
+    alone: Alone, cell: Callable[..., tuple[Cell, RunStore]], tmp_path: Path, monkeypatch: Any
+) -> None:
+    rates = (0.001, 0.002, 9.0, 0.004, 0.003)
+    made = [cell(tmp_path, settings={"lr": rate})[0] for rate in rates]
+    store = RunStore(tmp_path)
+    learn = TrainState.learn
+
+    def failing(learner: TrainState, *args: Any) -> None:
+        if learner.hyperparameters.lr == 0.002 and learner.step == 5:
+            raise torch.OutOfMemoryError("no memory left")
+        if learner.hyperparameters.lr == 9.0 and learner.step == 8:
+            next(learner.network.head.parameters()).data.fill_(float("nan"))
+        learn(learner, *args)
+
+    monkeypatch.setattr(TrainState, "learn", failing)
+    with store.lock(store.folder(made[3].spec)):
+        outcomes = execute_together(
+            made, store, Mirror(tmp_path, "off", print), device="cpu", workers=0, quiet=True, cache_bytes=0
+        )
+    assert [state for state, _ in outcomes] == ["done", "out_of_memory", "diverged", "claimed", "done"]
+    assert f"process {os.getpid()}" in str(outcomes[3][1])
+    for one, (state, reason) in zip(made, outcomes, strict=True):
+        folder = store.folder(one.spec)
+        if state == "claimed":
+            assert not folder.path.exists()
+        else:
+            status = json.loads((folder.path / "status.json").read_text())
+            assert (status["state"], status["reason"]) == (state, reason)
+    monkeypatch.setattr(TrainState, "learn", learn)
+    for index in (0, 4):
+        assert outcome(store.folder(made[index].spec)) == alone(settings={"lr": rates[index]})
+
+
+def test_several_cells_that_are_interrupted_go_on_from_where_each_of_them_was(
+    alone: Alone, cell: Callable[..., tuple[Cell, RunStore]], tmp_path: Path
+) -> None:
+    store, mirror = RunStore(tmp_path), Mirror(tmp_path, "off", print)
+    rates = (0.001, 0.002, 0.003)
+    made = [cell(tmp_path, settings={"lr": rate})[0] for rate in rates]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainState, "learn", stopping({0.001: 4, 0.002: 9, 0.003: 15}))
+        first = execute_together(made, store, mirror, device="cpu", workers=0, quiet=True, cache_bytes=0)
+    assert [state for state, _ in first] == ["interrupted"] * 3
+    second = execute_together(made, store, mirror, device="cpu", workers=0, quiet=True, cache_bytes=0)
+    assert second == [("done", None)] * 3
+    for one, rate in zip(made, rates, strict=True):
+        assert outcome(store.folder(one.spec)) == alone(settings={"lr": rate})
+
+
+def test_an_evaluation_in_windows_is_shared_by_seeds(run: Run, alone: Alone, tmp_path: Path, budget: Path) -> None:
+    sliding = tmp_path / "slide.yaml"
+    fields = {**yaml.safe_load(budget.read_text()), "evaluation": "slide", "stride": [24, 24]}
+    sliding.write_text(yaml.safe_dump(fields))
+    weights = {"weights": str(_weights(tmp_path)), "budget": str(sliding)}
+    first = run(tmp_path / "cached", GIGABYTE, seed=0, **weights)
+    second = run(tmp_path / "cached", GIGABYTE, seed=1, **weights)
+    assert (reuse(first)["evaluation"], reuse(second)["evaluation"]) == (0, 1)
+    assert outcome(second) == alone(seed=1, **weights)
+
+
+def _weights(folder: Path) -> Path:
+    """Of one file, so that they do not depend on the seed."""
+    from safetensors.torch import save_file
+
+    from harness.models.backbones.families import create
+
+    torch.manual_seed(0)
+    save_file(create("resnet10t").state_dict(), folder / "resnet10t.safetensors")
+    return folder / "resnet10t.safetensors"
+
+
+@pytest.mark.exhaustive
+def test_another_dataset_size_or_part_is_another_name(run: Run, tmp_path: Path, always_pays: None) -> None:
+    first = run(tmp_path, GIGABYTE, more=9)
+    other = make_dataset(tmp_path / "other")
+    changed = other / "images" / "train"
+    path = sorted(changed.iterdir())[0]
+    path.write_bytes(sorted(changed.iterdir())[1].read_bytes())
+    for fields in ({"dataset": str(other)}, {"part": "dev"}, {"seed": 1}):
+        assert reuse(run(tmp_path, GIGABYTE, **fields))["training"] == 0
+    assert reuse(run(tmp_path, GIGABYTE, settings={"lr": 0.5}))["training"] == 1
+    assert reuse(first)["training"] == 0

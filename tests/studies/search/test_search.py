@@ -1,0 +1,334 @@
+"""A search: the same trials however it is interrupted, as many as were asked for, none executed twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.cells.resolve import Resolver
+from harness.errors import UserError
+from harness.runs import locks
+from harness.runs.state import Outcome, RunState
+from studies.search.optuna_storage import open_storage
+from studies.search.samplers import quiet_optuna
+from studies.search.spec import Range
+from tests.support.searching import GRID, SPACE, STEPS, Place, carry_out, drive, quality, start, work_until_killed
+
+
+@pytest.fixture(scope="session")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with tables and nothing in them: to create it takes a second, to copy it none."""
+    path = tmp_path_factory.mktemp("schema") / "optuna.db"
+    with quiet_optuna():
+        open_storage(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, colours: Path, tiny: Path, schema: Path) -> Place:
+    (tmp_path / "runs").mkdir()
+    shutil.copy(schema, tmp_path / "runs" / "optuna.db")
+    return Place(tmp_path / "runs", colours, tiny)
+
+
+@pytest.fixture
+def another(tmp_path: Path, colours: Path, tiny: Path) -> Place:
+    """A second run store, with nothing in it."""
+    return Place(tmp_path / "more runs", colours, tiny)
+
+
+def finish(place: Place, trials: int, **options: object) -> list:
+    with place.open(trials, **options) as search:
+        return drive(place, search)
+
+
+# The same trials
+
+
+@pytest.mark.parametrize(("trials", "options"), [(12, {}), (5, {"pruner": "hyperband"})])
+def test_a_search_that_is_killed_again_and_again_makes_the_same_trials_as_one_that_is_not(
+    place: Place, another: Place, trials: int, options: dict
+) -> None:
+    """The kills are at calls drawn by chance from all that a worker makes, so at every moment of a trial's life.
+
+    Twelve trials, as TPE looks at what came before from the eleventh on.
+    """
+    whole = finish(place, trials, **options)
+    draw = random.Random(0)
+    killed = 0
+    while True:
+        process = start(work_until_killed, another, trials, draw.randint(500, 5_000), options)
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
+    assert killed >= 3
+    with another.open(trials, **options) as search:
+        assert search.trials == whole
+    assert len(set(another.executed)) == trials
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc", "nsgaii", "grid"])
+def test_what_a_sampler_proposes_does_not_depend_on_which_process_asks_it(
+    place: Place, another: Place, sampler: str
+) -> None:
+    """Nor, for what is less than a generation, on which trials have ended by then."""
+    space = GRID if sampler == "grid" else SPACE
+    trials = 4
+    whole = finish(place, trials, space=space, sampler=sampler)
+    at_once = replace(another, root=another.root.with_name("at once"))
+    with at_once.open(trials, space, sampler=sampler) as search:
+        jobs = [job for _ in range(trials) if (job := search.next())]
+        for job in jobs:
+            carry_out(at_once, job)
+            search.ended(job.fingerprint, "done", None)
+    assert search.trials == whole
+    for _ in range(trials):
+        with another.open(trials, space, sampler=sampler) as search:
+            job = search.next()
+            assert job is not None
+            carry_out(another, job)
+            search.ended(job.fingerprint, "done", None)
+    assert search.trials == whole
+    assert len({tuple(trial.settings.values()) for trial in whole}) == trials
+
+
+def test_a_search_that_is_given_more_trials_goes_on_as_if_it_had_had_them_from_the_start(
+    place: Place, another: Place
+) -> None:
+    first = finish(place, 2)
+    assert finish(place, 4)[:2] == first
+    assert finish(place, 4) == finish(another, 4)
+    assert len(place.executed) == 4
+
+
+def test_a_search_whose_storage_was_lost_finds_its_trials_again_without_executing_any(place: Place) -> None:
+    before = finish(place, 3)
+    (place.root / "optuna.db").unlink()
+    assert finish(place, 3) == before
+    assert len(place.executed) == 3
+
+
+def test_a_damaged_list_of_trials_is_written_again(place: Place) -> None:
+    before = finish(place, 2)
+    search = place.open(2)
+    (search.folder.path / "trials.json").write_text('[{"number": 0, "st')
+    assert search.folder.trials() == []
+    search.poll()
+    assert search.folder.trials() == before
+
+
+# Who executes what
+
+
+def test_a_trial_that_another_process_has_is_left_to_it_and_taken_over_when_it_dies(place: Place) -> None:
+    with place.open(1) as holding, place.open(1) as waiting:
+        job = holding.next()
+        assert job is not None
+        assert waiting.next() is None
+        holding.close()
+        assert waiting.next() == job
+
+
+def test_a_dead_process_run_that_still_executes_is_left_alone(place: Place) -> None:
+    with place.open(1) as dead:
+        job = dead.next()
+        assert job is not None
+    run = place.run(job.fingerprint)
+    with place.open(1) as search:
+        with place.store.lock(run):
+            assert search.next() is None
+        assert search.next() == job
+
+
+def test_a_trial_whose_run_is_done_but_was_not_told_is_told_and_not_executed_again(place: Place) -> None:
+    with place.open(1) as dead:
+        job = dead.next()
+        assert job is not None
+        carry_out(place, job)
+    with place.open(1) as search:
+        assert search.next() is None
+        assert search.finished
+        assert search.trials[0].values == [quality(job)]
+
+
+def test_a_worker_that_stopped_beating_loses_its_trial(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "LEASE", 0.5)
+    stopped = start(_take_one_and_stop, place)
+    try:
+        _until(lambda: _state(stopped.pid) == "T")
+        with place.open(1) as search:
+            _until(lambda: search.next() is not None)
+    finally:
+        stopped.kill()
+        stopped.join()
+
+
+def _take_one_and_stop(place: Place) -> None:
+    with place.open(1) as search:
+        assert search.next() is not None
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _state(pid: int | None) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _until(reached: Callable[[], bool], seconds: float = 900) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "waited for too long"
+        time.sleep(0.02)
+
+
+def test_a_trial_that_was_interrupted_is_taken_up_again(place: Place) -> None:
+    with place.open(1) as search:
+        job = search.next()
+        assert job is not None
+        assert search.next() is None
+        search.ended(job.fingerprint, "interrupted", "stopped after step 3")
+        assert search.next() == job
+
+
+def test_several_trials_at_once_are_different_ones(place: Place) -> None:
+    with place.open(3) as search:
+        jobs = [search.next() for _ in range(4)]
+        assert [job.number for job in jobs if job] == [0, 1, 2]
+        assert jobs[3] is None
+        assert len({job.fingerprint for job in jobs if job}) == 3
+
+
+# How trials end
+
+
+@pytest.mark.parametrize("outcome", ["failed", "diverged", "out_of_memory", "unsupported"])
+def test_a_trial_that_fails_counts_and_says_why(place: Place, outcome: str) -> None:
+    with place.open(2) as search:
+        job = search.next()
+        assert job is not None
+        search.ended(job.fingerprint, outcome, "there was no room")
+        assert drive(place, search)[0].state == "failed"
+        assert search.trials[0].reason == f"{outcome}: there was no room"
+        assert len(search.trials) == 2
+
+
+def test_a_result_without_the_objective_is_a_failed_trial(place: Place) -> None:
+    with place.open(1) as search:
+        job = search.next()
+        assert job is not None
+        carry_out(place, job, miou=None)
+        search.ended(job.fingerprint, "done", None)
+        assert (search.trials[0].state, search.trials[0].reason) == ("failed", "its result has no figure for miou")
+
+
+def test_hyperparameters_that_come_up_twice_are_executed_once(place: Place) -> None:
+    space = {"kernel": Range(choices=(3, 5)), "hidden": Range(choices=(8,))}
+    trials = finish(place, 4, space=space, sampler="random")
+    assert len(trials) == 4
+    assert sum(trial.steps for trial in trials) == STEPS * len(set(place.executed)) == STEPS * len(place.executed)
+    (first, *_), later = trials, [trial for trial in trials if trial.steps == 0]
+    assert later[0].reason == f"the same hyperparameters as trial {_twin(trials, later[0]).number}"
+    assert first.reason is None
+
+
+def _twin(trials: list, trial) -> object:
+    return next(other for other in trials if other.fingerprint == trial.fingerprint)
+
+
+def test_what_is_pruned_counts_with_the_steps_that_it_took(place: Place) -> None:
+    with place.open(8, pruner="median") as search:
+        for _ in range(7):
+            job = search.next()
+            assert job is not None
+            carry_out(place, job)
+            search.ended(job.fingerprint, "done", None)
+        job = search.next()
+        assert job is not None
+        run = place.run(job.fingerprint)
+        with place.store.lock(run) as run.lock:
+            run.begin(Resolver(place.store, place.root)(job.request).spec, attempt=1)
+            run.append_curve({"step": 1, "miou_train": 0.0})
+            assert search.poll() == [job.fingerprint]
+            run.finish(Outcome(RunState.INTERRUPTED, "stopped after step 2", 2))
+        search.ended(job.fingerprint, "interrupted", "stopped after step 2")
+        assert search.finished
+        trial = search.trials[7]
+    assert (trial.state, trial.values, trial.steps) == ("pruned", None, 2)
+    status = run.status()
+    assert status is not None
+    assert status.reason == trial.reason == f"pruned by search {search.spec.name} at step 1"
+
+
+@pytest.mark.parametrize(("pruner", "trials"), [("median", 9), ("hyperband", 5), ("successive_halving", 4)])
+def test_the_curve_prunes_and_not_the_clock(place: Place, another: Place, pruner: str, trials: int) -> None:
+    """A trial that is done before anybody looks is pruned as one that is looked at while it runs."""
+    whole = finish(place, trials, pruner=pruner)
+    assert "pruned" in {trial.state for trial in whole}
+    with another.open(trials, pruner=pruner) as search:
+        while not search.finished:
+            job = search.next()
+            assert job is not None
+            carry_out(another, job)
+            search.poll()
+            search.ended(job.fingerprint, "done", None)
+    assert search.trials == whole
+
+
+# What a user can get wrong
+
+
+@pytest.mark.parametrize(
+    ("said", "trials", "options"),
+    [
+        ("--trials 0: give at least 1", 0, {}),
+        ("--sampler tpr: no such sampler; did you mean tpe?", 1, {"sampler": "tpr"}),
+        ("--pruner mediant: no such pruner; did you mean median?", 1, {"pruner": "mediant"}),
+        ("--objective moiu: no such objective; did you mean miou?", 1, {"objectives": ("moiu",)}),
+        ("--pruner median: Optuna prunes", 1, {"pruner": "median", "objectives": ("miou", "trained")}),
+        ("--sampler grid: lr=0.0001:0.01:log is continuous; give --space lr=A|B|C", 1, {"sampler": "grid"}),
+        ("--trials 11: the grid has 10 points; give at most as many", 11, {"sampler": "grid", "space": GRID}),
+        ("--storage nonsense: cannot be used", 1, {"storage": "nonsense"}),
+        ("--storage oracle+nonsense://host: cannot be used", 1, {"storage": "oracle+nonsense://me:secret@host"}),
+        ("--storage journal:/no/such/folder/file: cannot be used", 1, {"storage": "journal:/no/such/folder/file"}),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(place: Place, said: str, trials: int, options: dict) -> None:
+    with pytest.raises(UserError) as refusal:
+        place.open(trials, **options)
+    assert str(refusal.value).startswith(said)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_study_that_somebody_else_filled_is_refused(place: Place) -> None:
+    search = place.open(1)
+    search._study.ask()
+    with pytest.raises(UserError, match="has trials that were not made here"):
+        search.next()
+
+
+def test_another_budget_or_sampler_is_another_search(place: Place, another: Place, tmp_path: Path) -> None:
+    longer = shutil.copy(place.budget, tmp_path / "longer.yaml")
+    Path(longer).write_text(place.budget.read_text().replace("steps: 12", "steps: 13"))
+    names = {
+        place.open(1).spec.name,
+        place.open(1, sampler="random").spec.name,
+        replace(place, budget=Path(longer)).open(1).spec.name,
+    }
+    assert len(names) == 3
+    assert another.open(1).spec.name in names
+
+
+def test_nothing_of_optuna_is_printed(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    with place.open(3, pruner="hyperband") as search:
+        drive(place, search)
+        search.conclude()
+    assert capfd.readouterr() == ("", "")
