@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from harness.cells.resolve import Resolver
 from harness.launch.launcher import LauncherChoice
 from harness.runs.folder import RunFolder
+from harness.tracking.mirror import tracked_store
 from studies.plan import FAILED, Plan, PlannedCell, PlannedSearch, make_plan, rows_of
 from studies.scheduler import ExecutionOptions, Scheduler, SearchTask
 from studies.study import Study
@@ -91,11 +92,14 @@ def record_unsupported(plan: Plan, options: ExecutionOptions) -> None:
     """An unsupported cell is a row like any other, for `list runs` and reports too."""
     from harness.launch.supervise import record_failure
 
+    store = tracked_store(options.store.root, options.tracking, options.say)
     for cell in plan.cells:
         if cell.state == "unsupported" and cell.spec is not None:
             run = options.store.folder(cell.spec)
             if run.status() is None:
-                record_failure(options.job(cell.request, cell.spec.fingerprint), cell.reason or "", "unsupported")
+                record_failure(
+                    options.job(cell.request, cell.spec.fingerprint), cell.reason or "", "unsupported", store=store
+                )
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------

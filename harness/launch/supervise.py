@@ -29,6 +29,8 @@ from harness.runs.locks import AlreadyLocked
 from harness.runs.state import Outcome as RunOutcome
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
+from harness.tracking.mirror import tracked_store
+from harness.util.progress import say
 
 if TYPE_CHECKING:
     from harness.cells.resolve import Cell, Resolver
@@ -128,8 +130,13 @@ def of_members(job: Job, ended: list[JobResult]) -> list[JobResult]:
 
 def stopped(job: Job, reason: str | None = None) -> JobResult:
     """What became of one cell whose process was asked to end, and had nothing to tell."""
-    done = RunFolder(job.runs / job.fingerprint).result() is not None
-    return JobResult(job, "done" if done else "interrupted", None if done else reason)
+    run = RunFolder(job.runs / job.fingerprint)
+    if run.result() is not None:
+        return JobResult(job, "done")
+    status = run.status()
+    if status is not None and status.state is RunState.RUNNING:  # it was killed before it could say so
+        return recorded(job, reason or "killed", "interrupted")
+    return JobResult(job, "interrupted", reason)
 
 
 def _recorded_by(cells: list[Job], process: BaseProcess) -> list[JobResult]:
@@ -251,11 +258,16 @@ def recorded(job: Job, reason: str, outcome: Outcome = "failed") -> JobResult:
     return JobResult(job, outcome, reason)
 
 
-def record_failure(job: Job, reason: str, outcome: Outcome = "failed", cell: Cell | None = None) -> None:
-    """Make a run that ended without a word a visible row. Raises `AlreadyLocked`, `UserError` or `OSError`."""
+def record_failure(
+    job: Job, reason: str, outcome: Outcome = "failed", cell: Cell | None = None, store: RunStore | None = None
+) -> None:
+    """Make a run that ended without a word a visible row, also in MLflow.
+
+    `store` is the tracked store of `job.runs` where there is one. Raises `AlreadyLocked`, `UserError` or `OSError`.
+    """
     from harness.cells.resolve import resolve
 
-    store = RunStore(job.runs)
+    store = store or tracked_store(job.runs, job.tracking, say)
     spec = (cell or resolve(job.request, store, job.data)).spec
     run = store.folder(spec)
     with store.lock(run) as run.lock:
