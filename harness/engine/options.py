@@ -81,7 +81,6 @@ class ExecutionOptions:
 
     def open_store(self, warn: Callable[[str], None] = warn) -> RunStore:
         """The runs under `runs`; MLflow mirrors each state that is written. `warn` takes a line when that fails."""
-        from harness.runs.store import RunStore  # here, so that the command line reads its flags without pydantic
-        from harness.tracking.mirror import Mirror
+        from harness.tracking.mirror import tracked_store  # here, so that the command line's flags need no pydantic
 
-        return RunStore(self.runs, Mirror(self.runs, self.tracking, warn).update)
+        return tracked_store(self.runs, self.tracking, warn)

@@ -136,8 +136,14 @@ def _results_in_folders(
 def stopped(options: ExecutionOptions, cell: JobCell) -> JobResult:
     """The result of a cell whose process was asked to end, and sent none."""
     store = RunStore(options.runs)
-    outcome = store.outcome(store.by_fingerprint(cell.fingerprint))
-    return JobResult(cell, outcome if outcome.state is RunState.DONE else Outcome(RunState.INTERRUPTED))
+    run = store.by_fingerprint(cell.fingerprint)
+    outcome, status = store.outcome(run), run.status()
+    if outcome.state is RunState.DONE:
+        return JobResult(cell, outcome)
+    interrupted = Outcome(RunState.INTERRUPTED)
+    if status is not None and status.state is RunState.RUNNING:  # killed before it could write its state
+        return record(options, cell, replace(interrupted, reason="killed"))
+    return JobResult(cell, interrupted)
 
 
 def record(options: ExecutionOptions, cell: JobCell, outcome: Outcome) -> JobResult:

@@ -13,7 +13,9 @@ from PIL import Image
 from harness.cells.recipe import read_recipe
 from harness.cells.resolve import resolve
 from harness.runs.state import Outcome, RunState
-from harness.tracking.mirror import EXPERIMENT, PARENT, SEARCH, Mirror, sync, tracking_uri
+from harness.tracking.mirror import Mirror, sync
+from harness.tracking.mlflow_store import EXPERIMENT, PARENT, tracking_uri
+from harness.tracking.records import SEARCH
 from studies.search.summary import Conclusion
 from tests.support.searching import SPACE, STEPS, Place, drive
 
