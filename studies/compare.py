@@ -164,7 +164,7 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
         "head": row["head"],
         "method": row["label"],
         "mIoU": f"{statistics.fmean(values):.4f}{spread}" if values else "-",
-        "seeds": f"{states['done']}/{len(cells)}",
+        "seeds": f"{states[RunState.DONE]}/{len(cells)}",
         **({"trials": _trials(search) if search else "-"} if tuned else {}),
         "state": ", ".join(state if count == len(cells) else f"{count} {state}" for state, count in states.items()),
     }
@@ -253,10 +253,11 @@ class LiveTable(Live):
     def _summary(self) -> str:
         count = self._plan.count()
         left = len(self._plan.left)
-        done = count["done"] - self._done_before
+        done = count[RunState.DONE] - self._done_before
         passed = time.monotonic() - self._began
         rest = f", about {duration(passed / done * left)} left" if done and not self._plan.searches else ""
-        return f"{count['done']} of {len(self._plan.cells)} cells done, {left} left, {duration(passed)} so far{rest}"
+        cells = f"{count[RunState.DONE]} of {len(self._plan.cells)} cells done, {left} left"
+        return f"{cells}, {duration(passed)} so far{rest}"
 
     def _drawn(self) -> Any:
         from rich.table import Table

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -196,7 +197,7 @@ def _connect(address: str) -> Any:
         ray.init(
             address=address,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": variables} if variables else None,
         )
     except (OSError, RuntimeError, ValueError) as error:
