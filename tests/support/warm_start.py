@@ -111,7 +111,7 @@ def _serve() -> None:
                 os.setsid()
                 _become(Path(asked["outputs"]))
                 sys.argv = ["harness", *asked["start"]]
-                return harness.cli.main()
+                return harness.cli.main.main()
         print(json.dumps(answer), flush=True)
 
 
