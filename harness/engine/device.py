@@ -56,6 +56,6 @@ def make_reproducible() -> None:
 
 
 def default_workers() -> int:
-    """Data-loading processes beside this one: none where they would take the only core from the network."""
+    """Data-loading processes of a run: none where they would take the only core from the network."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, available // 2)

@@ -97,7 +97,7 @@ class CachedPrefix:
         return CachedPass(outputs, tuple(seconds), known.cached if known else 0, known.inputs if known else {})
 
     def finish(self) -> None:
-        """No pass follows, though nobody said how many there are: see `FeatureStream.finish`."""
+        """Complete a stream whose number of passes was unknown: see `FeatureStream.finish`."""
         if self._stream is not None and self._policy is not None and self._policy.writes:
             self._stream.finish()
 

@@ -77,9 +77,9 @@ class RayLauncher(Launcher):
             self._ray.shutdown()
             raise
 
-    def _gpus_of_a_job(self, device: str, given: str | None) -> float:
-        if given is not None:
-            return float(given)
+    def _gpus_of_a_job(self, device: str, requested: str | None) -> float:
+        if requested is not None:
+            return float(requested)
         if device == "auto":
             return float(any(node.get("GPU", 0) >= 1 for node in self._nodes()))
         return float(device == "cuda")

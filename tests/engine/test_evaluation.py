@@ -99,7 +99,7 @@ def test_saved_confusions_load_unchanged(tmp_path: Path) -> None:
 
 
 class Pixelwise(nn.Module):
-    """Three logits a pixel, from that pixel alone; remembers the sizes that it was given."""
+    """Three logits a pixel, from that pixel alone; records the sizes of its inputs."""
 
     def __init__(self, stride: int = 1) -> None:
         super().__init__()
@@ -151,12 +151,12 @@ def test_overlapping_windows_are_averaged() -> None:
 
 
 @dataclass(frozen=True)
-class Held(SegmentationDataset):
+class InMemory(SegmentationDataset):
     """Pairs in memory, as test."""
 
     pairs: tuple[Pair, ...]
     scale: tuple[int, int] | None = None
-    name: str = "held"
+    name: str = "in memory"
     classes: tuple[str, ...] = ("a", "b", "c")
     palette: tuple[tuple[int, int, int], ...] = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
     digest: str = "0"
@@ -168,15 +168,17 @@ class Held(SegmentationDataset):
         return self.pairs[sample.source]
 
 
-def held(sizes: Sequence[tuple[int, int]]) -> Held:
-    return Held(tuple(Pair(picture(*size, seed=n), maps(n, 3, size=size)[1].numpy()) for n, size in enumerate(sizes)))
+def in_memory(sizes: Sequence[tuple[int, int]]) -> InMemory:
+    return InMemory(
+        tuple(Pair(picture(*size, seed=n), maps(n, 3, size=size)[1].numpy()) for n, size in enumerate(sizes))
+    )
 
 
 SIZES = [(8, 8), (8, 8), (8, 8), (8, 8), (6, 9), (8, 8), (7, 7), (7, 7)]
 
 
 def test_batches_of_mixed_sizes_count_as_single_images() -> None:
-    dataset, network = held(SIZES), Pixelwise(stride=2)
+    dataset, network = in_memory(SIZES), Pixelwise(stride=2)
     together = evaluate(predictor(network), dataset, dataset.samples("test"))
     assert [shape[0] for shape in network.seen] == [3, 1, 1, 1, 2]
     single = evaluate(predictor(network, batch_size=1), dataset, dataset.samples("test"))
@@ -186,7 +188,7 @@ def test_batches_of_mixed_sizes_count_as_single_images() -> None:
 
 
 def test_processes_count_each_image_once() -> None:
-    dataset = held(SIZES)
+    dataset = in_memory(SIZES)
     alone = evaluate(predictor(Pixelwise()), dataset, dataset.samples("test"))
     shares = [
         evaluate(predictor(Pixelwise()), dataset, dataset.samples("test"), share=slice(r, None, 3)) for r in range(3)
@@ -199,7 +201,7 @@ def test_processes_count_each_image_once() -> None:
 def test_predictions_are_counted_at_the_size_of_the_labels() -> None:
     blocks = np.kron(np.array([[0, 1], [2, 0]], np.uint8), np.ones((10, 10), np.uint8))
     image = np.array([[255, 128, 128], [128, 0, 128], [128, 128, 255]], np.uint8)[blocks]
-    dataset, network = Held((Pair(image, blocks),), scale=(40, 40)), Pixelwise()
+    dataset, network = InMemory((Pair(image, blocks),), scale=(40, 40)), Pixelwise()
     matrices = evaluate(predictor(network, scale=dataset.scale), dataset, dataset.samples("test"))
     assert network.seen == [(1, 3, 40, 40)]
     assert matrices.sum() == blocks.size
@@ -207,7 +209,7 @@ def test_predictions_are_counted_at_the_size_of_the_labels() -> None:
 
 
 def test_evaluation_leaves_the_network_in_evaluation_mode() -> None:
-    dataset, network = held(SIZES[:1]), nn.Sequential(Pixelwise(), nn.BatchNorm2d(3))
+    dataset, network = in_memory(SIZES[:1]), nn.Sequential(Pixelwise(), nn.BatchNorm2d(3))
     network.train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     evaluate(predictor(network), dataset, dataset.samples("test"))

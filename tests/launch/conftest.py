@@ -10,7 +10,7 @@ import pytest
 
 from harness.launch.local import LocalLauncher
 from tests.support.tiny_cell import make_budget
-from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, figures, loaded, run_all, state
+from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, loaded, results_of, run_all, state
 
 LONGER = 40
 """Steps of runs that are disturbed."""
@@ -49,4 +49,4 @@ def undisturbed(
         jobs = [cells.job(runs, seed=seed) for seed in range(3)] + [longer_cells.job(runs, SLOW)]
         ended = run_all(launcher, jobs)
     assert {state(result) for result in ended.values()} == {"done"}, ended
-    return {job.name: figures(job) for job in jobs}
+    return {job.name: results_of(job) for job in jobs}

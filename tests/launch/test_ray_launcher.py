@@ -25,9 +25,9 @@ from tests.support.tiny_jobs import (
     all_ends,
     as_one,
     executions,
-    figures,
     folder,
     only_end,
+    results_of,
     run_all,
     start_launcher,
     state,
@@ -137,12 +137,12 @@ def test_two_nodes_give_the_results_of_the_local_launcher(
     launcher: RayLauncher, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     jobs = [cells.job(tmp_path, seed=seed, threads=None) for seed in range(3)]
-    beside = cells.job(tmp_path, "linear", seed=2, threads=None)
+    second = cells.job(tmp_path, "linear", seed=2, threads=None)
     assert launcher.slots == launcher.free == 2
-    ended = run_all(launcher, [*jobs[:2], as_one(jobs[2], beside)])
-    assert [state(ended[job.name]) for job in (*jobs, beside)] == ["done"] * 4, ended
-    assert [executions(job) for job in (*jobs, beside)] == [(1, 0)] * 4
-    assert [figures(job) for job in jobs] == [undisturbed[job.name] for job in jobs]
+    ended = run_all(launcher, [*jobs[:2], as_one(jobs[2], second)])
+    assert [state(ended[job.name]) for job in (*jobs, second)] == ["done"] * 4, ended
+    assert [executions(job) for job in (*jobs, second)] == [(1, 0)] * 4
+    assert [results_of(job) for job in jobs] == [undisturbed[job.name] for job in jobs]
 
 
 def test_stopped_job_resumes_from_its_checkpoint(
@@ -158,7 +158,7 @@ def test_stopped_job_resumes_from_its_checkpoint(
     launcher.submit(job)
     assert state(only_end(launcher)) == "done"
     assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
 
 
 def test_waiting_job_can_be_stopped(launcher: RayLauncher, longer_cells: Cells, tmp_path: Path) -> None:
@@ -185,15 +185,15 @@ def test_job_of_a_killed_node_resumes_on_another(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     jobs = [longer_cells.job(tmp_path, SLOW, seed=seed) for seed in range(2)]
-    beside = longer_cells.job(tmp_path, "linear")
-    for job in (as_one(jobs[0], beside), jobs[1]):
+    second = longer_cells.job(tmp_path, "linear")
+    for job in (as_one(jobs[0], second), jobs[1]):
         launcher.submit(job)
     process_of(jobs[1])
     kill_node_of(process_of(jobs[0]), cluster)
     ended = all_ends(launcher, 3)
-    assert [state(ended[job.name]) for job in (*jobs, beside)] == ["done"] * 3, ended
-    assert [executions(job) for job in (*jobs, beside)] == [(2, 1), (1, 0), (2, 1)]
-    assert figures(jobs[0]) == undisturbed[jobs[0].fingerprint]
+    assert [state(ended[job.name]) for job in (*jobs, second)] == ["done"] * 3, ended
+    assert [executions(job) for job in (*jobs, second)] == [(2, 1), (1, 0), (2, 1)]
+    assert results_of(jobs[0]) == undisturbed[jobs[0].name]
     wait_until(lambda: launcher.slots == 1)
     assert capfd.readouterr() == ("", "")
 
@@ -226,7 +226,7 @@ def test_job_of_a_killed_driver_ends_and_another_finishes_it(
     launcher.submit(job)
     assert state(only_end(launcher)) == "done"
     assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
 
 
 def test_closing_stops_running_jobs(launcher: RayLauncher, longer_cells: Cells, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from tests.support.tiny_jobs import (
     all_ends,
     as_one,
     executions,
-    figures,
     folder,
     only_end,
+    results_of,
     state,
     steps_done,
     wait_until,
@@ -80,16 +80,16 @@ def test_unknown_cluster_is_refused() -> None:
 def test_job_gives_the_results_of_the_local_launcher(
     launcher: SlurmLauncher, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
-    job, beside = (cells.job(tmp_path, method, threads=None) for method in ("spm", "linear"))
+    job, second = (cells.job(tmp_path, method, threads=None) for method in ("spm", "linear"))
     assert launcher.slots == launcher.free == 1
-    launcher.submit(as_one(job, beside))
+    launcher.submit(as_one(job, second))
     assert launcher.free == 0
     assert [(result.cell, state(result)) for result in all_ends(launcher, 2).values()] == [
-        (cell, "done") for cell in (*job.cells, *beside.cells)
+        (cell, "done") for cell in (*job.cells, *second.cells)
     ]
     assert launcher.free == 1
-    assert executions(job) == executions(beside) == (1, 0)
-    assert figures(job) == undisturbed[job.name]
+    assert executions(job) == executions(second) == (1, 0)
+    assert results_of(job) == undisturbed[job.name]
 
 
 def test_job_at_its_time_limit_is_queued_again_and_a_cancelled_one_resumes(
@@ -111,7 +111,7 @@ def test_job_at_its_time_limit_is_queued_again_and_a_cancelled_one_resumes(
     assert status is not None and status.reason == f"stopped after step {status.step}"
     assert [state(result) for result in supervise(job)] == ["done"]
     assert executions(job) == (3, 2)
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
 
 
 def test_job_that_dies_is_interrupted_with_a_reason(launcher: SlurmLauncher, cells: Cells, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def executions(run: RunFolder) -> int:
     return text.count("training on") - text.count("resuming from step")
 
 
-def figures(runs: Path) -> dict[str, Any]:
+def results_of(runs: Path) -> dict[str, Any]:
     """Everything about every run that a repetition must reproduce, by fingerprint."""
     found = {}
     for run in finished(runs):
@@ -118,7 +118,7 @@ def test_cells_and_trials_that_share_a_process_have_the_same_results(
     done = compare(tuned, runs, "--together", "2")
     assert done.returncode == 0, done.stderr
     assert "local: 1 jobs at a time, of up to 2 cells each\n" in done.stderr
-    assert figures(runs) == figures(uninterrupted)
+    assert results_of(runs) == results_of(uninterrupted)
     assert len({run.status().pid for run in finished(runs)}) == 3  # of each search's trials, and of the cells
 
 
@@ -145,7 +145,7 @@ def test_stopped_and_killed_study_ends_with_the_same_results(tuned: Path, uninte
             os.kill(run.status().pid, signal.SIGKILL)  # a worker, too
     _, errors = last.communicate()
     assert last.returncode == 0, errors
-    assert figures(runs) == figures(uninterrupted)
+    assert results_of(runs) == results_of(uninterrupted)
 
 
 def is_running(run: RunFolder) -> bool:
@@ -257,7 +257,7 @@ def test_damaged_results_and_checkpoints_are_archived_and_computed_again(
     done = compare(tuned, runs, "--jobs", "2")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the run is executed again") == 1
-    assert figures(runs) == figures(uninterrupted)
+    assert results_of(runs) == results_of(uninterrupted)
     assert [path.name[:16] for path in (runs / ".superseded").iterdir()] == [first.fingerprint]
     assert "is damaged and was skipped" in second.log_path.read_text()
 
