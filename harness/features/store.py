@@ -171,11 +171,14 @@ class FeatureStream:
         self._open.clear()
 
     def _write(self, index: int, name: str, tensor: Tensor, seconds: float) -> None:
-        if self._file(index, name) is not None:
-            self._chunks.pop(name, None)
-            return
         chunk = self._chunks.get(name)
-        if chunk is None or chunk.next != index:
+        cached = self._file(index, name) is not None
+        if chunk is not None and (cached or chunk.next != index):
+            self._store.add(self._chunks.pop(name))
+            chunk = None
+        if cached:
+            return
+        if chunk is None:
             chunk = self._chunks[name] = _Chunk(_Label(self._identity, name, index), _file_length(index, tensor.nbytes))
         chunk.append(tensor, seconds)
         if len(chunk.entries) == chunk.length or chunk.next == self._passes:
@@ -234,7 +237,7 @@ class _Entry(NamedTuple):
 
     def checksum(self, label: _Label, index: int, data: Tensor) -> int:
         """Of the tensor's bytes (uint8 [N]) and of all that is known about them."""
-        return zlib.crc32(data.numpy(), zlib.crc32(json.dumps([label, index, self[:-1]]).encode()))
+        return zlib.crc32(data.numpy().data, zlib.crc32(json.dumps([label, index, self[:-1]]).encode()))
 
 
 @dataclass
@@ -310,7 +313,7 @@ class _File:
         """A pass that the file contains; None if it is damaged, which removes the file, or cannot be read now."""
         entry, begin, end = self._passes[index - self._label.first]
         data = torch.empty(end - begin, dtype=torch.uint8)
-        unread = memoryview(data.numpy())
+        unread = data.numpy().data
         try:
             while unread and (count := os.preadv(self._file.fileno(), [unread], end - len(unread))):
                 unread = unread[count:]
@@ -325,9 +328,10 @@ class _File:
     def close(self, remove: bool = False) -> None:
         """Close it; with `remove`, also remove it, unless another file has taken its place."""
         self._passes.clear()
-        with contextlib.suppress(OSError), self._file:
+        with contextlib.suppress(OSError):
             if remove and os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
                 self._path.unlink()
+        self._file.close()
 
     def _read_header(self) -> None:
         """The layout of a safetensors file: the header's length (u64), the header (JSON), the tensors' bytes.
