@@ -277,7 +277,7 @@ def test_good_method_passes_every_check(backbone: str) -> None:
         ),
         (RightForOneNumberOfClasses, "trains as many parameters as it says: good on resnet10t: trains 4160 parameters"),
         (Shared, "shares no state between instances: training one instance changes another: backbone.gaps.0.mix"),
-        (Nothing, "trains as many parameters as it says: trains nothing here, silently"),
+        (Nothing, "trains as many parameters as it says: trains nothing here and does not say so"),
         (Crashes, "trains as many parameters as it says: crashes: KeyError: 'layer5'"),
         (CrashesInTraining, "trains: crashes: RuntimeError: no maps"),
         (Random, "is deterministic at a seed: two builds at one seed differ: backbone.gaps.0.mix.weight"),
