@@ -45,9 +45,9 @@ class Adapter(Method):
 
         options = self.hyperparameters.model_dump(include={"width", "activation", "dropout", "scale"})
         for branch in self._branches(backbone):
-            backbone.add_at_exit(branch, Bottleneck(branch.channels, residual=True, **options))
+            backbone.insert_at_exit(branch, Bottleneck(branch.channels, residual=True, **options))
         for block in self._whole_blocks(backbone):
-            backbone.add_after_block(block, Bottleneck(block.channels, residual=True, **options))
+            backbone.insert_after_block(block, Bottleneck(block.channels, residual=True, **options))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.bottleneck import bottleneck_parameters

@@ -47,7 +47,7 @@ class AdaptFormer(Method):
         options = self.hyperparameters.model_dump(include={"width", "dropout", "scale"})
         for branch in self._branches(backbone):
             bottleneck = Bottleneck(branch.channels, activation="relu", residual=False, **options)
-            backbone.add_parallel(branch, bottleneck, before_entry=True)
+            backbone.add_to_branch(branch, bottleneck)
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.bottleneck import bottleneck_parameters

@@ -48,7 +48,7 @@ class ConvAdapter(Method):
 
         options = self.hyperparameters.model_dump(include={"compression", "activation"})
         for name, convolution in self._convolutions(backbone).items():
-            backbone.add_beside(name, ConvAdapterModule(convolution, **options))
+            backbone.add_to_layer(name, ConvAdapterModule(convolution, **options))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.conv_adapter import conv_adapter_parameters

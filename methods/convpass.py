@@ -43,16 +43,15 @@ class Convpass(Method):
         return True if self._branches(backbone) else Unsupported("its blocks have no attention")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.bypass import ConvolutionalBypass
-        from methods.modules.places import Grid
+        from methods.modules.convpass import ConvolutionalBypass
 
         options = self.hyperparameters.model_dump(include={"width", "scale", "dropout", "xavier"})
         for branch in self._branches(backbone):
-            bypass = ConvolutionalBypass(branch.channels, grid=Grid(backbone, branch), **options)
-            backbone.add_parallel(branch, bypass, before_entry=False)
+            bypass = ConvolutionalBypass(branch.channels, grid=backbone.patch_grid(branch), **options)
+            backbone.add_to_branch(branch, bypass, before_entry=False)
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        from methods.modules.bypass import bypass_parameters
+        from methods.modules.convpass import bypass_parameters
 
         width = self.hyperparameters.width
         return sum(bypass_parameters(branch.channels, width) for branch in self._branches(backbone))

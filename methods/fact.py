@@ -1,6 +1,6 @@
 """FacT, Factor-Tuning: the weight increments of a transformer as one tensor in factors, shared by all blocks.
 
-This file declares and wires; the modules themselves are in `methods/modules/factors.py`.
+This file declares and wires; the modules themselves are in `methods/modules/fact.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
     from harness.models.backbones.backbone import StagedBackbone
-    from methods.modules.factors import Increment
+    from methods.modules.fact import Increment
 
 ROLES = ("qkv", "q", "k", "v", "kv", "proj", "fc1", "gate", "fc2", "joint_in", "joint_out")
 
@@ -60,7 +60,7 @@ class FacT(Method):
         return found if isinstance(found, Unsupported) else True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.factors import Increment, SharedFactors
+        from methods.modules.fact import Increment, SharedFactors
 
         options, tucker = self.hyperparameters, self.hyperparameters.form == "tk"
         self._added: list[tuple[str, Increment]] = []
@@ -78,7 +78,7 @@ class FacT(Method):
                     scale=options.scale,
                     dropout=options.dropout,
                 )
-                backbone.add_beside(target.layer, module)
+                backbone.add_to_layer(target.layer, module)
                 self._added.append((target.layer, module))
                 first += target.slices
 
@@ -93,13 +93,11 @@ class FacT(Method):
 
     def merge(self, backbone: StagedBackbone) -> None:
         """Add the increments to the weights."""
-        from methods.modules.taking_out import take_out
-
         for layer, module in self._added:
             weight = backbone.get_submodule(layer).weight
             weight.data.add_(module.weight().to(weight.dtype))
         for _, module in self._added:
-            take_out(backbone, module)
+            backbone.remove(module)
         self._added = []
 
 

@@ -40,9 +40,9 @@ class LoRand(Method):
 
         options = self.hyperparameters.model_dump(include={"branches", "rank", "scale"})
         for branch in backbone.branches:
-            backbone.add_at_exit(branch, LowRankAdapter(branch.channels, self._width(branch.channels), **options))
+            backbone.insert_at_exit(branch, LowRankAdapter(branch.channels, self._width(branch.channels), **options))
         for block in self._whole_blocks(backbone):
-            backbone.add_after_block(block, LowRankAdapter(block.channels, self._width(block.channels), **options))
+            backbone.insert_after_block(block, LowRankAdapter(block.channels, self._width(block.channels), **options))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.lorand import low_rank_adapter_parameters

@@ -33,15 +33,15 @@ class Mona(Method):
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.mona import MonaChange
-        from methods.modules.places import Grid, Residual, add_to_stream
 
         options = self.hyperparameters.model_dump(include={"width", "dropout"})
         last = {branch.block: branch for branch in backbone.branches}
         for branch in backbone.branches:
             if branch is not last[branch.block]:
-                add_to_stream(backbone, branch, MonaChange(branch.channels, grid=Grid(backbone, branch), **options))
+                change = MonaChange(branch.channels, grid=backbone.patch_grid(branch), **options)
+                backbone.add_to_stream(branch, change)
         for block in backbone.blocks:
-            backbone.add_after_block(block, Residual(MonaChange(block.channels, grid=Grid(backbone, block), **options)))
+            backbone.add_to_stream(block, MonaChange(block.channels, grid=backbone.patch_grid(block), **options))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.mona import mona_parameters

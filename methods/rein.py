@@ -1,6 +1,6 @@
 """Rein: learned low-rank tokens refine the features behind every block.
 
-This file declares and wires; the modules themselves are in `methods/modules/refinement.py`.
+This file declares and wires; the modules themselves are in `methods/modules/rein.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Rein(Method):
         scale: float = hyperparameter(1e-3, "the scale at the start", gt=0, le=1)
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.refinement import Refinement, SharedRefinement
+        from methods.modules.rein import Refinement, SharedRefinement
 
         options = self.hyperparameters
         for (_, channels), blocks in _groups(backbone).items():
@@ -54,7 +54,7 @@ class Rein(Method):
                     rank=options.rank,
                     patch=backbone.strides[block.stage],
                 )
-                backbone.add_after_block(block, module, view="map")
+                backbone.insert_after_block(block, module, view="map")
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         """r(m + C) for each block; two linear layers and a scale for each group of blocks."""

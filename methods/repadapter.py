@@ -12,6 +12,7 @@ from harness.method import Method, Unsupported, hyperparameter
 if TYPE_CHECKING:
     from harness.models.backbones.attach import Branch
     from harness.models.backbones.backbone import StagedBackbone
+    from methods.modules.repadapter import LinearAdapter
 
 
 class RepAdapter(Method):
@@ -61,12 +62,14 @@ class RepAdapter(Method):
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.places import add_before
         from methods.modules.repadapter import LinearAdapter
 
         options = self.hyperparameters.model_dump(include={"width", "groups", "scale", "dropout"})
+        self._adapters: list[tuple[list[str], LinearAdapter]] = []
         for branch, layers in self._places(backbone):
-            add_before(backbone, layers, LinearAdapter(branch.channels, **options))
+            adapter = LinearAdapter(branch.channels, **options)
+            backbone.insert_before(layers, adapter)
+            self._adapters.append((layers, adapter))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.repadapter import linear_adapter_parameters
@@ -76,10 +79,11 @@ class RepAdapter(Method):
 
     def merge(self, backbone: StagedBackbone) -> None:
         """Fold the adapters into the projections behind them and take them out. Equal to evaluation mode."""
-        from methods.modules.places import fold_before
-        from methods.modules.repadapter import LinearAdapter
-
-        fold_before(backbone, LinearAdapter.affine)
+        for layers, adapter in self._adapters:
+            for layer in layers:
+                adapter.fold_into(backbone.get_submodule(layer))
+            backbone.remove(adapter)
+        self._adapters = []
 
     def _places(self, backbone: StagedBackbone) -> list[tuple[Branch, list[str]]]:
         """Each branch that carries an adapter, with the names of the layers that read it."""

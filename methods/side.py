@@ -1,6 +1,6 @@
 """Ladder side-tuning: a light network beside the frozen one, fed by it through gates; no gradient enters the backbone.
 
-This file declares and wires; the modules are in `methods/modules/ladder.py`.
+This file declares and wires; the modules are in `methods/modules/side.py`.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Side(Method):
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.ladder import Activations, Ladder, Tap
+        from methods.modules.side import Activations, Ladder, Tap
 
         activations = Activations()
         rungs = self._rungs(backbone)
         for block in backbone.blocks:
             if any(block.index == index for stage in rungs for index, _ in stage):
-                backbone.add_after_block(block, Tap(block.index, activations), view="map")
-        backbone.put_at_output(
+                backbone.insert_after_block(block, Tap(block.index, activations), view="map")
+        backbone.insert_at_output(
             Ladder(
                 rungs=rungs,
                 channels=backbone.channels,
@@ -70,7 +70,7 @@ class Side(Method):
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         """See `ladder_parameters`."""
-        from methods.modules.ladder import ladder_parameters
+        from methods.modules.side import ladder_parameters
 
         rungs = [[channels for _, channels in stage] for stage in self._rungs(backbone)]
         return ladder_parameters(rungs, backbone.channels, self._widths(backbone), self.hyperparameters.expansion)

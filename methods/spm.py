@@ -1,6 +1,6 @@
 """SPM, the stage-wise Semantic-aware Prompt Matcher: light modules between the stages of a frozen backbone.
 
-This file declares and wires; the modules themselves are in `methods/modules/matcher.py`.
+This file declares and wires; the modules themselves are in `methods/modules/spm.py`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SPM(Method):
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.matcher import Matcher
+        from methods.modules.spm import Matcher
 
         self._matchers = []
         for gap in self._gaps(backbone):
@@ -93,11 +93,11 @@ class SPM(Method):
                 pool=max(1, self.hyperparameters.working_stride // backbone.strides[gap]),
                 **self.hyperparameters.model_dump(include=_OF_A_MATCHER),
             )
-            backbone.put_in_gap(gap, matcher)
+            backbone.insert_after_stage(gap, matcher)
             self._matchers.append(matcher)
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        from methods.modules.matcher import matcher_parameters
+        from methods.modules.spm import matcher_parameters
 
         return sum(
             matcher_parameters(
@@ -112,7 +112,7 @@ class SPM(Method):
         """λ/T · Σ over gaps and iterations of the cross-entropy of the semantic map with the labels at its size."""
         if not self.hyperparameters.auxiliary:
             return None
-        from methods.modules.matcher import semantic_loss
+        from methods.modules.spm import semantic_loss
 
         weight = self.hyperparameters.auxiliary / self.hyperparameters.iterations
         return weight * sum(semantic_loss(matcher.semantic_maps, masks) for matcher in self._matchers)

@@ -1,6 +1,6 @@
 """SSF, Scaling and Shifting your Features: a scale and a shift of each channel behind every layer.
 
-This file declares and wires; the module itself is in `methods/modules/scale_shift.py`.
+This file declares and wires; the module itself is in `methods/modules/ssf.py`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class SSF(Method):
     mergeable: ClassVar[bool] = True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.scale_shift import ScaleShift
+        from methods.modules.ssf import ScaleShift
 
         self._added: list[tuple[str, nn.Module]] = []
         for place in _places(backbone):
             module = ScaleShift(place.channels, place.dim, place.shift)
-            backbone.add_after(place.behind, module)
+            backbone.insert_after(place.behind, module)
             self._added.append((place.layer, module))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
@@ -57,11 +57,9 @@ class SSF(Method):
 
     def merge(self, backbone: StagedBackbone) -> None:
         """Fold scales and shifts into weights and biases. A layer without a bias gets one."""
-        from methods.modules.taking_out import take_out
-
         for layer, module in self._added:
             module.fold_into(backbone.get_submodule(layer))
-            take_out(backbone, module)
+            backbone.remove(module)
         self._added = []
 
 

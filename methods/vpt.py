@@ -1,6 +1,6 @@
 """VPT, Visual Prompt Tuning: learned tokens beside the patches of a ViT, or learned pixels around any image.
 
-This file declares and wires; the modules themselves are in `methods/modules/prompts.py`.
+This file declares and wires; the modules themselves are in `methods/modules/vpt.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Tokens(Method):
         return Unsupported("prompt tokens need one sequence of tokens, which this network is not; see vpt_pad")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.prompts import PromptTokens
+        from methods.modules.vpt import PromptTokens
 
         options = self.hyperparameters
         prompts = PromptTokens(
@@ -46,7 +46,7 @@ class _Tokens(Method):
             patch=backbone.strides[0],
             dropout=options.dropout,
         )
-        backbone.add_prompts(prompts, options.length, self.deep)
+        backbone.insert_prompts(prompts, options.length, self.deep)
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         return self._depth(backbone) * self.hyperparameters.length * backbone.channels[0]
@@ -105,11 +105,11 @@ class VPTPad(Method):
         side: int = hyperparameter(224, "side of the image that the pixels are kept for", ge=16, le=2048)
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.prompts import Border, Surround
+        from methods.modules.vpt import Border, Surround
 
         options = self.hyperparameters
         border = Border(options.width, options.side, backbone.strides, backbone.mean, backbone.std)
-        backbone.put_at_output(border)
+        backbone.insert_at_output(border)
         backbone.register_forward_pre_hook(Surround(border))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -73,14 +74,14 @@ def test_modules_that_change_nothing_leave_every_bit(pristine, name):
     plain = backbone(images(50, 75))
     for branch in pick(backbone):
         for view in VIEWS:
-            backbone.add_at_exit(branch, Probe(), view)
+            backbone.insert_at_exit(branch, Probe(), view)
             if branch.entry:
-                backbone.add_at_entry(branch, Probe(), view)
-            backbone.add_parallel(branch, Probe(0.0), True, view)
-            backbone.add_parallel(branch, Probe(0.0), False, view)
+                backbone.insert_at_entry(branch, Probe(), view)
+            backbone.add_to_branch(branch, Probe(0.0), view)
+            backbone.add_to_branch(branch, Probe(0.0), view, before_entry=False)
     for block in (backbone.blocks[0], backbone.blocks[-1]):
         for view in VIEWS:
-            backbone.add_after_block(block, Probe(), view)
+            backbone.insert_after_block(block, Probe(), view)
     assert same(plain, backbone(images(50, 75)))
 
 
@@ -91,10 +92,10 @@ def test_an_added_module_sees_the_stated_channels_and_the_grid_of_the_image(pris
     for branch in pick(backbone):
         for view in VIEWS:
             for add in (
-                backbone.add_at_exit,
-                lambda b, m, view: backbone.add_parallel(b, m, True, view),
-                lambda b, m, view: backbone.add_parallel(b, m, False, view),
-                *([backbone.add_at_entry] if branch.entry else []),
+                backbone.insert_at_exit,
+                backbone.add_to_branch,
+                partial(backbone.add_to_branch, before_entry=False),
+                *([backbone.insert_at_entry] if branch.entry else []),
             ):
                 probes.append((branch, view, Probe(0.5)))
                 add(branch, probes[-1][2], view)
@@ -118,7 +119,7 @@ def test_a_zero_at_the_exit_removes_the_branch(pristine, name):
     for branch in backbone.branches:
         by_block.setdefault(branch.block, []).append(branch)
     for branch in by_block[1]:
-        backbone.add_at_exit(branch, Probe(0.0))
+        backbone.insert_at_exit(branch, Probe(0.0))
     seen = {}
     backbone.branches[0].module.register_forward_hook(lambda m, i, o: seen.update(before=o))
     by_block[1][0].module.register_forward_hook(lambda m, i, o: seen.update(after=o))
@@ -132,9 +133,9 @@ def test_a_parallel_module_gets_the_branchs_input_and_its_result_is_added(pristi
     first = next(branch for branch in backbone.branches if branch.block == 1)
     last = [branch for branch in backbone.branches if branch.block == 1][-1]
     for branch in {first, last}:
-        backbone.add_at_exit(branch, Probe(0.0))
+        backbone.insert_at_exit(branch, Probe(0.0))
     parallel = Probe(1.0)
-    backbone.add_parallel(first, parallel)
+    backbone.add_to_branch(first, parallel)
     seen = {}
     first.module.register_forward_hook(lambda m, inputs, o: seen.update(x=inputs[0], y=o))
     backbone(images())
@@ -146,7 +147,7 @@ def test_what_enters_past_the_norm_is_what_the_norm_puts_out(pristine, name):
     backbone = pristine(name)
     branch = backbone.branches[-1]
     normed = Probe(0.0)
-    backbone.add_parallel(branch, normed, before_entry=False)
+    backbone.add_to_branch(branch, normed, before_entry=False)
     seen = {}
     branch.module.get_submodule(branch.entry).register_forward_hook(lambda m, i, o: seen.update(y=o))
     backbone(images())
@@ -158,7 +159,7 @@ def test_post_norm_blocks_have_no_entry_and_say_so(pristine):
     backbone = pristine("swinv2_tiny_window8_256")
     assert all(branch.entry is None for branch in backbone.branches)
     with pytest.raises(ValueError, match="the attention of block 0 has no norm at its entry"):
-        backbone.add_at_entry(backbone.branches[0], Probe())
+        backbone.insert_at_entry(backbone.branches[0], Probe())
 
 
 @pytest.mark.parametrize("name", BRANCHED)
@@ -173,7 +174,7 @@ def test_prefix_tokens_are_no_part_of_a_map_and_come_back(pristine, name):
             self.equal = torch.equal(backbone.from_map(feature_map, x), x)
             return x
 
-    backbone.add_at_exit(branch, RoundTrip())
+    backbone.insert_at_exit(branch, RoundTrip())
     backbone(images(50, 75))
     assert backbone.added[next(iter(backbone.added))].equal
 
@@ -184,8 +185,8 @@ def test_a_parallel_map_adds_nothing_to_prefix_tokens_and_a_sequential_one_passe
     outputs = []
     branch.module.register_forward_hook(lambda m, i, o: outputs.append(o))
     backbone(images())
-    backbone.add_parallel(branch, Probe(3.0), view="map")
-    backbone.add_at_exit(branch, Probe(3.0), view="map")
+    backbone.add_to_branch(branch, Probe(3.0), view="map")
+    backbone.insert_at_exit(branch, Probe(3.0), view="map")
     backbone(images())
     assert torch.equal(outputs[0][:, :2], outputs[1][:, :2])
     assert not torch.equal(outputs[0][:, 2:], outputs[1][:, 2:])
@@ -196,11 +197,11 @@ def test_added_modules_alone_are_trained_and_stored_and_the_networks_names_stay(
     backbone = pristine(name)
     names = set(backbone.state_dict())
     for branch in backbone.branches[:2]:
-        backbone.add_at_exit(branch, Probe())
-        backbone.add_parallel(branch, Probe())
-    backbone.add_after_block(backbone.blocks[-1], Probe())
+        backbone.insert_at_exit(branch, Probe())
+        backbone.add_to_branch(branch, Probe())
+    backbone.insert_after_block(backbone.blocks[-1], Probe())
     layer = backbone.layers("conv", "fc1")[0]
-    backbone.add_after(layer, Probe())
+    backbone.insert_after(layer, Probe())
     state = Segmenter(backbone, nn.Identity(), Linear(Linear.Hyperparameters())).trained_state()
     assert set(backbone.state_dict()) - names == {key.removeprefix("backbone.") for key in state}
     assert len(state) == len(backbone.added) and all(key.startswith("backbone.added.") for key in state)
@@ -215,9 +216,9 @@ def test_a_module_behind_or_beside_a_layer_acts_on_what_the_layer_computes(prist
     plain = backbone(images())
     for role in sorted(set(backbone.roles().values())):
         changed = copy.deepcopy(backbone)
-        changed.add_after(changed.layers(role)[0], Probe(1.0))
+        changed.insert_after(changed.layers(role)[0], Probe(1.0))
         assert same(plain, changed(images()))
-        changed.add_after(changed.layers(role)[0], Probe(-2.0))
+        changed.insert_after(changed.layers(role)[0], Probe(-2.0))
         assert not same(plain, changed(images())), role
 
 
@@ -225,7 +226,7 @@ def test_a_layers_own_input_reaches_the_module_beside_it(pristine):
     backbone = pristine("resnet10t")
     layer = backbone.layers("conv")[0]
     beside = copy.deepcopy(backbone.get_submodule(layer))
-    backbone.add_beside(layer, beside)
+    backbone.add_to_layer(layer, beside)
     seen = {}
     module = backbone.get_submodule(layer)
     module.register_forward_hook(lambda m, inputs, o: seen.update(x=inputs[0], y=o))
@@ -275,7 +276,7 @@ def test_prompts_stand_behind_the_prefix_tokens_and_never_in_a_map(pristine, nam
     entered = []
     for block in backbone.blocks:
         block.module.norm1.register_forward_pre_hook(lambda m, inputs: entered.append(inputs[0]))
-    backbone.add_prompts(prompts, length=3, deep=deep)
+    backbone.insert_prompts(prompts, length=3, deep=deep)
     maps = backbone(images())
     assert [m.shape for m in maps] == [m.shape for m in plain] and not same(maps, plain)
     lengths = {x.shape[1] for x in entered}
@@ -288,7 +289,7 @@ def test_prompts_stand_behind_the_prefix_tokens_and_never_in_a_map(pristine, nam
 
 def test_prompts_are_refused_where_the_network_is_not_one_sequence(pristine):
     with pytest.raises(ValueError, match="one sequence of tokens"):
-        pristine("pvt_v2_b0").add_prompts(nn.Identity(), 3, deep=True)
+        pristine("pvt_v2_b0").insert_prompts(nn.Identity(), 3, deep=True)
 
 
 def test_the_output_place_turns_maps_into_maps_and_holds_one_module(pristine):
@@ -298,10 +299,10 @@ def test_the_output_place_turns_maps_into_maps_and_holds_one_module(pristine):
 
     backbone = pristine("resnet10t")
     plain = backbone(images())
-    backbone.put_at_output(Halve())
+    backbone.insert_at_output(Halve())
     assert same(backbone(images()), [m / 2 for m in plain])
-    with pytest.raises(ValueError, match="taken"):
-        backbone.put_at_output(Halve())
+    with pytest.raises(ValueError, match="already"):
+        backbone.insert_at_output(Halve())
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "pvt_v2_b0"])
@@ -311,8 +312,8 @@ def test_gradients_are_the_same_under_checkpointing_of_stages(pristine, name, re
         backbone = pristine(name)
         torch.manual_seed(0)
         module = nn.Conv2d(backbone.branches[2].channels, backbone.branches[2].channels, 3, padding=1)
-        backbone.add_parallel(backbone.branches[2], module, view="map")
-        backbone.add_at_exit(backbone.branches[-1], Probe(), view="map")
+        backbone.add_to_branch(backbone.branches[2], module, view="map")
+        backbone.insert_at_exit(backbone.branches[-1], Probe(), view="map")
         if checkpointed:
             for stage in backbone.stages:
                 run = stage.forward
@@ -328,8 +329,8 @@ def test_gradients_are_the_same_under_checkpointing_of_stages(pristine, name, re
 
 def test_a_copy_has_its_own_modules(pristine):
     backbone = pristine("vit_tiny_patch16_224")
-    backbone.add_parallel(backbone.branches[0], Probe(0.0))
-    backbone.add_at_exit(backbone.branches[0], Probe(1.0))
+    backbone.add_to_branch(backbone.branches[0], Probe(0.0))
+    backbone.insert_at_exit(backbone.branches[0], Probe(1.0))
     plain = backbone(images())
     other = copy.deepcopy(backbone)
     with torch.no_grad():

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.models.backbones.packaged import PACKAGED, display_name
-from harness.models.backbones.weights import find_weights, load_backbone, read_tensors, tensors_digest
+from harness.models.backbones.tensor_files import read_tensors
+from harness.models.backbones.weights import find_weights, load_backbone, tensors_digest
 from tests.support.in_process import refusal, runs_in
 from tests.support.tiny_cell import environment, harness, run_arguments
 
@@ -155,9 +156,9 @@ REFUSED: dict[str, tuple[Callable[[Path, State], Path], str]] = {
     ),
     "safetensors cut short": (lambda d, s: cut(saved(d / "w.safetensors", s)), "not a safetensors file"),
     "empty safetensors": (lambda d, s: written(d / "w.safetensors", b""), "not a safetensors file"),
-    "text": (lambda d, s: written(d / "w.pth", b"hello world\n" * 99), "not a whole checkpoint of torch"),
-    "a torch file cut short": (lambda d, s: cut(saved(d / "w.pth", s)), "not a whole checkpoint of torch"),
-    "an empty file": (lambda d, s: written(d / "w.pth", b""), "not a whole checkpoint of torch"),
+    "text": (lambda d, s: written(d / "w.pth", b"hello world\n" * 99), "not a complete checkpoint of torch"),
+    "a torch file cut short": (lambda d, s: cut(saved(d / "w.pth", s)), "not a complete checkpoint of torch"),
+    "an empty file": (lambda d, s: written(d / "w.pth", b""), "not a complete checkpoint of torch"),
     "a list": (lambda d, s: saved(d / "w.pth", [1, 2]), "holds no named tensors"),
     "one tensor": (lambda d, s: saved(d / "w.pth", torch.zeros(3)), "holds no named tensors"),
     "numbered tensors": (lambda d, s: saved(d / "w.pth", {1: torch.zeros(3)}), "holds no named tensors"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.models.backbones.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +44,6 @@ class Packaged:
 def _lite0(path: Path) -> dict[str, Tensor]:
     """By order: the checkpoint holds the tensors of timm's network, classifier last, under other names."""
     import timm
-
-    from harness.models.backbones.weights import read_tensors
 
     tensors = read_tensors(path, "--weights auto")
     names = list(timm.create_model("tf_efficientnet_lite0").state_dict())

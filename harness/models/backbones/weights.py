@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import UserError, did_you_mean
 from harness.models.backbones.packaged import PACKAGED, packaged
+from harness.models.backbones.tensor_files import load_into, read_tensors
 from harness.util.files import sha256
 from harness.util.json_cache import cached_json
 
@@ -104,58 +105,13 @@ def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
         torch.manual_seed(seed)
         network = families.create(backbone)
     if weights.identity.startswith("timm:"):
-        families.load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "--weights auto")
+        load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "--weights auto")
     elif (found := packaged(weights.identity)) is not None:
         assert weights.path is not None
-        families.load_into(network, found.read(weights.path), weights.identity)
+        load_into(network, found.read(weights.path), weights.identity)
     elif weights.path is not None:
-        families.load_into(network, read_tensors(weights.path, "--weights"), f"--weights {weights.origin}")
+        load_into(network, read_tensors(weights.path, "--weights"), f"--weights {weights.origin}")
     return families.cut(backbone, network)
-
-
-def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
-    """Named tensors of a checkpoint file: safetensors, or torch's format without arbitrary objects.
-
-    Raises `UserError`; a pickle that would run code is refused, not loaded.
-    """
-    import pickle
-    import warnings
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-            return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # what torch says of a foreign pickle comes before our refusal
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{flag} {path}: not a safetensors file: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{flag} {path}: refused: not a file of plain tensors (loading it could run code); "
-            "convert it to safetensors where you trust it"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{flag} {path}: {os.strerror(error.errno or 0)}") from error
-    except Exception as error:  # torch answers a file that is cut short or no checkpoint with whatever it trips over
-        raise UserError(f"{flag} {path}: not a whole checkpoint of torch; get the file again") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    named = isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
-    )
-    if not named or not content:
-        raise UserError(f"{flag} {path}: holds no named tensors (a state dict is expected)")
-    return content
-
-
-def _looks_like_safetensors(path: Path) -> bool:
-    """Whatever its name: an eight-byte length, then JSON. Neither a zip archive nor a pickle begins so."""
-    with path.open("rb") as handle:
-        return handle.read(9)[8:] == b"{"
 
 
 def tensors_digest(network: StagedBackbone) -> str:
