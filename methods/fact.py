@@ -1,6 +1,6 @@
 """FacT, Factor-Tuning: the weight increments of a transformer as one tensor in factors, shared by all blocks.
 
-This file declares and wires; the modules themselves are in `methods/modules/fact.py`.
+This file declares and attaches; the modules are in `methods/modules/fact.py`.
 """
 
 from __future__ import annotations
@@ -107,17 +107,17 @@ def _targets(backbone: StagedBackbone) -> list[_Target] | Unsupported:
 
     kinds = {branch.kind for branch in backbone.branches}
     if not kinds or "conv" in kinds:
-        return Unsupported("it stacks the projections of attention and MLP, and these blocks mix by convolution")
+        return Unsupported("its blocks are convolutional, and FacT stacks the projections of attention and MLP")
     width_of = {id(inner): block.channels for block in backbone.blocks for inner in block.module.modules()}
     targets = []
     for name in backbone.layers(*ROLES):
         layer = backbone.get_submodule(name)
         width = width_of.get(id(layer))
         if width is None or not isinstance(layer, nn.Linear):
-            return Unsupported(f"{name} is no linear layer of a block")
+            return Unsupported(f"{name} is not a linear layer of a block")
         if layer.in_features % width or layer.out_features % width:
             return Unsupported(
-                f"{name} is {layer.out_features}×{layer.in_features}, which squares of {width} do not fill"
+                f"the weight of {name}, {layer.out_features}×{layer.in_features}, is not made of squares of {width}"
             )
         targets.append(_Target(name, width, layer.in_features // width, layer.out_features // width))
     return targets

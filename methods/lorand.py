@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class LoRand(Method):
-    """The adapter of Houlsby et al. behind attention and MLP, with W_down and W_up built of few parameters.
+    """The adapter of Houlsby et al. after attention and MLP, with W_down and W_up built of few parameters.
 
     From the paper: α branches of rank β, a kernel shared by the two projections of a branch, and the variants LoRand
     (α = 2, β = 8), LoRand+ (4, 8) and LoRand++ (4, 16). There is no released code. Ours, read off the published count
     for Swin-L (see the tests): an inner width of C/8 and no biases. Also ours: the last factor starts at zero, so that
     training starts at the frozen network, and where blocks have no branches (ResNet, MobileNet, RegNet) one adapter
-    stands behind each block.
+    is after each block.
     """
 
     name = "lorand"

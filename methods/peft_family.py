@@ -1,7 +1,7 @@
 """LoRA and its relatives, through HF peft's injection: each puts a trained factor on frozen Linear and Conv2d layers.
 
 This file declares, counts and decides what is adapted; `methods/modules/peft_family.py` calls peft, which brings the
-layers themselves. Grouped convolutions are left alone: peft cannot fold them, or cannot compute them.
+layers themselves. Grouped convolutions are left alone: peft cannot merge them, or cannot compute them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Injected(Method):
         return sum(self.added_parameters(target) for target in self._chosen(backbone))
 
     def merge(self, backbone: StagedBackbone) -> None:
-        """Fold what was trained into the backbone's own layers, which stand in their places again afterwards."""
+        """Fold what was trained into the backbone's own layers, which are back in their places afterwards."""
         from methods.modules.peft_family import fold
 
         fold(backbone)
@@ -82,7 +82,7 @@ class Injected(Method):
         return True
 
     def adjust(self, backbone: StagedBackbone, targets: list[Target]) -> None:
-        """What is to be done to peft's layers once they are in place."""
+        """Changes peft's layers once they are in place."""
 
     def _chosen(self, backbone: StagedBackbone) -> list[Target]:
         from methods.modules.peft_family import find_targets
@@ -129,8 +129,8 @@ class DoRA(LoRA):
     """m · (W + ΔW) / ‖W + ΔW‖ by output row, with ΔW as in LoRA and the magnitude m starting at ‖W‖.
 
     The norm is taken out of the gradient, as in the paper, section 4.3. Rank and targets are those of `lora`, so that
-    the two differ by the decomposition alone; the paper's LLaMA runs are rank=32, alpha=64, targets=q,k,v,fc1,fc2.
-    A row of zeros has no direction: a network with one is answered with the reason.
+    the two differ only by the decomposition; the paper's LLaMA runs are rank=32, alpha=64, targets=q,k,v,fc1,fc2.
+    A row of zeros has no direction: a network with one is unsupported.
     """
 
     name = "dora"
@@ -144,7 +144,7 @@ class DoRA(LoRA):
             return supported
         for target in self._chosen(backbone):
             if not bool(weight_of(backbone, target).flatten(1).norm(dim=1).gt(0).all()):
-                return Unsupported(f"{target.name} has a row of zeros, which has no direction to be trained")
+                return Unsupported(f"{target.name} has a row of zeros, which has no direction to train")
         return True
 
     def configuration(self, targets: list[Target]) -> Any:
@@ -223,7 +223,7 @@ class IA3(Injected):
     """A trained scale, from one, on keys, values, and what enters the last layer of each MLP.
 
     As in the paper, section 3.3, on transformers. Without attention, the outputs of plain convolutions are scaled,
-    and the inputs of `fc2`: ours, as the paper is about transformers alone. Where a network adds the bias of its keys
+    and the inputs of `fc2`: ours, as the paper is only about transformers. Where a network adds the bias of its keys
     and values outside the projection (Swin v2, EVA), the scale acts before it.
     """
 

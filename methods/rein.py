@@ -1,6 +1,6 @@
-"""Rein: learned low-rank tokens refine the features behind every block.
+"""Rein: learned low-rank tokens refine the features after every block.
 
-This file declares and wires; the modules themselves are in `methods/modules/rein.py`.
+This file declares and attaches; the modules are in `methods/modules/rein.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Rein(Method):
-    """Behind block l, f becomes f + scale·MLP(softmax(f T_lᵀ/√C) MLP(T_l) + f), with tokens T_l = A_l B_l of its own
+    """After block l, f becomes f + scale·MLP(softmax(f T_lᵀ/√C) MLP(T_l) + f), with tokens T_l = A_l B_l of its own
     and the two linear MLPs and the scale shared.
 
-    Follows the released code, `LoRAReins`: the class and register tokens pass untouched; a ViT shares over all of its
+    Follows the released code, `LoRAReins`: the class and register tokens pass unchanged; a ViT shares over all of its
     blocks, a network whose resolution changes over each stage (as in the released ConvNeXt and ResNet forms). Where the
     width changes inside a stage (EfficientNet), blocks of one width share; that is ours.
 
@@ -28,7 +28,7 @@ class Rein(Method):
     """
 
     name = "rein"
-    summary = "learned low-rank tokens refine the features behind every block"
+    summary = "learned low-rank tokens refine the features after every block"
     source = "Wei et al., Stronger, Fewer, & Superior, arXiv 2312.04265; code github.com/w1oves/Rein"
     changes_start = "the scale of the refinement starts at 0.001, as published, and not at zero"
 

@@ -1,4 +1,4 @@
-"""RepAdapter: linear adapters in front of attention and MLP, which cost nothing once they are folded in."""
+"""RepAdapter: linear adapters before attention and MLP, which cost nothing once they are merged."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class RepAdapter(Method):
     """f(norm(x)) becomes f(z + s · (B A z)) with z = norm(x); A narrows to a few channels, B widens in groups.
 
     Follows the released code: width 8, two groups, dropout 0.1 between A and B, biases in both; s is tuned per
-    dataset there. The adapter stands directly in front of the branch's first projections, and is shared by them where
-    there are several: the same map as behind the norm, but that windows of Swin which are padded see their padding
-    adapted as well, without which folding would not be exact. It so works in post-norm blocks too.
+    dataset there. The adapter is directly before the branch's first projections, and shared by them where there are
+    several: the same map as after the norm, except that padded windows of Swin have their padding adapted as well,
+    without which merging would not be exact. So it works in post-norm blocks too.
 
-    In a ConvNeXt block it stands before the MLP alone: before the depth-wise convolution, as the released code has a
-    second one, it could not be folded.
+    In a ConvNeXt block it is only before the MLP: the released code has a second one before the depth-wise convolution,
+    where it could not be merged.
     """
 
     name = "repadapter"
-    summary = "linear adapters before attention and MLP, foldable into them"
+    summary = "linear adapters before attention and MLP, which merge into them"
     source = (
         "Luo et al., Towards Efficient Visual Adaption via Structural Re-parameterization, arXiv 2302.08106; "
         "code followed: github.com/luogen1996/RepAdapter"
@@ -52,13 +52,13 @@ class RepAdapter(Method):
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         if not backbone.branches:
-            return Unsupported("its blocks have no attention and no MLP that an adapter could stand before")
+            return Unsupported("its blocks have no attention and no MLP to insert an adapter before")
         places = self._places(backbone)
         if not places:
             return Unsupported("its blocks have no attention")
         groups = self.hyperparameters.groups
-        if odd := [branch for branch, _ in places if branch.channels % groups]:
-            return Unsupported(f"{odd[0].channels} channels are not a multiple of groups {groups}")
+        if uneven := [branch for branch, _ in places if branch.channels % groups]:
+            return Unsupported(f"{uneven[0].channels} channels are not a multiple of groups {groups}")
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
@@ -78,7 +78,7 @@ class RepAdapter(Method):
         return sum(linear_adapter_parameters(branch.channels, width, groups) for branch, _ in self._places(backbone))
 
     def merge(self, backbone: StagedBackbone) -> None:
-        """Fold the adapters into the projections behind them and take them out. Equal to evaluation mode."""
+        """Fold the adapters into the projections after them and remove them. Equal to evaluation mode."""
         for layers, adapter in self._adapters:
             for layer in layers:
                 adapter.fold_into(backbone.get_submodule(layer))

@@ -118,7 +118,7 @@ def test_closed_form_holds_in_every_ablation_and_all_of_it_trains(settings, name
 
 
 def test_missing_gap_is_unsupported_with_the_reason():
-    with pytest.raises(UnsupportedMethod, match="gap 4 does not exist: 3 gaps stand between 4 stages"):
+    with pytest.raises(UnsupportedMethod, match="gap 4 does not exist: there are 3 gaps between 4 stages"):
         segmenter("spm", "resnet10t", gaps="1,4")
 
 

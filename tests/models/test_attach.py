@@ -1,4 +1,4 @@
-"""Where methods stand: blocks, branches, layers, prompts, output; a method never needs to know a family."""
+"""Attach points: blocks, branches, layers, prompts, output, without a method knowing a family."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ class Probe(nn.Module):
         return self.scale * x
 
 
+class Prompts(nn.Module):
+    def __init__(self, width: int, depth: int = 1):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(depth, 3, width))
+
+    def forward(self, block):
+        return self.tokens[block]
+
+
 def images(height=64, width=96):
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -48,7 +57,7 @@ def pick(backbone):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_blocks_run_in_the_stated_order_and_put_out_the_stated_channels(pristine, name):
+def test_blocks_run_in_order_with_the_stated_channels(pristine, name):
     backbone = pristine(name)
     calls = []
     for block in backbone.blocks:
@@ -62,14 +71,14 @@ def test_blocks_run_in_the_stated_order_and_put_out_the_stated_channels(pristine
 
 
 @pytest.mark.parametrize("name", CNNS)
-def test_convolutional_networks_have_layers_and_no_branches(pristine, name):
+def test_convolutional_networks_have_layers_but_no_branches(pristine, name):
     backbone = pristine(name)
     assert backbone.branches == []
     assert backbone.layers("conv")
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_modules_that_change_nothing_leave_every_bit(pristine, name):
+def test_identity_modules_change_no_bit(pristine, name):
     backbone = pristine(name)
     plain = backbone(images(50, 75))
     for branch in pick(backbone):
@@ -86,7 +95,7 @@ def test_modules_that_change_nothing_leave_every_bit(pristine, name):
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_an_added_module_sees_the_stated_channels_and_the_grid_of_the_image(pristine, name):
+def test_attached_module_sees_the_stated_channels_and_grid(pristine, name):
     backbone = pristine(name)
     probes = []
     for branch in pick(backbone):
@@ -113,7 +122,7 @@ def test_an_added_module_sees_the_stated_channels_and_the_grid_of_the_image(pris
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_a_zero_at_the_exit_removes_the_branch(pristine, name):
+def test_zero_at_the_exit_disables_the_branch(pristine, name):
     backbone = pristine(name)
     by_block: dict[int, list] = {}
     for branch in backbone.branches:
@@ -128,7 +137,7 @@ def test_a_zero_at_the_exit_removes_the_branch(pristine, name):
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_a_parallel_module_gets_the_branchs_input_and_its_result_is_added(pristine, name):
+def test_parallel_module_gets_the_branch_input_and_is_added(pristine, name):
     backbone = pristine(name)
     first = next(branch for branch in backbone.branches if branch.block == 1)
     last = [branch for branch in backbone.branches if branch.block == 1][-1]
@@ -143,7 +152,7 @@ def test_a_parallel_module_gets_the_branchs_input_and_its_result_is_added(pristi
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"])
-def test_what_enters_past_the_norm_is_what_the_norm_puts_out(pristine, name):
+def test_parallel_module_after_the_entry_gets_the_norms_output(pristine, name):
     backbone = pristine(name)
     branch = backbone.branches[-1]
     normed = Probe(0.0)
@@ -155,7 +164,7 @@ def test_what_enters_past_the_norm_is_what_the_norm_puts_out(pristine, name):
     assert torch.equal(normed.input, expected)
 
 
-def test_post_norm_blocks_have_no_entry_and_say_so(pristine):
+def test_post_norm_blocks_have_no_entry(pristine):
     backbone = pristine("swinv2_tiny_window8_256")
     assert all(branch.entry is None for branch in backbone.branches)
     with pytest.raises(ValueError, match="the attention of block 0 has no norm at its entry"):
@@ -163,7 +172,7 @@ def test_post_norm_blocks_have_no_entry_and_say_so(pristine):
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_prefix_tokens_are_no_part_of_a_map_and_come_back(pristine, name):
+def test_maps_leave_prefix_tokens_out_and_restore_them(pristine, name):
     backbone = pristine(name)
     branch = backbone.branches[-1]
 
@@ -179,7 +188,7 @@ def test_prefix_tokens_are_no_part_of_a_map_and_come_back(pristine, name):
     assert backbone.added[next(iter(backbone.added))].equal
 
 
-def test_a_parallel_map_adds_nothing_to_prefix_tokens_and_a_sequential_one_passes_them(pristine):
+def test_map_view_does_not_change_prefix_tokens(pristine):
     backbone = pristine("deit_tiny_distilled_patch16_224")
     branch = backbone.branches[-1]
     outputs = []
@@ -193,7 +202,7 @@ def test_a_parallel_map_adds_nothing_to_prefix_tokens_and_a_sequential_one_passe
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_added_modules_alone_are_trained_and_stored_and_the_networks_names_stay(pristine, name):
+def test_only_attached_modules_are_trained_and_stored(pristine, name):
     backbone = pristine(name)
     names = set(backbone.state_dict())
     for branch in backbone.branches[:2]:
@@ -210,8 +219,8 @@ def test_added_modules_alone_are_trained_and_stored_and_the_networks_names_stay(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_module_behind_or_beside_a_layer_acts_on_what_the_layer_computes(pristine, name):
-    """Every layer with a role is really called: doubling and doubling again is seen in the maps."""
+def test_every_layer_with_a_role_is_called(pristine, name):
+    """Scaling the output of a layer of each role changes the maps."""
     backbone = pristine(name)
     plain = backbone(images())
     for role in sorted(set(backbone.roles().values())):
@@ -222,7 +231,7 @@ def test_a_module_behind_or_beside_a_layer_acts_on_what_the_layer_computes(prist
         assert not same(plain, changed(images())), role
 
 
-def test_a_layers_own_input_reaches_the_module_beside_it(pristine):
+def test_module_parallel_to_a_layer_gets_its_input(pristine):
     backbone = pristine("resnet10t")
     layer = backbone.layers("conv")[0]
     beside = copy.deepcopy(backbone.get_submodule(layer))
@@ -243,7 +252,7 @@ def test_a_layers_own_input_reaches_the_module_beside_it(pristine):
         ("convnext_atto", {"stem": 1, "grouped": 12, "fc1": 12, "fc2": 12, "merge": 3}),
     ],
 )
-def test_layers_have_honest_roles(pristine, name, expected):
+def test_layers_have_the_expected_roles(pristine, name, expected):
     backbone = pristine(name)
     assert {role: len(backbone.layers(role)) for role in set(backbone.roles().values())} == expected
     with pytest.raises(ValueError, match="no role key"):
@@ -251,7 +260,7 @@ def test_layers_have_honest_roles(pristine, name, expected):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_affine_normalisation_is_found(pristine, name):
+def test_all_affine_norms_are_found(pristine, name):
     backbone = pristine(name)
     found = {id(p) for norm in backbone.norms().values() for p in norm.parameters(recurse=False)}
     kinds = (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
@@ -261,18 +270,10 @@ def test_every_affine_normalisation_is_found(pristine, name):
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("deep", [False, True])
-def test_prompts_stand_behind_the_prefix_tokens_and_never_in_a_map(pristine, name, deep):
-    class Prompts(nn.Module):
-        def __init__(self, width):
-            super().__init__()
-            self.tokens = nn.Parameter(torch.randn(12 if deep else 1, 3, width))
-
-        def forward(self, block):
-            return self.tokens[block]
-
+def test_prompts_follow_the_prefix_tokens_and_are_in_no_map(pristine, name, deep):
     backbone = pristine(name)
     plain, prefix = backbone(images()), backbone.prefix_tokens
-    prompts = Prompts(backbone.channels[0])
+    prompts = Prompts(backbone.channels[0], depth=12 if deep else 1)
     entered = []
     for block in backbone.blocks:
         block.module.norm1.register_forward_pre_hook(lambda m, inputs: entered.append(inputs[0]))
@@ -287,12 +288,12 @@ def test_prompts_stand_behind_the_prefix_tokens_and_never_in_a_map(pristine, nam
     assert (prompts.tokens.grad.abs().sum((1, 2)) > 0).all()
 
 
-def test_prompts_are_refused_where_the_network_is_not_one_sequence(pristine):
+def test_prompts_need_one_sequence_of_tokens(pristine):
     with pytest.raises(ValueError, match="one sequence of tokens"):
         pristine("pvt_v2_b0").insert_prompts(nn.Identity(), 3, deep=True)
 
 
-def test_the_output_place_turns_maps_into_maps_and_holds_one_module(pristine):
+def test_output_module_transforms_the_maps_and_is_the_only_one(pristine):
     class Halve(nn.Module):
         def forward(self, maps):
             return [m / 2 for m in maps]
@@ -307,7 +308,7 @@ def test_the_output_place_turns_maps_into_maps_and_holds_one_module(pristine):
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "pvt_v2_b0"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradients_are_the_same_under_checkpointing_of_stages(pristine, name, reentrant):
+def test_checkpointed_stages_give_the_same_gradients(pristine, name, reentrant):
     def gradients(checkpointed: bool):
         backbone = pristine(name)
         torch.manual_seed(0)
@@ -327,7 +328,7 @@ def test_gradients_are_the_same_under_checkpointing_of_stages(pristine, name, re
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_copy_has_its_own_modules(pristine):
+def test_copied_backbone_has_its_own_modules(pristine):
     backbone = pristine("vit_tiny_patch16_224")
     backbone.add_to_branch(backbone.branches[0], Probe(0.0))
     backbone.insert_at_exit(backbone.branches[0], Probe(1.0))
@@ -337,3 +338,91 @@ def test_a_copy_has_its_own_modules(pristine):
         for parameter in other.added.parameters():
             parameter.fill_(2.0)
     assert same(plain, backbone(images())) and not same(plain, other(images()))
+
+
+def attach_everywhere(backbone):
+    """A module at every kind of place; with their probes they change the maps."""
+    branch, block = backbone.branches[0], backbone.blocks[-1]
+    layer = backbone.layers("fc1")[0]
+    probes = [Probe(2.0) for _ in range(11)]
+    backbone.insert_at_entry(branch, probes[0])
+    backbone.insert_at_exit(branch, probes[1])
+    backbone.insert_after_block(block, probes[2], view="map")
+    backbone.insert_after_stage(0, probes[3])
+    backbone.insert_after(layer, probes[4])
+    backbone.insert_before([layer], probes[5])
+    backbone.insert_at_output(nn.Identity())
+    backbone.add_to_branch(branch, probes[6])
+    backbone.add_to_branch(branch, probes[7], before_entry=False)
+    backbone.add_to_layer(layer, probes[8])
+    backbone.add_to_stream(branch, probes[9])
+    backbone.add_to_stream(block, probes[10])
+    return [*probes, backbone.added["output"]]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_removed_modules_leave_no_trace(pristine, copied):
+    backbone = pristine("vit_tiny_patch16_224")
+    plain = backbone(images())
+    modules = attach_everywhere(backbone)
+    if copied:
+        backbone, modules = copy.deepcopy((backbone, modules))
+    assert not same(plain, backbone(images()))
+    for module in modules:
+        backbone.remove(module)
+    assert same(plain, backbone(images()))
+    assert len(backbone.added) == len(backbone.gaps) == 0
+    assert backbone.count_frozen_stages() == len(backbone.stages)
+    with pytest.raises(ValueError, match="this Probe is not attached to vit_tiny_patch16_224"):
+        backbone.remove(modules[0])
+
+
+def test_module_on_the_stream_changes_it_after_a_branch_and_a_block(pristine):
+    backbone = pristine("vit_tiny_patch16_224")
+    block = backbone.blocks[0]
+    after_the_branch, after_the_block = Probe(0.5), Probe(0.25)
+    backbone.add_to_stream(backbone.branches[0], after_the_branch)
+    backbone.add_to_stream(block, after_the_block)
+    seen = {}
+    block.module.register_forward_hook(lambda m, inputs, o: seen.update(x=inputs[0], y=o))
+    backbone(images())
+    own = pristine("vit_tiny_patch16_224").blocks[0].module
+    x = 1.5 * (seen["x"] + own.ls1(own.attn(own.norm1(seen["x"]))))
+    torch.testing.assert_close(seen["y"], 1.25 * (x + own.ls2(own.mlp(own.norm2(x)))))
+
+
+def test_layers_that_share_their_input_share_the_module_before_them(pristine):
+    backbone = pristine("pvt_v2_b0")
+    module = Probe(2.0)
+    backbone.insert_before(["stages.0.blocks.0.attn.q", "stages.0.blocks.0.attn.sr"], module)
+    seen = []
+    layer = backbone.get_submodule("stages.0.blocks.0.attn.sr")
+    backbone.get_submodule("stages.0.blocks.0.attn.q").register_forward_pre_hook(lambda m, i: seen.append(i[0]))
+    layer.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    backbone(images())
+    tokens, feature_map = seen
+    torch.testing.assert_close(tokens, feature_map.flatten(2).transpose(1, 2))
+    assert list(backbone.added) == ["stages_0_blocks_0_attn_q_before"]
+
+
+@pytest.mark.parametrize(
+    ("old", "arguments"),
+    [
+        ("put_in_gap", lambda b: (0, Probe())),
+        ("put_at_output", lambda b: (nn.Identity(),)),
+        ("add_at_entry", lambda b: (b.branches[0], Probe())),
+        ("add_at_exit", lambda b: (b.branches[0], Probe(), "map")),
+        ("add_parallel", lambda b: (b.branches[0], Probe(0.0), False, "map")),
+        ("add_after_block", lambda b: (b.blocks[0], Probe())),
+        ("add_after", lambda b: (b.layers("fc1")[0], Probe())),
+        ("add_beside", lambda b: (b.layers("fc1")[0], Probe(0.0))),
+        ("add_prompts", lambda b: (Prompts(b.channels[0]), 3, False)),
+    ],
+)
+def test_old_names_of_the_verbs_work_with_a_warning(pristine, old, arguments):
+    backbone = pristine("vit_tiny_patch16_224")
+    plain = backbone(images())
+    with pytest.warns(DeprecationWarning, match=f"StagedBackbone.{old} is now (insert|add)_"):
+        getattr(backbone, old)(*arguments(backbone))
+    assert len(backbone.added) + len(backbone.gaps) == 1
+    assert same(plain, backbone(images())) == (old != "add_prompts")

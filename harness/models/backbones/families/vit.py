@@ -71,7 +71,7 @@ class TokenStem(nn.Module):
 def cut_in_four(network: nn.Module, stem: nn.Module) -> CutNetwork:
     """Four equal groups of the blocks of a network with one resolution, behind `stem`, which holds the network.
 
-    Takes the blocks out of the network and removes what serves classification alone.
+    Takes the blocks out of the network and removes what only serves classification.
     """
     blocks, norm = network.blocks, network.norm
     network.blocks, network.norm, network.fc_norm, network.head = (nn.Identity() for _ in range(4))
