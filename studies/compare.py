@@ -7,15 +7,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.cells.resolve import Resolver
+from harness.engine.options import ExecutionOptions
 from harness.launch.launcher import LauncherChoice
-from harness.runs.folder import RunFolder
+from harness.runs.locks import AlreadyLocked
+from harness.runs.state import Outcome, RunState
+from harness.runs.store import RunStore
+from harness.util.progress import say, warn
 from studies.plan import FAILED, Plan, PlannedCell, PlannedSearch, make_plan, rows_of
-from studies.scheduler import ExecutionOptions, Scheduler, SearchTask
+from studies.scheduler import Scheduler, SearchTask
 from studies.study import Study
 
 if TYPE_CHECKING:
@@ -34,31 +38,32 @@ def compare(
     storage: str | None,
     quiet: bool,
 ) -> Plan:
-    """Execute what is left of a study and return it as it then stands. A finished one is only looked at.
+    """Execute what is left of a study and return its plan with the states after that. A finished one is only read.
 
-    Raises `UserError` for what is wrong with the study or the launcher as a whole.
+    `storage`: where Optuna keeps searches; see `Search`. Raises `UserError` for what is wrong with the study or the
+    launcher as a whole.
     """
-    store, say = options.store, options.say
+    store = options.open_store()
     plan = make_plan(study, store, options.data)
     if not work_left(plan):
         return plan
-    say("asking which methods go with which backbones")
+    say("checking which methods support which backbones")
     plan = make_plan(study, store, options.data, ask_support=True)
     say("\n".join(describe(plan)))
-    record_unsupported(plan, options)
+    record_unsupported(plan, store)
     if not work_left(plan):
         return plan
     resolve = Resolver(store, options.data)
-    with ExitStack() as held:
-        rows = [
-            SearchTask(held.enter_context(search), planned)
-            for search, planned in _searches(plan, options, resolve, storage)
+    with ExitStack() as stack:
+        tasks = [
+            SearchTask(stack.enter_context(search), planned)
+            for search, planned in _searches(plan, store, resolve, storage)
         ]
-        launcher = held.enter_context(choice.open())
-        each = f", of up to {options.together} cells together" if options.together > 1 else ""
-        say(f"{launcher.name}: {launcher.slots} at a time{each}")
-        table = held.enter_context(LiveTable(plan, options, quiet))
-        Scheduler(launcher, options, resolve, plan.cells, rows, table.update).run()
+        launcher = stack.enter_context(choice.open())
+        each = f", of up to {options.together} cells each" if options.together > 1 else ""
+        say(f"{launcher.name}: {launcher.slots} jobs at a time{each}")
+        table = stack.enter_context(LiveTable(plan, store, quiet))
+        Scheduler(launcher, options, resolve, plan.cells, tasks, table.update).run()
     return plan
 
 
@@ -67,7 +72,7 @@ def work_left(plan: Plan) -> bool:
 
 
 def _searches(
-    plan: Plan, options: ExecutionOptions, resolve: Resolver, storage: str | None
+    plan: Plan, store: RunStore, resolve: Resolver, storage: str | None
 ) -> Iterator[tuple[Search, list[PlannedSearch]]]:
     """Each unfinished search with the rows that wait for it."""
     rows: dict[str, list[PlannedSearch]] = {}
@@ -81,28 +86,25 @@ def _searches(
     for planned, *others in rows.values():
         tune = planned.tune
         search = Search(
-            planned.request, planned.folder.spec.space, tune.trials, options.store, resolve,
-            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=options.say,
+            planned.request, planned.folder.spec.space, tune.trials, store, resolve,
+            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=warn,
         )  # fmt: skip
         yield search, [planned, *others]
 
 
-def record_unsupported(plan: Plan, options: ExecutionOptions) -> None:
-    """An unsupported cell is a row like any other, for `list runs` and reports too."""
-    from harness.launch.supervise import record_failure
-
+def record_unsupported(plan: Plan, store: RunStore) -> None:
+    """Give unsupported cells run folders, so that `list runs` and reports have them too."""
     for cell in plan.cells:
-        if cell.state == "unsupported" and cell.spec is not None:
-            run = options.store.folder(cell.spec)
-            if run.status() is None:
-                record_failure(options.job(cell.request, cell.spec.fingerprint), cell.reason or "", "unsupported")
+        if cell.state == RunState.UNSUPPORTED and cell.spec is not None and store.folder(cell.spec).status() is None:
+            with suppress(AlreadyLocked):  # another process records it
+                store.record(cell.spec, Outcome(RunState.UNSUPPORTED, cell.reason))
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
 def describe(plan: Plan) -> list[str]:
-    """The plan in a few lines: how many cells of what, how far they are, what does not go, how long it may take."""
+    """The plan in a few lines: its axes, the states of its cells, what is unsupported, and how long it may take."""
     study = plan.study
     axes = {"methods": study.methods, "backbones": study.backbones, "datasets": study.datasets, "heads": study.heads,
             "seeds": study.seeds}  # fmt: skip
@@ -116,22 +118,24 @@ def describe(plan: Plan) -> list[str]:
             min(study.tune.trials, sum(t.state != "running" for t in row.folder.trials())) for row in plan.searches
         ]
         lines.append(
-            f"  {len(plan.searches)} searches of {study.tune.trials} trials on the dev part, {sum(ended)} ended"
+            f"  {len(plan.searches)} searches of {study.tune.trials} trials on the dev split, {sum(ended)} trials ended"
         )
     lines += [f"  {note}" for note in notes(plan)]
     seconds = plan.seconds_left()
     if work_left(plan):
         known = (
-            f"{duration(seconds)} of training in one process" if seconds is not None else "unknown until one is done"
+            f"{duration(seconds)} of training in one process"
+            if seconds is not None
+            else "unknown until one cell is done"
         )
         lines.append(f"  estimated: {known}")
     return lines
 
 
 def notes(plan: Plan) -> list[str]:
-    """Why cells are without a figure: each reason once, with the number of its cells."""
+    """Why cells have no score: each reason once, with the number of its cells."""
     counted = Counter(
-        (cell.state, cell.reason or "no reason is known")
+        (cell.state, cell.reason or "unknown reason")
         for cell in plan.cells
         if cell.state in (*FAILED, "unsupported", "damaged")
     )
@@ -145,7 +149,7 @@ def duration(seconds: float) -> str:
 
 
 def table(plan: Plan) -> list[dict[str, str]]:
-    """One line a method, backbone, dataset and head: mIoU over the seeds that are done, and what became of the rest."""
+    """One line a method, backbone, dataset and head: mIoU over the seeds that are done, and the states of the rest."""
     searches = {id(cell): row for row in plan.searches for cell in row.cells}
     tuned = plan.study.tune is not None
     return [_line(row, searches.get(id(row["cells"][0])), tuned) for row in rows_of(plan)]
@@ -162,7 +166,7 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
         "head": row["head"],
         "method": row["label"],
         "mIoU": f"{statistics.fmean(values):.4f}{spread}" if values else "-",
-        "seeds": f"{states['done']}/{len(cells)}",
+        "seeds": f"{states[RunState.DONE]}/{len(cells)}",
         **({"trials": _trials(search) if search else "-"} if tuned else {}),
         "state": ", ".join(state if count == len(cells) else f"{count} {state}" for state, count in states.items()),
     }
@@ -176,15 +180,15 @@ def _trials(search: PlannedSearch) -> str:
 
 
 class Live:
-    """What is shown while a drive runs: redrawn on a terminal, elsewhere lines."""
+    """What is shown while a scheduler runs: redrawn on a terminal, lines elsewhere."""
 
     def __init__(self, quiet: bool):
-        self._fancy = not quiet and sys.stderr.isatty()
+        self._redraws = not quiet and sys.stderr.isatty()
         self._live: RichLive | None = None
-        self._began = self._said = time.monotonic()
+        self._began = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._fancy:
+        if self._redraws:
             from rich.console import Console
             from rich.live import Live as RichLive
 
@@ -198,19 +202,19 @@ class Live:
 
     def line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
 
 class LiveLine(Live):
     """How far one search is."""
 
-    def __init__(self, row: SearchTask, quiet: bool):
+    def __init__(self, task: SearchTask, quiet: bool):
         super().__init__(quiet)
-        self._row = row
+        self._task = task
         self._last = ""
 
     def update(self, changed: PlannedCell | SearchTask | None) -> None:
-        text = trials_so_far(self._row.search)
+        text = trials_so_far(self._task.search)
         if self._live is not None:
             self._live.update(f"{text}, {duration(time.monotonic() - self._began)} so far", refresh=True)
         elif text != self._last:
@@ -221,28 +225,29 @@ class LiveLine(Live):
 class LiveTable(Live):
     """The table of a study while it fills."""
 
-    def __init__(self, plan: Plan, options: ExecutionOptions, quiet: bool):
+    def __init__(self, plan: Plan, store: RunStore, quiet: bool):
         super().__init__(quiet)
         self._plan = plan
-        self._circumstances = options
-        self._before = sum(cell.state == "done" for cell in plan.cells)
-        self._said_of: dict[str, str] = {}
+        self._store = store
+        self._done_before = plan.count()[RunState.DONE]
+        self._last_lines: dict[str, str] = {}
+        """Of each search."""
 
     def update(self, changed: PlannedCell | SearchTask | None) -> None:
         if self._live is not None:
             self._live.update(self._drawn(), refresh=True)
         elif isinstance(changed, PlannedCell):
-            self.line(f"{_title(changed)}: {changed.state}" + self._figure(changed))
+            self.line(f"{_title(changed)}: {changed.state}" + self._score(changed))
         elif isinstance(changed, SearchTask):
-            text = trials_so_far(changed.search)
-            if self._said_of.get(changed.search.spec.name) != text:
+            name, text = changed.search.spec.name, trials_so_far(changed.search)
+            if self._last_lines.get(name) != text:
                 self.line(text)
-            self._said_of[changed.search.spec.name] = text
-        elif time.monotonic() - self._said > PLAIN_SECONDS:
+            self._last_lines[name] = text
+        elif time.monotonic() - self._last_line > PLAIN_SECONDS:
             self.line(self._summary())
 
     @staticmethod
-    def _figure(cell: PlannedCell) -> str:
+    def _score(cell: PlannedCell) -> str:
         if cell.state == "done" and cell.miou is not None:
             return f", mIoU {cell.miou:.4f}"
         return f" ({cell.reason})" if cell.reason else ""
@@ -250,10 +255,11 @@ class LiveTable(Live):
     def _summary(self) -> str:
         count = self._plan.count()
         left = len(self._plan.left)
-        done = count["done"] - self._before
+        done = count[RunState.DONE] - self._done_before
         passed = time.monotonic() - self._began
         rest = f", about {duration(passed / done * left)} left" if done and not self._plan.searches else ""
-        return f"{count['done']} of {len(self._plan.cells)} cells done, {left} left, {duration(passed)} so far{rest}"
+        cells = f"{count[RunState.DONE]} of {len(self._plan.cells)} cells done, {left} left"
+        return f"{cells}, {duration(passed)} so far{rest}"
 
     def _drawn(self) -> Any:
         from rich.table import Table
@@ -267,11 +273,11 @@ class LiveTable(Live):
         return drawn
 
     def _progress(self, cells: list[PlannedCell]) -> str:
-        """The step of what runs; from its folder, wherever it runs."""
+        """The steps of cells that run anywhere, from their folders."""
         steps = []
         for cell in cells:
             if cell.state == "running" and cell.fingerprint is not None:
-                points = RunFolder(self._circumstances.store.root / cell.fingerprint).curve()
+                points = self._store.by_fingerprint(cell.fingerprint).curve()
                 steps.append(f"{points[-1]['step'] if points else 0}")
         return f" (step {', '.join(steps)} of {self._plan.study.the_budget().steps})" if steps else ""
 
@@ -280,8 +286,8 @@ def trials_so_far(search: Search) -> str:
     """One line: how many trials there are, and the best of them."""
     ended = [trial for trial in search.trials if trial.state != "running"]
     best = search.folder.best(len(search.trials))
-    figure = f", best {', '.join(f'{value:.4g}' for value in best.values or ())} (trial {best.number})" if best else ""
-    return f"search {search.spec.name}: {len(ended)} trials ended, {len(search.trials) - len(ended)} run{figure}"
+    values = f", best {', '.join(f'{value:.4g}' for value in best.values or ())} (trial {best.number})" if best else ""
+    return f"search {search.spec.name}: {len(ended)} trials ended, {len(search.trials) - len(ended)} running{values}"
 
 
 def _title(cell: PlannedCell) -> str:

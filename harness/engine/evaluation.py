@@ -1,16 +1,14 @@
-"""How a network's predictions become confusion matrices. What follows from those is in `metrics.py`.
+"""From a network's predictions to confusion matrices; the metrics that follow from those are in `runs/metrics.py`.
 
 Everything is counted at the labels' own resolution, in int64, one matrix an image.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,15 +32,9 @@ LOADERS = 4
 """Threads that decode images for the evaluation."""
 
 
-class Known(Protocol):
-    """Gives what the untouched stages make of the images of each forward pass, in the order of passes."""
-
-    def __call__(self, images: Tensor) -> StageOutputs: ...
-
-
 @dataclass(frozen=True)
 class Predictor:
-    """A network with what it must be fed: one object that turns an image of any size into labels of its size."""
+    """A network with the preparation of its images: turns images of any size into labels of that size."""
 
     network: nn.Module
     mean: tuple[float, ...]
@@ -50,8 +42,9 @@ class Predictor:
     scale: tuple[int, int] | None
     budget: Budget
     device: torch.device
-    known: Known | None = None
-    """None: every pass begins with its images."""
+    prefix: Callable[[Tensor], StageOutputs] | None = None
+    """Turns the images [B, 3, H, W] of each forward pass, in order, into the outputs of frozen stages. None: the
+    network takes the images."""
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Tensor]:
@@ -72,7 +65,7 @@ class Predictor:
             images = images.contiguous(memory_format=torch.channels_last)
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.budget.precision)
         with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
-            return self.network(images if self.known is None else self.known(images))
+            return self.network(images if self.prefix is None else self.prefix(images))
 
     def _slide(self, images: Tensor) -> Tensor:
         """Mean logits over windows of the crop's size, at the images' size: [B, K, H, W].
@@ -153,14 +146,15 @@ def _loaded(
     """Pairs in order; as many as `ahead` are decoded by other threads while the network works."""
     waiting: deque[tuple[int, Future[Pair]]] = deque()
     for index in indices[:1]:
-        yield index, dataset.load(samples[index])  # what a dataset reads once for all is not read by several threads
+        yield index, dataset.load(samples[index])  # so that what a dataset reads once is not read by several threads
     with ThreadPoolExecutor(LOADERS) as threads:
         try:
-            for index in itertools.chain(indices[1:], [None]):
-                if index is not None:
-                    waiting.append((index, threads.submit(dataset.load, samples[index])))
-                while waiting and (index is None or len(waiting) > ahead):
+            for index in indices[1:]:
+                waiting.append((index, threads.submit(dataset.load, samples[index])))
+                if len(waiting) > ahead:
                     first, pair = waiting.popleft()
                     yield first, pair.result()
+            for first, pair in waiting:
+                yield first, pair.result()
         finally:
             threads.shutdown(cancel_futures=True)
