@@ -17,7 +17,7 @@ from harness.cells.resolve import Resolver
 from harness.engine.options import ExecutionOptions
 from harness.launch.job import Job, JobCell, JobResult
 from harness.launch.launcher import Launcher
-from harness.runs.locks import LEASE
+from harness.runs.locks import lease_seconds
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.spec import SharedDataKey
@@ -259,7 +259,7 @@ class Scheduler:
             assert cell.spec is not None
             unlocked = self._store.lock_owner(self._store.folder(cell.spec)) is None
             # Of an owner on another machine only the lease is visible; a job watches that for a beat, and takes over.
-            if unlocked or time.monotonic() - since > LEASE:
+            if unlocked or time.monotonic() - since > lease_seconds():
                 self._elsewhere.remove((cell, since))
                 refresh(cell, self._store)
                 if not (RunState(cell.state).final or RunState(cell.state).failed):

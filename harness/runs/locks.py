@@ -1,9 +1,14 @@
-"""Who may execute a run: at most one process at a time, on one machine or on many that share a disk.
+"""Run locks: at most one process executes a run, on one machine or on many that share a disk.
 
-Two layers. A lock of the operating system (`flock`) decides wherever the disk honours it: it goes with its process, so
-neither a kill nor a stopped process nor a wrong clock can leave it in doubt. Beside it lies a lease, for disks that
-keep such locks to each machine: its holder beats in it, and another machine takes it over only when it has seen no beat
-for `LEASE` seconds of its own monotonic clock. Who wakes up after that finds its lease gone, and leaves without a word.
+Two layers. A lock of the operating system (`flock`, through filelock) decides wherever the disk honours it: it ends
+with its process, so neither a kill nor a stopped process nor a wrong clock leaves it in doubt. Beside it lies a lease,
+for disks that keep such locks to each machine: its owner renews it, and another machine takes it over once it has seen
+no renewal for `lease_seconds` of its own monotonic clock. A process that wakes up after that has lost the lock, and
+`RunLock.check` stops it before it writes anything.
+
+Why the lease is not filelock's `SoftFileLease` (read at 4.2): it takes over only where two names can be exchanged in
+one step, which NFS, SMB and other network disks refuse, so that there a dead machine's lease would never end; and it
+never takes over an empty file, which a crash leaves behind.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import secrets
 import socket
@@ -20,19 +26,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from harness.errors import UserError
 
-LEASE = float(os.environ.get("HARNESS_LEASE", "60"))
-"""Seconds without a beat after which another machine takes a claim over."""
-
-_BEATS = 6
-"""How many times in `LEASE` seconds a holder beats."""
-
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_RENEWALS = 6
+"""How many times in `lease_seconds` an owner renews its lease."""
+_ABANDONED = 7 * 24 * 3600.0
+"""Seconds, by the disk's clock, after which unused files of any machine are removed."""
+_LEASE, _DRAFT = ".lease", ".tmp"
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class AlreadyLocked(UserError):
-    """Another process holds the claim. `lock_owner` says which, as far as it is known."""
+    """Another process holds the lock. `lock_owner` says which, as far as it is known."""
 
     def __init__(self, name: str, lock_owner: str):
         super().__init__(f"run {name} is being executed by {lock_owner}; wait for it or stop it")
@@ -40,152 +47,181 @@ class AlreadyLocked(UserError):
 
 
 class LockLost(UserError):
-    """This process was not heard of for so long that another machine took its run over."""
+    """This process did not renew its lease for so long that another machine took its run over."""
+
+
+def lease_seconds() -> float:
+    """Seconds without a renewal after which another machine takes a lock over. Raises `UserError`."""
+    value = os.environ.get("HARNESS_LEASE", "60")
+    with contextlib.suppress(ValueError):
+        if 0 < float(value) < math.inf:
+            return float(value)
+    raise UserError(f"HARNESS_LEASE={value}: not a positive number of seconds; set it to one, such as 60, or unset it")
 
 
 class RunLock:
-    """One held claim. `check` before whatever must not be written twice."""
+    """A lock that this process holds. Call `check` before whatever must not be written twice."""
 
-    def __init__(self, lock: int, lease: Path, descriptor: int, text: str):
-        self._lock, self._lease, self._descriptor, self._text = lock, lease, descriptor, text
+    def __init__(self, descriptor: int, path: Path, lease: int, owner: str, interval: float):
+        """`descriptor` of the locked file at `path`, `lease` of the lease beside it, renewed every `interval` s."""
+        self._descriptor, self._path, self._lease, self._owner, self._interval = (
+            descriptor,
+            path,
+            lease,
+            owner,
+            interval,
+        )
         self._released = threading.Event()
-        self._beats = threading.Thread(target=self._beat, name=f"lease-{lease.stem}", daemon=True)
-        self._beats.start()
+        self._renewals = threading.Thread(target=self._renew, name=f"lease-{path.name}", daemon=True)
+        self._renewals.start()
 
     def check(self) -> None:
         """Raises `LockLost`."""
         if not self._is_ours():
-            raise LockLost(f"{self._lease.stem} was taken over by another machine; this process leaves it to that one")
+            raise LockLost(f"run {self._path.name} was taken over by another machine; this process stops")
 
     def release(self) -> None:
+        """Give the lock up."""
         self._released.set()
-        self._beats.join()
+        self._renewals.join()
         if self._is_ours():
-            self._lease.unlink(missing_ok=True)
-        _close(self._descriptor, self._lock)
+            _lease_path(self._path).unlink(missing_ok=True)
+        _close(self._lease, self._descriptor)
 
     def _is_ours(self) -> bool:
-        try:
-            return os.path.samestat(os.stat(self._lease), os.fstat(self._descriptor))
-        except OSError:
-            return False
+        return _is_at(self._lease, _lease_path(self._path))
 
-    def _beat(self) -> None:
-        """Into the open file, wherever its name is by now: a lease that was taken over is never written to."""
+    def _renew(self) -> None:
+        """Write to the open file, whatever its name is by now: a lease that was taken over is never written to."""
         count = 0
-        while not self._released.wait(LEASE / _BEATS):
+        while not self._released.wait(self._interval):
             count += 1
-            with contextlib.suppress(OSError):  # a disk that is away for a while
-                os.pwrite(self._descriptor, _content(self._text, count), 0)
+            with contextlib.suppress(OSError):  # the disk is away for a while
+                os.pwrite(self._lease, _content(self._owner, count), 0)
 
 
 @contextlib.contextmanager
 def lock(folder: Path, name: str) -> Iterator[RunLock]:
-    """Hold the claim `name`, whose files are in `folder`.
+    """Hold the lock `name`, whose files are in `folder`; what ended processes left there is removed.
 
-    Raises `AlreadyLocked` where another process holds it, and `UserError` where `folder` cannot be written.
+    Raises `AlreadyLocked` if another process holds it, and `UserError` if `folder` cannot be written.
     """
+    seconds, path = lease_seconds(), folder / name
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor, exact = _open_locked(path)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise UserError(f"--runs {folder.parent}: cannot be written: {reason}; choose another folder") from error
+        stack.callback(_close, descriptor)
+        try:
+            owner = json.dumps({"id": secrets.token_hex(8), "machine": _machine(), "pid": os.getpid()})
+            lease = _take_lease(path, owner, exact, seconds)
+            os.utime(descriptor)  # the last use, for `_sweep`
+        except OSError as error:
+            if not error.filename:  # such as of a full disk
+                error.filename = str(folder.parent / name)
+            raise
+        stack.pop_all()
+    held = RunLock(descriptor, path, lease, owner, seconds / _RENEWALS)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise UserError(f"--runs {folder.parent}: cannot be written: {reason}; choose another folder") from error
-    _open_here.add(lock)
-    try:
-        lease = folder / f"{name}.lease"
-        _lock(lock, lease, name)
-        held = _take(lock, lease, name)
-    except OSError as error:
-        _close(lock)
-        if not error.filename:  # such as of a full disk
-            error.filename = str(folder.parent / name)
-        raise
-    except BaseException:
-        _close(lock)
-        raise
-    try:
+        with contextlib.suppress(OSError):
+            _sweep(folder, name, os.fstat(lease).st_mtime)
         yield held
     finally:
         held.release()
 
 
 def lock_owner(folder: Path, name: str) -> str | None:
-    """Who holds the claim, as far as this machine can see at once; None where nobody does.
+    """Who holds the lock, as far as this machine can see at once; None if nobody does.
 
-    A claim of another machine is reported until it is released or taken over, as its holder may live.
+    The owner on another machine is reported until it releases the lock or is taken over, as it may be alive.
     """
-    lease = folder / f"{name}.lease"
+    path = folder / name
     try:
-        lock = os.open(folder / name, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR)
     except OSError:
-        return None
+        return _other_machine(path)
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other
     except BlockingIOError:
-        return _holder(lease)
+        return _owner(path)
     except OSError:
-        pass
+        return _owner(path) if _read(_lease_path(path)) is not None else None
     finally:
-        os.close(lock)
-    seen = _read(lease)
-    return None if seen is None or _is_of_this_machine(seen) else _holder(lease)
+        os.close(descriptor)
+    return _other_machine(path)
 
 
-def _lock(lock: int, lease: Path, name: str) -> None:
-    """Raises `AlreadyLocked`; not for the instant in which `lock_owner` looks."""
-    for last in (False, False, True):
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if last:
-                raise AlreadyLocked(name, _holder(lease)) from error
+def last_renewal(folder: Path, name: str) -> bytes:
+    """Changes whenever the lock's owner renews its lease; empty if there is no lease."""
+    return _read(_lease_path(folder / name)) or b""
+
+
+def _open_locked(path: Path, attempts: int = 4) -> tuple[int, bool]:
+    """The lock file, open and locked, and whether the disk has such locks. Raises `AlreadyLocked` and `OSError`."""
+    for attempt in range(attempts):  # `lock_owner` and a sweep hold it for an instant
+        if attempt:
             time.sleep(0.02)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locked = lock_descriptor(descriptor, blocking=False)
         except OSError as error:
-            if error.errno in _WITHOUT_LOCKS:
-                return
+            if error.errno in _NO_FLOCK:
+                _open_here.add(descriptor)
+                return descriptor, False
+            os.close(descriptor)
             raise
+        if locked and _is_at(descriptor, path):  # and no sweep has just removed it
+            _open_here.add(descriptor)
+            return descriptor, True
+        os.close(descriptor)
+    raise AlreadyLocked(path.name, _owner(path))
 
 
-def _take(lock: int, lease: Path, name: str) -> RunLock:
-    """The lock is held; the lease decides about other machines."""
-    text = json.dumps({"id": secrets.token_hex(8), "machine": _machine(), "pid": os.getpid()})
+def _take_lease(path: Path, owner: str, exact: bool, seconds: float) -> int:
+    """Make the lease ours, and return its descriptor. Raises `AlreadyLocked` and `OSError`.
+
+    `exact`: the lock file is locked, which proves that an owner on this machine has ended.
+    """
+    lease = _lease_path(path)
     seen = _read(lease)
     if seen is not None:
-        if not _is_of_this_machine(seen):  # of this one's dead the lock has told
-            _see_no_beat(lease, seen, name)
-        _remove(lease, seen)
-    # A file is made under a name of its own and linked to the lease's: that fails where another was faster, and unlike
-    # O_EXCL it does so on every network disk.
-    own = lease.with_suffix(f".{secrets.token_hex(8)}")
-    descriptor = os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if not (exact and _is_of_this_machine(seen)):
+            _wait_for_expiry(path, seen, seconds)
+        _remove_lease(lease, seen)
+    # A draft is linked to the lease's name: that fails if another machine was faster, and unlike O_EXCL it does so on
+    # every network disk.
+    draft = _draft_path(lease)
+    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        os.pwrite(descriptor, _content(text, 0), 0)
-        os.link(own, lease)
+        os.pwrite(descriptor, _content(owner, 0), 0)
+        os.link(draft, lease)
     except FileExistsError as error:
         os.close(descriptor)
-        raise AlreadyLocked(name, _holder(lease)) from error
+        raise AlreadyLocked(path.name, _owner(path)) from error
     except BaseException:
         os.close(descriptor)
         raise
     finally:
-        own.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
     _open_here.add(descriptor)
-    return RunLock(lock, lease, descriptor, text)
+    return descriptor
 
 
-def _see_no_beat(lease: Path, seen: bytes, name: str) -> None:
-    """Watch another machine's lease for its whole length. Raises `AlreadyLocked` at the first beat."""
-    end = time.monotonic() + LEASE
+def _wait_for_expiry(path: Path, seen: bytes, seconds: float) -> None:
+    """Watch another machine's lease for its whole length. Raises `AlreadyLocked` at the first renewal."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
-        time.sleep(LEASE / _BEATS / 4)
-        if _read(lease) != seen:
-            raise AlreadyLocked(name, _holder(lease))
+        time.sleep(seconds / _RENEWALS / 4)
+        if _read(_lease_path(path)) != seen:
+            raise AlreadyLocked(path.name, _owner(path))
 
 
-def _remove(lease: Path, seen: bytes) -> None:
-    """Take a dead lease out of the way; a live one that came in its place is put back."""
-    moved = lease.with_suffix(f".{secrets.token_hex(8)}")
+def _remove_lease(lease: Path, seen: bytes) -> None:
+    """Remove an expired lease; a live one that has taken its place is put back."""
+    moved = _draft_path(lease)
     try:
         lease.rename(moved)
     except FileNotFoundError:
@@ -196,8 +232,53 @@ def _remove(lease: Path, seen: bytes) -> None:
     moved.unlink(missing_ok=True)
 
 
-def _content(text: str, count: int) -> bytes:
-    return f"{text}\n{count:012d}\n".encode()
+def _sweep(folder: Path, own: str, now: float) -> None:
+    """Remove what ended processes left in `folder`, once a process. `now`: the time by the disk's clock."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(OSError, AlreadyLocked):
+            abandoned = now - path.stat().st_mtime > _ABANDONED
+            if path.suffix == _LEASE and path.stem != own:
+                _remove_dead_lease(path, abandoned)
+            elif abandoned and path.suffix == _DRAFT:
+                path.unlink()
+            elif abandoned and path.name != own and not _lease_path(path).exists():
+                descriptor, exact = _open_locked(path, attempts=1)
+                if exact:
+                    path.unlink()
+                _close(descriptor)
+
+
+def _remove_dead_lease(lease: Path, abandoned: bool) -> None:
+    """Raises `AlreadyLocked` if its owner is alive on this machine, and `OSError`."""
+    descriptor, exact = _open_locked(lease.with_suffix(""), attempts=1)
+    try:
+        seen = _read(lease)
+        if seen is not None and (abandoned or (exact and _is_of_this_machine(seen))):
+            _remove_lease(lease, seen)
+    finally:
+        _close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _lease_path(path: Path) -> Path:
+    return path.with_name(path.name + _LEASE)
+
+
+def _draft_path(lease: Path) -> Path:
+    return lease.with_name(f"{lease.name}.{secrets.token_hex(8)}{_DRAFT}")
+
+
+def _content(owner: str, count: int) -> bytes:
+    return f"{owner}\n{count:012d}\n".encode()
 
 
 def _read(lease: Path) -> bytes | None:
@@ -207,25 +288,33 @@ def _read(lease: Path) -> bytes | None:
         return None
 
 
-def _said(content: bytes | None) -> dict[str, object]:
+def _fields(content: bytes | None) -> dict[str, object]:
+    """What a lease says of its owner; empty if it is damaged."""
     try:
-        return json.loads((content or b"").split(b"\n")[0])
+        fields = json.loads((content or b"").split(b"\n")[0])
     except ValueError:
         return {}
+    return fields if isinstance(fields, dict) else {}
 
 
-def _holder(lease: Path) -> str:
-    said = _said(_read(lease))
-    host = str(said.get("machine", "")).partition("/")[0]
-    return f"process {said['pid']} on {host}" if "pid" in said else "another process"
+def _owner(path: Path) -> str:
+    fields = _fields(_read(_lease_path(path)))
+    host = str(fields.get("machine", "")).partition("/")[0]
+    return f"process {fields['pid']} on {host}" if "pid" in fields else "another process"
+
+
+def _other_machine(path: Path) -> str | None:
+    """The owner that the lease names, unless it was on this machine, where it has ended."""
+    seen = _read(_lease_path(path))
+    return None if seen is None or _is_of_this_machine(seen) else _owner(path)
 
 
 def _is_of_this_machine(content: bytes) -> bool:
-    return _said(content).get("machine") == _machine()
+    return _fields(content).get("machine") == _machine()
 
 
 def _machine() -> str:
-    """A name that two machines never share, nor one before and after it was started anew."""
+    """A name that no two machines share, nor one machine before and after a restart."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -233,6 +322,7 @@ def _machine() -> str:
     return f"{socket.gethostname()}/{boot}"
 
 
+_swept: set[Path] = set()
 _open_here: set[int] = set()
 
 
@@ -242,9 +332,9 @@ def _close(*descriptors: int) -> None:
         os.close(descriptor)
 
 
-def _drop() -> None:
-    """A forked child (a data-loading worker) shares its parent's lock and would keep it alive past the parent."""
+def _close_in_child() -> None:
+    """A forked child (a data-loading worker) shares its parent's lock and would keep it past the parent's end."""
     _close(*list(_open_here))
 
 
-os.register_at_fork(after_in_child=_drop)
+os.register_at_fork(after_in_child=_close_in_child)

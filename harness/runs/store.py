@@ -20,7 +20,11 @@ class RunStore:
     """The run folders under `root` (`--runs`)."""
 
     def __init__(self, root: Path, listener: Listener | None = None):
-        """`listener` is told of every state that is written to a run folder of this store: MLflow's mirror."""
+        """`listener` is told of every state that is written to a run folder of this store: MLflow's mirror.
+
+        Raises `UserError` for an invalid HARNESS_LEASE, before anything is started.
+        """
+        locks.lease_seconds()
         self.root = root
         self.cache = root / ".cache"
         self._locks = root / ".locks"

@@ -298,16 +298,13 @@ class Search:
         """Whether the claim's holder is: at once where it was on this machine, else when no beat came for a lease."""
         if locks.lock_owner(self._locks, claim) is None:
             return True
-        try:
-            beat = (self._locks / f"{claim}.lease").read_bytes()
-        except FileNotFoundError:
-            beat = b""
+        beat = locks.last_renewal(self._locks, claim)
         now = time.monotonic()
         seen, since = self._beats.setdefault(claim, (beat, now))
         if beat != seen:
             self._beats[claim] = beat, now
             return False
-        return now - since > locks.LEASE
+        return now - since > locks.lease_seconds()
 
     def _take(self, trial: FrozenTrial) -> TrialJob | bool:
         fingerprint = trial.user_attrs[FINGERPRINT]

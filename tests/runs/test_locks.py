@@ -1,10 +1,14 @@
-"""One run, one process: on a disk that keeps locks to each machine, past stops of any length, and under any clock.
+"""One run, one process: on disks that keep locks to each machine, after stalls of any length, and under any clock.
 
-What cannot be had here (two machines, a wrong clock) is a small C library that is preloaded into real processes.
+Several machines and wrong clocks are simulated by a small C library that is preloaded into real processes.
 """
 
 from __future__ import annotations
 
+import errno
+import json
+import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -12,11 +16,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
+from harness.errors import UserError
 from harness.launch.job import Job
+from harness.runs import locks
+from harness.runs.locks import AlreadyLocked, lock, lock_owner
 from tests.support import warm_start
 from tests.support.tiny_cell import environment, make_budget, run_arguments
 from tests.support.tiny_jobs import SLOW, Cells, executions, folder, results_of, steps_done
@@ -26,11 +34,11 @@ LEASE = 3.0
 
 
 class Machines(Starter):
-    """Each process that it starts is a machine of its own while the file `apart` is in `told`."""
+    """Each process that it starts is a machine of its own while the file `apart` is in the folder `switches`."""
 
-    def __init__(self, outputs: Path, library: Path, told: Path):
-        self._outputs, self._count, self.told = outputs, 0, told
-        self.environment = environment(LD_PRELOAD=str(library), INTERPOSE=str(told), HARNESS_LEASE=str(LEASE))
+    def __init__(self, outputs: Path, library: Path, switches: Path):
+        self._outputs, self._count, self.switches = outputs, 0, switches
+        self.environment = environment(LD_PRELOAD=str(library), INTERPOSE=str(switches), HARNESS_LEASE=str(LEASE))
         self._process = subprocess.Popen(
             [sys.executable, warm_start.__file__],
             stdin=subprocess.PIPE,
@@ -39,11 +47,11 @@ class Machines(Starter):
             env=self.environment,
         )
 
-    def tell(self, *what: str) -> None:
-        for file in self.told.iterdir():
+    def switch_on(self, *names: str) -> None:
+        for file in self.switches.iterdir():
             file.unlink()
-        for name in what:
-            (self.told / name).touch()
+        for name in names:
+            (self.switches / name).touch()
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +62,16 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     library = tmp_path_factory.mktemp("interpose") / "interpose.so"
     source = Path(warm_start.__file__).with_name("interpose.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
-    machines = Machines(tmp_path_factory.mktemp("outputs"), library, tmp_path_factory.mktemp("told"))
+    machines = Machines(tmp_path_factory.mktemp("outputs"), library, tmp_path_factory.mktemp("switches"))
     yield machines
     machines.close()
 
 
 @pytest.fixture
 def machines(preloaded: Machines) -> Iterator[Machines]:
-    preloaded.tell()
+    preloaded.switch_on()
     yield preloaded
-    preloaded.tell()
+    preloaded.switch_on()
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +85,8 @@ def run(machines: Machines, cells: Cells, job: Job) -> Started:
     return machines(*run_arguments(cells.dataset, cells.budget, job.options.runs, *more))
 
 
-def begun(machines: Machines, cells: Cells, job: Job) -> Started:
-    """A started run that is some steps on its way."""
+def running(machines: Machines, cells: Cells, job: Job) -> Started:
+    """A run that has done some steps."""
     started = run(machines, cells, job)
     started.wait_until(lambda: steps_done(job) > 3 or started.poll() is not None)
     assert started.poll() is None, started.stderr
@@ -86,11 +94,11 @@ def begun(machines: Machines, cells: Cells, job: Job) -> Started:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
+def expected(
     preloaded: Machines, cells: Cells, longer_cells: Cells, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict]:
-    """The results_of of the two cells that are disturbed below, by fingerprint."""
-    runs = tmp_path_factory.mktemp("undisturbed")
+    """Results of the two cells, by fingerprint, when nothing goes wrong."""
+    runs = tmp_path_factory.mktemp("expected")
     slow, tiny = longer_cells.job(runs, SLOW), cells.job(runs)
     started = [run(preloaded, longer_cells, slow), preloaded(*run_arguments(cells.dataset, cells.budget, runs))]
     assert [one.wait() for one in started] == [0, 0], [one.stderr for one in started]
@@ -98,7 +106,7 @@ def undisturbed(
 
 
 def error(started: Started) -> str:
-    """The one line that a command ended with."""
+    """The one error line that a command ended with."""
     (line,) = [line for line in started.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in started.stderr
     return line
@@ -109,12 +117,12 @@ def contents(job: Job) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_a_run_of_another_machine_is_refused_while_that_one_lives_and_clocks_jump(
+def test_live_run_of_another_machine_is_refused_though_clocks_jump(
     machines: Machines, endless: Cells, tmp_path: Path
 ) -> None:
-    machines.tell("apart", "clock")
+    machines.switch_on("apart", "clock")
     job = endless.job(tmp_path, SLOW)
-    first = begun(machines, endless, job)
+    first = running(machines, endless, job)
     second = run(machines, endless, job)
     code = second.wait()
     first.signal_group(signal.SIGTERM)
@@ -124,17 +132,17 @@ def test_a_run_of_another_machine_is_refused_while_that_one_lives_and_clocks_jum
     assert executions(job) == (1, 0)
 
 
-def test_a_machine_that_stops_past_its_lease_is_taken_over_from_and_leaves_without_a_trace_when_it_wakes(
-    machines: Machines, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
+def test_stalled_process_loses_lease_and_writes_nothing(
+    machines: Machines, longer_cells: Cells, expected: dict[str, dict], tmp_path: Path
 ) -> None:
-    machines.tell("apart")
+    machines.switch_on("apart")
     job = longer_cells.job(tmp_path, SLOW)
-    first = begun(machines, longer_cells, job)
+    first = running(machines, longer_cells, job)
     first.signal_group(signal.SIGSTOP)
     second = run(machines, longer_cells, job)
     assert second.wait() == 0, second.stderr
     assert executions(job) == (2, 1)
-    assert results_of(job) == undisturbed[job.name]
+    assert results_of(job) == expected[job.name]
     before = contents(job)
     first.signal_group(signal.SIGCONT)
     assert first.wait() == 2, first.stderr
@@ -143,12 +151,10 @@ def test_a_machine_that_stops_past_its_lease_is_taken_over_from_and_leaves_witho
 
 
 @pytest.mark.exhaustive
-def test_a_machine_that_wakes_while_another_executes_its_run_leaves_it_to_that_one(
-    machines: Machines, endless: Cells, tmp_path: Path
-) -> None:
-    machines.tell("apart")
+def test_stalled_process_leaves_its_run_to_the_new_owner(machines: Machines, endless: Cells, tmp_path: Path) -> None:
+    machines.switch_on("apart")
     job = endless.job(tmp_path, SLOW)
-    first = begun(machines, endless, job)
+    first = running(machines, endless, job)
     first.signal_group(signal.SIGSTOP)
     before = steps_done(job)
     second = run(machines, endless, job)
@@ -172,25 +178,25 @@ def test_a_machine_that_wakes_while_another_executes_its_run_leaves_it_to_that_o
         pytest.param((), id="on one machine"),
     ],
 )
-def test_of_two_that_begin_a_run_at_once_one_executes(
-    machines: Machines, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path, where: tuple[str, ...]
+def test_only_one_of_two_simultaneous_commands_executes(
+    machines: Machines, cells: Cells, expected: dict[str, dict], tmp_path: Path, where: tuple[str, ...]
 ) -> None:
-    machines.tell(*where)
+    machines.switch_on(*where)
     job = cells.job(tmp_path)
     both = [machines(*run_arguments(cells.dataset, cells.budget, tmp_path)) for _ in range(2)]
     codes = sorted(started.wait() for started in both)
-    # Where one was late by the whole of the other's run, it found the result.
+    # If one started after the other had finished, it found the result.
     assert codes in ([0, 2], [0, 0]), [started.stderr for started in both]
     assert executions(job) == (1, 0)
-    assert results_of(job) == undisturbed[job.name]
+    assert results_of(job) == expected[job.name]
 
 
 @pytest.mark.exhaustive
-def test_on_one_machine_a_stop_of_any_length_loses_nothing(
-    machines: Machines, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
+def test_stalled_process_keeps_its_run_on_one_machine(
+    machines: Machines, longer_cells: Cells, expected: dict[str, dict], tmp_path: Path
 ) -> None:
     job = longer_cells.job(tmp_path, SLOW)
-    first = begun(machines, longer_cells, job)
+    first = running(machines, longer_cells, job)
     first.signal_group(signal.SIGSTOP)
     time.sleep(1.5 * LEASE)
     second = run(machines, longer_cells, job)
@@ -199,18 +205,18 @@ def test_on_one_machine_a_stop_of_any_length_loses_nothing(
     assert code == 2 and f"is being executed by process {first.pid} on " in error(second)
     assert first.wait() == 0, first.stderr
     assert executions(job) == (1, 0)
-    assert results_of(job) == undisturbed[job.name]
+    assert results_of(job) == expected[job.name]
 
 
 @pytest.mark.exhaustive
-def test_a_clock_that_jumps_changes_no_figure(
-    machines: Machines, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
+def test_clock_jumps_change_no_result(
+    machines: Machines, longer_cells: Cells, expected: dict[str, dict], tmp_path: Path
 ) -> None:
-    machines.tell("clock")
+    machines.switch_on("clock")
     job = longer_cells.job(tmp_path, SLOW)
     started = run(machines, longer_cells, job)
     assert started.wait() == 0, started.stderr
-    assert results_of(job) == undisturbed[job.name]
+    assert results_of(job) == expected[job.name]
 
 
 CONTENDERS = """
@@ -224,7 +230,7 @@ def contend():
             time.sleep(2)
             held.check()
             return 1
-    except (Claimed, ClaimLost):
+    except (AlreadyLocked, LockLost):
         return 0
 
 ready, begin = os.pipe()
@@ -241,11 +247,11 @@ print(sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in contenders
 """
 
 
-@pytest.mark.parametrize("left", [None, b'{"machine": "gone/?", "pid": 1}\n000000000007\n'], ids=["new", "dead"])
-def test_of_eight_machines_exactly_one_holds_a_claim_that_is_new_or_left_by_a_dead_one(
-    machines: Machines, tmp_path: Path, left: bytes | None
-) -> None:
-    machines.tell("apart")
+@pytest.mark.parametrize(
+    "left", [None, b'{"machine": "gone/?", "pid": 1}\n000000000007\n'], ids=["new", "left by a dead one"]
+)
+def test_one_of_eight_machines_gets_the_lock(machines: Machines, tmp_path: Path, left: bytes | None) -> None:
+    machines.switch_on("apart")
     if left is not None:
         (tmp_path / "x.lease").write_bytes(left)
     command = [sys.executable, "-c", CONTENDERS, str(tmp_path)]
@@ -254,15 +260,96 @@ def test_of_eight_machines_exactly_one_holds_a_claim_that_is_new_or_left_by_a_de
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_what_is_preloaded_does_what_it_is_told(machines: Machines) -> None:
+def test_interposed_library_acts_on_request(machines: Machines) -> None:
     code = (
         "import socket, time; print(socket.gethostname(), max(abs(time.time() - time.time()) for _ in range(9)) > 3000)"
     )
 
-    def said() -> str:
+    def printed() -> str:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                               env=machines.environment).stdout  # fmt: skip
 
-    assert not said().startswith("machine-") and "False" in said()
-    machines.tell("apart", "clock")
-    assert re.fullmatch(r"machine-\d+ True\n", said())
+    assert not printed().startswith("machine-") and "False" in printed()
+    machines.switch_on("apart", "clock")
+    assert re.fullmatch(r"machine-\d+ True\n", printed())
+
+
+# ---- one machine ---------------------------------------------------------------------------------------------------
+
+
+def hold(folder: Path, started: Event) -> None:
+    with lock(folder, "x"):
+        started.set()
+        time.sleep(600)
+
+
+def test_killed_process_frees_its_lock_at_once(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    started = fork.Event()
+    owner = fork.Process(target=hold, args=(tmp_path, started), daemon=True)
+    owner.start()
+    assert started.wait(60)
+    assert f"process {owner.pid} on " in (lock_owner(tmp_path, "x") or "")
+    with pytest.raises(AlreadyLocked, match=f"executed by process {owner.pid} on "), lock(tmp_path, "x"):
+        pass
+    owner.kill()
+    owner.join()
+    assert lock_owner(tmp_path, "x") is None
+    with lock(tmp_path, "x") as held:
+        held.check()
+    assert lock_owner(tmp_path, "x") is None
+
+
+def test_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+    with lock(tmp_path, "x"):
+        child.start()
+    try:
+        with lock(tmp_path, "x") as held:
+            held.check()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_disk_without_locks_relies_on_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, blocking: bool) -> bool:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setenv("HARNESS_LEASE", "0.5")
+    monkeypatch.setattr(locks, "lock_descriptor", fail)
+    with lock(tmp_path, "x") as held:
+        with pytest.raises(AlreadyLocked), lock(tmp_path, "x"):
+            pass
+        held.check()
+
+
+def test_leftovers_are_removed_by_the_next_lock(tmp_path: Path) -> None:
+    def leave(name: str, content: str, days: int) -> None:
+        (tmp_path / name).write_text(content)
+        then = time.time() - days * 24 * 3600
+        os.utime(tmp_path / name, (then, then))
+
+    def lease(machine: str) -> str:
+        return json.dumps({"id": "0", "machine": machine, "pid": 1}) + "\n000000000001\n"
+
+    leave("dead.lease", lease(locks._machine()), days=0)
+    leave("away.lease", lease("elsewhere/0"), days=1)
+    leave("gone.lease", lease("elsewhere/0"), days=8)
+    leave("recent", "", days=1)
+    leave("old", "", days=8)
+    leave("x.lease.0123.tmp", "", days=8)
+    leave("y.lease.0123.tmp", "", days=0)
+    with lock(tmp_path, "x") as held:
+        held.check()
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"x", "x.lease", "dead", "gone", "away", "away.lease", "recent", "y.lease.0123.tmp"}
+    assert lock_owner(tmp_path, "away") == "process 1 on elsewhere"
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-3", "nan", "inf", ""])
+def test_invalid_lease_duration_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HARNESS_LEASE", value)
+    with pytest.raises(UserError, match=f"^HARNESS_LEASE={value}: not a positive number"), lock(tmp_path, "x"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,6 @@ import pytest
 
 from harness.cells.resolve import Resolver
 from harness.errors import UserError
-from harness.runs import locks
 from harness.runs.state import Outcome, RunState
 from studies.search.optuna_storage import open_storage
 from studies.search.samplers import quiet_optuna
@@ -162,7 +161,7 @@ def test_a_trial_whose_run_is_done_but_was_not_told_is_told_and_not_executed_aga
 
 
 def test_a_worker_that_stopped_beating_loses_its_trial(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "LEASE", 0.5)
+    monkeypatch.setenv("HARNESS_LEASE", "0.5")
     stopped = start(_take_one_and_stop, place)
     try:
         _until(lambda: _state(stopped.pid) == "T")
