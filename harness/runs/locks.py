@@ -17,7 +17,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
 import secrets
 import socket
@@ -54,7 +53,7 @@ def lease_seconds() -> float:
     """Seconds without a renewal after which another machine takes a lock over. Raises `UserError`."""
     value = os.environ.get("HARNESS_LEASE", "60")
     with contextlib.suppress(ValueError):
-        if 0 < float(value) < math.inf:
+        if 0 < float(value) < threading.TIMEOUT_MAX:
             return float(value)
     raise UserError(f"HARNESS_LEASE={value}: not a positive number of seconds; set it to one, such as 60, or unset it")
 
@@ -64,13 +63,8 @@ class RunLock:
 
     def __init__(self, descriptor: int, path: Path, lease: int, owner: str, interval: float):
         """`descriptor` of the locked file at `path`, `lease` of the lease beside it, renewed every `interval` s."""
-        self._descriptor, self._path, self._lease, self._owner, self._interval = (
-            descriptor,
-            path,
-            lease,
-            owner,
-            interval,
-        )
+        self._descriptor, self._path = descriptor, path
+        self._lease, self._owner, self._interval = lease, owner, interval
         self._released = threading.Event()
         self._renewals = threading.Thread(target=self._renew, name=f"lease-{path.name}", daemon=True)
         self._renewals.start()
@@ -117,8 +111,9 @@ def lock(folder: Path, name: str) -> Iterator[RunLock]:
         stack.callback(_close, descriptor)
         try:
             owner = json.dumps({"id": secrets.token_hex(8), "machine": _machine(), "pid": os.getpid()})
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)  # `_sweep` removes what is long unused
             lease = _take_lease(path, owner, exact, seconds)
-            os.utime(descriptor)  # the last use, for `_sweep`
         except OSError as error:
             if not error.filename:  # such as of a full disk
                 error.filename = str(folder.parent / name)
@@ -246,7 +241,7 @@ def _sweep(folder: Path, own: str, now: float) -> None:
                 path.unlink()
             elif abandoned and path.name != own and not _lease_path(path).exists():
                 descriptor, exact = _open_locked(path, attempts=1)
-                if exact:
+                if exact and now - os.fstat(descriptor).st_mtime > _ABANDONED:
                     path.unlink()
                 _close(descriptor)
 

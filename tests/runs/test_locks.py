@@ -81,7 +81,7 @@ def endless(longer_cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> Ce
 
 
 def run(machines: Machines, cells: Cells, job: Job) -> Started:
-    more = ["--method", SLOW, "--plugin", cells.plugin, "--checkpoint-seconds", "0", "--quiet"]
+    more: list[str | Path] = ["--method", SLOW, "--plugin", cells.plugin, "--checkpoint-seconds", "0", "--quiet"]
     return machines(*run_arguments(cells.dataset, cells.budget, job.options.runs, *more))
 
 
@@ -166,7 +166,8 @@ def test_stalled_process_leaves_its_run_to_the_new_owner(machines: Machines, end
     assert second.poll() is None
     second.signal_group(signal.SIGTERM)
     assert second.wait() == 130
-    assert folder(job).status().pid == second.pid
+    status = folder(job).status()
+    assert status is not None and status.pid == second.pid
     steps = [point["step"] for point in folder(job).curve()]
     assert steps == sorted(set(steps))
 
