@@ -27,7 +27,7 @@ from harness.runs import locks
 from harness.runs.locks import AlreadyLocked, lock, lock_owner
 from tests.support import warm_start
 from tests.support.tiny_cell import environment, make_budget, run_arguments
-from tests.support.tiny_jobs import SLOW, Cells, executions, folder, results_of, steps_done
+from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, executions, folder, loaded, results_of, steps_done
 from tests.support.warm_start import Started, Starter
 
 LEASE = 3.0
@@ -75,9 +75,30 @@ def machines(preloaded: Machines) -> Iterator[Machines]:
 
 
 @pytest.fixture(scope="module")
-def endless(longer_cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> Cells:
-    budget = make_budget(tmp_path_factory.mktemp("budgets") / "endless.yaml", steps=400)
-    return Cells(longer_cells.dataset, budget, longer_cells.plugin)
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("plugins") / "troublesome.py"
+    path.write_text(PLUGIN, encoding="utf-8")
+    with loaded(path):
+        yield path
+
+
+def cells_of(colours: Path, plugin: Path, folder: Path, steps: int) -> Cells:
+    return Cells(colours, make_budget(folder / "budget.yaml", steps=steps), plugin)
+
+
+@pytest.fixture(scope="module")
+def cells(colours: Path, plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Cells:
+    return cells_of(colours, plugin, tmp_path_factory.mktemp("tiny"), 12)
+
+
+@pytest.fixture(scope="module")
+def longer_cells(colours: Path, plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Cells:
+    return cells_of(colours, plugin, tmp_path_factory.mktemp("longer"), 25)
+
+
+@pytest.fixture(scope="module")
+def endless(colours: Path, plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Cells:
+    return cells_of(colours, plugin, tmp_path_factory.mktemp("endless"), 400)
 
 
 def run(machines: Machines, cells: Cells, job: Job) -> Started:
