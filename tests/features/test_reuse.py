@@ -162,7 +162,7 @@ def test_damaged_and_lost_features_are_computed_again(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None
 ) -> None:
     run(tmp_path, GIGABYTE, expected_reuses=9)
-    files = sorted((tmp_path / ".cache" / "features").glob("*.features"))
+    files = sorted((tmp_path / ".cache" / "features").glob("*.safetensors"))
     assert len(files) > 6
     for number, path in enumerate(files):
         if number % 3 == 0:
@@ -194,7 +194,7 @@ def test_features_that_do_not_pay_or_fit_are_not_cached(run: Run, tmp_path: Path
     features = Path(".cache") / "features"
 
     def cached(runs: Path) -> set[str]:
-        return {path.name.rpartition("-")[2] for path in (runs / features).glob("*.features")}
+        return {path.name.rpartition("-")[2] for path in (runs / features).glob("*.safetensors")}
 
     def log(folder: RunFolder) -> str:
         return folder.log_path.read_text()
