@@ -200,10 +200,10 @@ def test_features_that_do_not_pay_or_fit_are_not_cached(run: Run, tmp_path: Path
         return folder.log_path.read_text()
 
     lone = run(tmp_path / "lone", GIGABYTE, expected_reuses=0)
-    assert "masks.features" not in cached(tmp_path / "lone") and "training images" not in log(lone)
+    assert "masks.safetensors" not in cached(tmp_path / "lone") and "training images" not in log(lone)
     small = run(tmp_path / "small", 300_000, expected_reuses=9)
     assert "more than half of --cache-size" in log(small)
-    assert "masks.features" not in cached(tmp_path / "small")
+    assert "masks.safetensors" not in cached(tmp_path / "small")
     read = FeatureStream.read
     monkeypatch.setattr(FeatureStream, "read", lambda *arguments: time.sleep(0.3) or read(*arguments))
     slow = run(tmp_path / "slow", GIGABYTE, expected_reuses=1)
