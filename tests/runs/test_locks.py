@@ -40,7 +40,7 @@ class Machines(Starter):
         self._outputs, self._count, self.switches = outputs, 0, switches
         self.environment = environment(LD_PRELOAD=str(library), INTERPOSE=str(switches), HARNESS_LEASE=str(LEASE))
         self._process = subprocess.Popen(
-            [sys.executable, warm_start.__file__],
+            [sys.executable, "-m", "tests.support.warm_start"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
