@@ -33,7 +33,7 @@ from studies.search.summary import Conclusion, conclude
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.optuna_storage import BaseStorage
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
 T = TypeVar("T")

@@ -52,7 +52,7 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("other machines and clocks need a C compiler and LD_PRELOAD")
     library = tmp_path_factory.mktemp("interpose") / "interpose.so"
-    source = Path(__file__).with_name("interpose.c")
+    source = Path(warm_start.__file__).with_name("interpose.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
     machines = Machines(tmp_path_factory.mktemp("outputs"), library, tmp_path_factory.mktemp("told"))
     yield machines

@@ -62,8 +62,8 @@ def figures(runs: Path) -> dict[str, Any]:
         result = run.result()
         assert result is not None
         names, matrices = load_confusions(run.confusions_path)
-        kept = ("metrics", "parameters", "delta_bytes", "steps", "images")
-        found[run.fingerprint] = [{key: result[key] for key in kept}, names, matrices.tolist()]
+        scores = result.model_dump(include={"metrics", "parameters", "delta_bytes", "steps", "images"})
+        found[run.fingerprint] = [scores, names, matrices.tolist()]
     return found
 
 
@@ -271,7 +271,7 @@ def test_the_plan_of_a_finished_study_needs_neither_torch_nor_optuna(tmp_path: P
         finish(tmp_path / "runs", cell.spec)
     code = f"""
         import sys
-        from harness import cli
+        import harness.cli.main as cli
         for arguments in (["compare", {str(study)!r}], ["list", "runs"]):
             sys.argv = ["harness", *arguments, "--runs", {str(tmp_path / "runs")!r}]
             try:

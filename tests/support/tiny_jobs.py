@@ -177,7 +177,7 @@ def figures(job: Job) -> dict[str, Any]:
     """What may not depend on where and in how many attempts a run was executed."""
     result = folder(job).result()
     assert result is not None, folder(job).status()
-    kept = {key: result[key] for key in ("metrics", "parameters", "steps", "images", "train_flops")}
+    kept = result.model_dump(include={"metrics", "parameters", "steps", "images", "train_flops"})
     tensors = load_file(folder(job).delta_path)
     names, confusions = load_confusions(folder(job).confusions_path)
     kept["confusions"] = names, confusions.tolist()
