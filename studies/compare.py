@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.cells.resolve import Resolver
-from harness.launch.launcher import LauncherChoice
+from harness.launch.choice import LauncherChoice
 from harness.runs.folder import RunFolder
 from studies.plan import FAILED, Plan, PlannedCell, PlannedSearch, make_plan, rows_of
 from studies.scheduler import ExecutionOptions, Scheduler, SearchTask

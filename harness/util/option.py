@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +60,10 @@ def read_size(text: str) -> int:
     """
     from pydantic import ByteSize, TypeAdapter, ValidationError  # here: reading `--help` does not need it
 
+    problem = "invalid size; give a number and a unit, such as 8GB or 500MiB, or 0"
+    if not re.fullmatch(r"\s*\d*\.?\d+\s*[a-zA-Z]*\s*", text, re.ASCII):  # pydantic reads 1,5GB as 1 byte
+        raise ValueError(problem)
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError as error:
-        raise ValueError("invalid size; give a number and a unit, such as 8GB or 500MiB, or 0") from error
+        raise ValueError(problem) from error

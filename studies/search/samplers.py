@@ -18,9 +18,9 @@ from studies.search.spec import OBJECTIVES, Range, SearchSpec
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
 WATCHED = "watched"

@@ -131,7 +131,7 @@ def test_a_study_that_is_stopped_and_killed_ends_with_the_same_figures(
     stopped.send_signal(signal.SIGINT)
     _, said = stopped.communicate(timeout=900)
     assert stopped.returncode == 130, said
-    assert said.endswith("stopped; the same command goes on\n") and "Traceback" not in said
+    assert said.endswith("stopped; repeat the command to resume\n") and "Traceback" not in said
     assert not any(is_running(run) for run in RunStore(runs))
 
     killed = start(tuned, runs, "--jobs", "2")

@@ -230,5 +230,5 @@ def test_a_search_trains_real_trials_in_one_process_with_the_figures_of_their_ru
 def test_a_size_that_is_none_is_refused_before_anything_is_done(place: Place, command: str, tmp_path: Path) -> None:
     study = write_study(tmp_path / "s.yaml", place.dataset)
     arguments = search_arguments(place) if command == "search" else ["compare", study, "--runs", place.root]
-    assert refusal(*arguments, "--cache-size", "8 gigs").startswith("--cache-size 8 gigs: not a size; give a number")
+    assert refusal(*arguments, "--cache-size", "8 gigs").startswith("--cache-size 8 gigs: invalid size; give a number")
     assert not place.root.exists()
