@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ from harness.cli.folders import check_writable
 from harness.cli.options import Json, Quiet, Without, read_pairs, with_options
 from harness.engine.options import ExecutionOptions
 from harness.launch.choice import LauncherChoice
-from harness.util.progress import say
+from harness.util.progress import say, warn
 from studies import shipped_studies
 
 Storage = Annotated[
@@ -56,15 +56,14 @@ def compare(
 
     lists = (tuple(names or ()) for names in (method, backbone, dataset, head))
     chosen = load_study(study, Replacements(*lists, seeds, budget, trials))
-    execution = _execution(options)
     if plan:
-        planned = make_plan(chosen, execution.store, options.data, ask_support=True)
+        planned = make_plan(chosen, options.open_store(), options.data, ask_support=True)
         show = say if json_ else print
         show("\n".join(comparing.describe(planned)))
     else:
         check_writable("--runs", options.runs)
         with _stoppable():
-            planned = comparing.compare(chosen, execution, replace(launcher, device=options.device), storage, quiet)
+            planned = comparing.compare(chosen, options, replace(launcher, device=options.device), storage, quiet)
     if json_:
         print(json.dumps(comparing.as_json(planned), indent=2))
     else:
@@ -118,21 +117,21 @@ def search(
     names = None if parameters is None else [name.strip() for name in parameters.split(",") if name.strip()]
     ranges = make_space(methods.get(request.method), names, read_pairs(space or [], "--space"), request.settings)
     check_writable("--runs", options.runs)
-    execution = _execution(options)
-    resolve = Resolver(execution.store, options.data)
+    store = options.open_store()
+    resolve = Resolver(store, options.data)
     with ExitStack() as stack:
         found = stack.enter_context(
             Search(
                 replace(request, part="dev"),
                 ranges,
                 trials,
-                execution.store,
+                store,
                 resolve,
                 sampler=sampler,
                 pruner=pruner,
                 objectives=tuple(objective or ["miou"]),
                 storage=storage,
-                warn=say,
+                warn=warn,
             )
         )
         searched = ", ".join(f"{name}={range_}" for name, range_ in ranges.items())
@@ -143,7 +142,7 @@ def search(
             task.jobs = opened.slots
             line = stack.enter_context(LiveLine(task, quiet))
             stack.enter_context(_stoppable())
-            Scheduler(opened, execution, resolve, [], [task], line.update).run()
+            Scheduler(opened, options, resolve, [], [task], line.update).run()
     for text in (task.conclusion or found.conclude()).lines():
         print(text)
     raise typer.Exit(0 if any(trial.state == "complete" for trial in found.trials) else 1)
@@ -157,14 +156,3 @@ def _stoppable() -> Iterator[None]:
     except KeyboardInterrupt:
         say("stopped; repeat the command to resume")
         raise typer.Exit(130) from None
-
-
-def _execution(options: ExecutionOptions) -> Any:
-    from harness.runs.store import RunStore
-    from studies.scheduler import ExecutionOptions as Execution
-
-    seconds = None if options.time_limit is None else 60 * options.time_limit
-    return Execution(
-        RunStore(options.runs), options.data, options.tracking, options.workers, seconds, options.checkpoint_seconds,
-        together=options.together, cache_bytes=options.cache_size,
-    )  # fmt: skip

@@ -89,19 +89,8 @@ def run(
     if force or again or folder.result() is None:
         check_writable("--runs", options.runs)
         from harness.engine.run import execute
-        from harness.tracking.mirror import Mirror
 
-        execute(
-            cell,
-            store,
-            Mirror(options.runs, options.tracking, lambda text: say(f"warning: {text}")),
-            device=options.device,
-            workers=options.workers,
-            quiet=quiet,
-            again=force or again,
-            checkpoint_seconds=options.checkpoint_seconds,
-            cache_bytes=options.cache_size,
-        )
+        execute(cell, options.open_store(), options, force=force or again, quiet=quiet)
     if int(os.environ.get("RANK", "0")) == 0:
         print_runs([ListedRun.of(folder, store)])
         print(folder.path)
@@ -305,11 +294,10 @@ def _exit(code: int, message: str) -> None:
 
 def _code_of(error: Exception) -> int | None:
     """The exit code of a run that ended without a result; None for a bug, whose traceback is needed."""
-    if "harness.engine.run" not in sys.modules:
+    if "harness.runs.state" not in sys.modules:
         return None
-    from harness.engine.run import RunFailed
-    from harness.engine.training import Interrupted
+    from harness.runs.state import RunEnded, RunState
 
-    if isinstance(error, Interrupted):
-        return 130
-    return 1 if isinstance(error, RunFailed) else None
+    if not isinstance(error, RunEnded):
+        return None
+    return 130 if error.outcome.state is RunState.INTERRUPTED else 1
