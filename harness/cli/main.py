@@ -36,7 +36,7 @@ Run = Annotated[str, typer.Argument(help="run folder, the beginning of a fingerp
 Weights = Annotated[str | None, typer.Option(help="backbone weights, if they are no longer where the run read them")]
 
 
-def _version(wanted: bool | None) -> None:
+def _version(wanted: bool) -> None:
     if wanted:
         print(f"harness {harness.__version__}")
         raise typer.Exit
@@ -44,9 +44,9 @@ def _version(wanted: bool | None) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[  # None and not False: typer imports pydantic to read a value
-        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
-    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
 ) -> None:
     pass
 

@@ -38,13 +38,17 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 from harness.cli.main import main
-for arguments in ([], *([command] for command in {COMMANDS!r})):
+def heavy(*arguments):
     sys.argv = ["harness", *arguments, "--help"]
     try:
         main()
     except SystemExit as stop:
         assert not stop.code
-print(sorted({HEAVY!r} & sys.modules.keys()))
+    return {HEAVY!r} & sys.modules.keys()
+found = heavy()
+for command in {COMMANDS!r}:
+    found |= heavy(command) - {{"pydantic"}}  # typer reads the flags of a command by it
+print(sorted(found))
 """
     assert fresh_python(code).splitlines()[-1] == "[]"
 

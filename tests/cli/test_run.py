@@ -29,7 +29,7 @@ def test_run_prints_table_and_folder_on_stdout_and_progress_on_stderr(
     assert (Path(path) / "result.json").is_file()
     assert runs_in(tmp_path / "runs") == [Path(path).name]
     first, *steps, last = output.err.splitlines()
-    assert first.startswith("linear on resnet10t (weights random), colours: 8 images to train on, ")
+    assert first.startswith("linear on resnet10t (weights random), colours: training on 8 images, ")
     figures = r"step \d+/12  loss \d\.\d{3}  lr \d\.\de-\d\d  train mIoU 0\.\d{3}  [\d.]+ img/s  \d+ s left"
     assert all(re.fullmatch(figures, line) or line.startswith("evaluate ") for line in steps)
     assert re.fullmatch(r"evaluate (\d+)/\1", last)
