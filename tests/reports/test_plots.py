@@ -1,4 +1,4 @@
-"""How methods look, and what the drawings show."""
+"""The styles of methods, and the contents of the plots."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import pytest
 
 from harness.method import methods
 from reports.analysis.comparison import compare
-from reports.read.cited import Published, match
+from reports.read.cited import PublishedScore, match
 from reports.read.collect import Collected, collect
 from reports.render import plots
-from reports.render.style import DARK, HUES, INK, PAPER, REFERENCES, looks, theme, themed
+from reports.render.plots.context import RC, Plot
+from reports.render.plots.saving import save
+from reports.render.style import DARK, HUES, INK, PAPER, REFERENCES, series_styles, theme, themed
 from tests.support.made_runs import make_run, make_runs, make_search, make_spec
 
 BLINDNESS = {  # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
@@ -53,7 +55,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_hues_are_told_apart_with_every_colour_blindness(dark: bool) -> None:
+def test_hues_are_distinguishable_with_every_colour_blindness(dark: bool) -> None:
     colours = [DARK[hue] if dark else hue for hue in (INK, *HUES)]
     for name, seen in BLINDNESS.items():
         for one, other in itertools.combinations(colours, 2):
@@ -64,51 +66,50 @@ def test_hues_are_told_apart_with_every_colour_blindness(dark: bool) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_hues_stand_out_from_the_ground_as_wcag_asks_of_graphics(dark: bool) -> None:
-    ground = DARK[PAPER] if dark else PAPER
+def test_hues_have_the_contrast_that_wcag_requires(dark: bool) -> None:
+    background = DARK[PAPER] if dark else PAPER
     for hue in (INK, *HUES):
-        assert contrast(DARK[hue] if dark else hue, ground) >= 3, hue
+        assert contrast(DARK[hue] if dark else hue, background) >= 3, hue
 
 
-def test_no_two_shipped_methods_look_alike() -> None:
-    given = looks({name: name for name in methods.names()})
-    assert len({(look.colour, look.marker) for look in given.values()}) == len(given)
+def test_shipped_methods_have_different_styles() -> None:
+    styles = series_styles({name: name for name in methods.names()})
+    assert len({(style.colour, style.marker) for style in styles.values()}) == len(styles)
 
 
-def test_a_method_looks_the_same_whatever_stands_beside_it() -> None:
-    everything = looks({name: name for name in [*methods.names(), "channel_gain"]})
+def test_style_does_not_depend_on_other_methods() -> None:
+    everything = series_styles({name: name for name in [*methods.names(), "channel_gain"]})
     for name in everything:
-        assert looks({name: name})[name] == everything[name]
+        assert series_styles({name: name})[name] == everything[name]
 
 
-def test_references_have_no_hue_and_all_others_have_one() -> None:
-    given = looks({name: name for name in methods.names()})
-    assert {name for name, look in given.items() if look.colour == INK} == set(REFERENCES)
+def test_only_references_have_no_hue() -> None:
+    styles = series_styles({name: name for name in methods.names()})
+    assert {name for name, style in styles.items() if style.colour == INK} == set(REFERENCES)
 
 
-def test_labels_of_one_method_share_its_hue_and_differ_in_marker() -> None:
-    given = looks({"spm": "spm", "spm(iterations=1)": "spm", "spm(guidance=False)": "spm", "lora": "lora"})
-    variants = [look for label, look in given.items() if label.startswith("spm")]
-    assert {look.colour for look in variants} == {looks({"spm": "spm"})["spm"].colour}
-    assert len({look.marker for look in variants}) == 3
-    assert given["spm"] == looks({"spm": "spm"})["spm"]
+def test_labels_of_a_method_share_its_hue() -> None:
+    styles = series_styles({"spm": "spm", "spm(iterations=1)": "spm", "spm(guidance=False)": "spm", "lora": "lora"})
+    variants = [style for label, style in styles.items() if label.startswith("spm")]
+    assert {style.colour for style in variants} == {series_styles({"spm": "spm"})["spm"].colour}
+    assert len({style.marker for style in variants}) == 3
+    assert styles["spm"] == series_styles({"spm": "spm"})["spm"]
 
 
-def test_both_themes_define_the_variables_that_a_drawing_is_themed_with() -> None:
+def test_themes_define_the_variables_of_inlined_plots() -> None:
     assert themed(f"fill: {INK}; stroke: {HUES[1]}; stop-color: #abcdef") == (
         "fill: var(--ink); stroke: var(--hue1); stop-color: #abcdef"
     )
     assert set(theme(dark=True)) == set(theme(dark=False)) >= {"--ink", "--hue1"}
 
 
-def sheets(
-    collected: Collected, published: tuple[Published, ...] = (), references: tuple[str, ...] = ("linear",)
-) -> dict[str, plots.Sheet]:
+def draw(
+    collected: Collected, published: tuple[PublishedScore, ...] = (), references: tuple[str, ...] = ("linear",)
+) -> dict[str, Plot]:
     compared = compare(collected, "miou", references)
-    with mpl.rc_context(plots.STYLE):
+    with mpl.rc_context(RC):
         return {
-            sheet.name: sheet
-            for sheet in plots.sheets(collected, match(published, compared, "miou"), compared.significance)
+            plot.name: plot for plot in plots.draw(collected, match(published, compared, "miou"), compared.significance)
         }
 
 
@@ -122,32 +123,32 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Collected:
 
 
 @pytest.fixture(scope="module")
-def drawn(grid: Collected) -> dict[str, plots.Sheet]:
-    return sheets(grid)
+def drawn(grid: Collected) -> dict[str, Plot]:
+    return draw(grid)
 
 
-def test_everything_that_a_report_shows_is_drawn(drawn: dict[str, plots.Sheet]) -> None:
+def test_every_plot_is_drawn(drawn: dict[str, Plot]) -> None:
     assert list(drawn) == [
-        "tradeoff-trained-method", "tradeoff-peak-memory-bytes", "tradeoff-train-seconds", "tradeoff-delta-bytes",
+        "tradeoff-trained-method", "tradeoff-delta-bytes", "tradeoff-peak-memory-bytes", "tradeoff-train-seconds",
         "difference-to-linear", "rank-stability", "critical-difference", "curves-miou-train",
         "curves-loss", "classes", "search-spm-resnet18-meadow-0a1b2c3d",
     ]  # fmt: skip
 
 
-def test_every_backbone_and_dataset_has_its_panel(drawn: dict[str, plots.Sheet]) -> None:
+def test_every_setting_has_a_panel(drawn: dict[str, Plot]) -> None:
     titles = [axes.get_title("left") for axes in drawn["tradeoff-trained-method"].figure.axes]
     assert titles == [
         f"{backbone} · {dataset}" for backbone in ("resnet18", "resnet50", "vit") for dataset in ("meadow", "town")
     ]
 
 
-def test_the_caption_says_how_many_seeds_and_what_the_bars_are(drawn: dict[str, plots.Sheet]) -> None:
+def test_caption_explains_seeds_and_bars(drawn: dict[str, Plot]) -> None:
     caption = drawn["tradeoff-trained-method"].caption
     assert "2 seeds" in caption and "one standard deviation" in caption
 
 
-def test_a_method_that_trains_nothing_stands_at_zero_left_of_the_logarithmic_part(
-    drawn: dict[str, plots.Sheet],
+def test_zero_parameters_are_left_of_the_logarithmic_axis(
+    drawn: dict[str, Plot],
 ) -> None:
     figure = drawn["tradeoff-trained-method"].figure
     axes = figure.axes[0]
@@ -160,44 +161,44 @@ def test_labels_do_not_overlap(tmp_path: Path) -> None:
     names = ["linear", "spm", "lora", "norm", "bias", "ssf", "adapter", "full"]
     for number, name in enumerate(names):
         make_run(tmp_path, make_spec(name), accuracy=0.75 + 0.002 * number, trained=30_000 + 700 * number)
-    figure = sheets(collect(tmp_path))["tradeoff-trained-method"].figure
+    figure = draw(collect(tmp_path))["tradeoff-trained-method"].figure
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == len(names)
     for one, other in itertools.combinations(boxes, 2):
         assert not one.overlaps(other)
 
 
-def test_one_method_with_one_seed_is_drawn_without_bars_and_without_ranks(tmp_path: Path) -> None:
+def test_single_run_has_no_bars_and_no_ranks(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec("spm"))
-    drawn = sheets(collect(tmp_path))
+    drawn = draw(collect(tmp_path))
     assert "none for one seed" in drawn["tradeoff-trained-method"].caption
     assert not {"rank-stability", "critical-difference", "difference-to-linear"} & set(drawn)
 
 
-def test_a_class_in_neither_labels_nor_predictions_is_absent_and_not_zero(tmp_path: Path) -> None:
+def test_absent_class_is_not_zero(tmp_path: Path) -> None:
     matrices = np.zeros((3, 2, 2), np.int64)
     matrices[:, 0, 0] = 50
     make_run(tmp_path, make_spec("spm"), matrices=matrices, classes=["road", "sky"])
-    axes = sheets(collect(tmp_path))["classes"].figure.axes[0]
+    axes = draw(collect(tmp_path))["classes"].figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["absent"]
     (points,) = (line for line in axes.lines if len(line.get_ydata()) == 2)
     assert np.isnan(points.get_xdata()).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(("head_counted", "where"), [(False, "tradeoff-trained-method"), (True, "tradeoff-trained")])
-def test_a_published_figure_is_hollow_and_on_the_axis_that_counts_as_it_does(
+def test_published_score_is_hollow_and_on_the_axis_that_counts_as_it_does(
     tmp_path: Path, head_counted: bool, where: str
 ) -> None:
     make_runs(tmp_path, seeds=[0])
-    cited = Published(
+    cited = PublishedScore(
         setting="a table", dataset="meadow", backbone="resnet18", head="fpn:64", method="spm", printed="SPM (cited)",
         value=61, trained_millions=0.04, head_counted=head_counted, source="somebody", sure="notes",
     )  # fmt: skip
-    drawn = sheets(collect(tmp_path), (cited,))
+    drawn = draw(collect(tmp_path), (cited,))
     hollow = [
         (name, line)
-        for name, sheet in drawn.items()
-        for line in sheet.figure.axes[0].lines
+        for name, plot in drawn.items()
+        for line in plot.figure.axes[0].lines
         if name.startswith("tradeoff") and line.get_markerfacecolor() == "none"
     ]
     ((name, point),) = hollow
@@ -205,49 +206,49 @@ def test_a_published_figure_is_hollow_and_on_the_axis_that_counts_as_it_does(
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (40_000, 0.61)
 
 
-def test_a_difference_that_is_not_significant_is_said_as_loudly_as_one_that_is(tmp_path: Path) -> None:
+def test_all_verdicts_look_alike_in_the_forest_plot(tmp_path: Path) -> None:
     same = np.tile([[60, 40], [30, 70]], (8, 1, 1))
     better = np.tile([[90, 10], [5, 95]], (8, 1, 1))
     for name, matrices in {"linear": same, "norm": same, "spm": better}.items():
         make_run(tmp_path, make_spec(name), matrices=matrices, classes=["road", "sky"])
-    axes = sheets(collect(tmp_path))["difference-to-linear"].figure.axes[0]
+    axes = draw(collect(tmp_path))["difference-to-linear"].figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["no significant difference", "better"]
     assert len({(text.get_color(), text.get_fontsize(), text.get_fontweight()) for text in axes.texts}) == 1
 
 
-def test_names_of_others_stay_text(tmp_path: Path) -> None:
+def test_names_stay_text(tmp_path: Path) -> None:
     names = ["<script>alert(1)</script>", "$\\frac{", "a\nb\x00"]
     make_run(tmp_path / "runs", make_spec("spm", dataset="$x_{"), classes=names)
     collected = collect(tmp_path / "runs")
     nothing = compare(collected, "miou", [])
     drawn = plots.draw_all(collected, match([], nothing, "miou"), nothing.significance, tmp_path / "plots")
-    for drawing in drawn:
-        tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(drawing.svg).iter()}
+    for saved in drawn:
+        tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(saved.svg).iter()}
         assert "script" not in tags
     assert [path.suffix for path in drawn[0].files] == [".png", ".svg", ".pdf"]
 
 
-def test_no_finished_run_is_no_drawing_and_no_error(tmp_path: Path) -> None:
+def test_no_finished_run_is_no_plot(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec("spm", part="dev"))
     collected = collect(tmp_path)
     assert plots.draw_all(collected, match([], compare(collected, "miou"), "miou"), pd.DataFrame(), tmp_path) == []
 
 
 def draw_some(root: Path, folder: Path) -> list[Path]:
-    """Of each kind of code that could bring chance in, one drawing: moved labels, sets of names, a legend."""
+    """One plot for each kind of code that could depend on chance: moved labels, sets of names, a legend."""
     wanted = ("tradeoff-trained-method", "critical-difference", "curves-loss")
-    drawn = sheets(collect(root))
-    with mpl.rc_context(plots.STYLE):
-        return [path for name in wanted for path in drawn[name].save(folder).files]
+    drawn = draw(collect(root))
+    with mpl.rc_context(RC):
+        return [path for name in wanted for path in save(drawn[name], folder).files]
 
 
 @pytest.mark.exhaustive
-def test_the_same_runs_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+def test_same_runs_give_same_bytes_in_another_process(tmp_path: Path) -> None:
     make_runs(tmp_path / "runs", ["linear", "spm", "full"], ["a", "b", "c"], seeds=[0], images=4)
-    script = "import pathlib, sys, test_report_plots as t; t.draw_some(*map(pathlib.Path, sys.argv[1:]))"
+    script = "import pathlib, sys, tests.reports.test_plots as t; t.draw_some(*map(pathlib.Path, sys.argv[1:]))"
     subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "runs"), str(tmp_path / "there")],
-        check=True, cwd=Path(__file__).parent, env={**os.environ, "PYTHONHASHSEED": "1"},
+        check=True, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": "1"},
     )  # fmt: skip
     drawn = draw_some(tmp_path / "runs", tmp_path / "here")
     assert len(drawn) == 9

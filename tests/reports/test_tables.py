@@ -1,4 +1,4 @@
-"""Tables as people read them, and that no text of others does anything in them."""
+"""Tables as people read them; text from other people's files stays text in every format."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 
 from harness.errors import UserError
 from reports.analysis.comparison import Comparison, compare
-from reports.read.cited import Published, load_published, match
+from reports.read.cited import PublishedScore, load_published, match
 from reports.read.collect import collect
 from reports.render.formats import Table, TableCell, latex, markdown, write_csv
-from reports.render.tables import NumberFormat, TableLayout, absent_table, result_tables, significance_tables
+from reports.render.numbers import NumberFormat
+from reports.render.tables import TableLayout, absent_table, result_tables, significance_tables
 from tests.support.made_runs import end_run, make_run, make_runs, make_spec
 
 NASTY = [
@@ -44,7 +45,7 @@ def row(table: Table, label: str) -> dict[str, TableCell]:
     return dict(zip(table.header, cells, strict=True))
 
 
-def test_methods_are_rows_and_datasets_columns_with_mean_and_spread(tmp_path: Path) -> None:
+def test_cells_have_mean_and_standard_deviation(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], datasets=["meadow", "town"])
     comparison = compare(collect(tmp_path))
     table = results(comparison)
@@ -62,18 +63,19 @@ def test_each_backbone_has_a_table(tmp_path: Path) -> None:
     assert [table.title for table in tables] == ["deit_tiny, fpn:64, brief", "resnet18, fpn:64, brief"]
 
 
-def test_costs_are_those_of_the_runs(tmp_path: Path) -> None:
+def test_cost_columns(tmp_path: Path) -> None:
     make_runs(tmp_path, ["spm"])
-    told = {name: cell.text for name, cell in row(results(compare(collect(tmp_path))), "spm").items()}
-    assert told["trained, M"] == "0.0355"  # 35,494
-    assert told["head, M"] == "0.0500"  # 50,000
-    assert told["of backbone, %"] == "3.55"  # of 1,000,000
-    assert told["delta, MiB"] == "0.326"  # 4 bytes for each of 85,494
-    assert told["training, s"] == "10.4"
-    assert told["inference, ×"] == "1.10"
+    texts = {name: cell.text for name, cell in row(results(compare(collect(tmp_path))), "spm").items()}
+    assert texts["trained, M"] == "0.0355"  # 35,494
+    assert texts["head, M"] == "0.0500"  # 50,000
+    assert texts["of backbone, %"] == "3.55"  # of 1,000,000
+    assert texts["delta, MiB"] == "0.326"  # 4 bytes for each of 85,494
+    assert texts["memory, GiB"] == "0.250"  # 256 MiB
+    assert texts["time, s"] == "10.4"
+    assert texts["inference, ×"] == "1.10"
 
 
-def test_what_trains_nothing_has_a_zero_and_what_was_not_measured_has_none(tmp_path: Path) -> None:
+def test_zero_cost_is_zero_and_missing_cost_is_a_dash(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear"])
     end_run(tmp_path, make_spec("vpt_deep"), "unsupported", "a CNN has no tokens")
     table = results(compare(collect(tmp_path)))
@@ -81,7 +83,7 @@ def test_what_trains_nothing_has_a_zero_and_what_was_not_measured_has_none(tmp_p
     assert "0" not in {cell.text for cell in row(table, "vpt_deep").values()}
 
 
-def test_an_unsupported_cell_is_a_dash_with_its_reason_as_a_footnote(tmp_path: Path) -> None:
+def test_unsupported_cell_is_a_dash_with_a_footnote(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear"])
     for seed in (0, 1):
         end_run(tmp_path, make_spec("vpt_deep", seed=seed), "unsupported", "a CNN has no tokens")
@@ -92,7 +94,7 @@ def test_an_unsupported_cell_is_a_dash_with_its_reason_as_a_footnote(tmp_path: P
     assert table.rows[-1][0].text == "vpt_deep"
 
 
-def test_failed_cells_are_visible_and_listed(tmp_path: Path) -> None:
+def test_failed_cell_shows_its_state_and_is_listed(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear"])
     end_run(tmp_path, make_spec("full"), "out_of_memory", "after step 3")
     comparison = compare(collect(tmp_path))
@@ -104,7 +106,7 @@ def test_failed_cells_are_visible_and_listed(tmp_path: Path) -> None:
     ]
 
 
-def test_a_seed_that_failed_is_told_beside_the_mean_of_the_others(tmp_path: Path) -> None:
+def test_failed_seed_is_a_footnote_of_the_mean(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], seeds=[0, 1])
     end_run(tmp_path, make_spec("spm", seed=2), "diverged", "at step 7")
     make_run(tmp_path, make_spec("linear", seed=2))
@@ -114,7 +116,7 @@ def test_a_seed_that_failed_is_told_beside_the_mean_of_the_others(tmp_path: Path
     assert (cell.notes, table.footnotes) == ("a", ["a: seed 2 diverged: at step 7"])
 
 
-def test_the_best_is_bold_and_the_second_underlined() -> None:
+def test_best_is_bold_and_second_underlined() -> None:
     rows = [
         [TableCell("a", "text"), TableCell("2", mark="best")],
         [TableCell("b", "text"), TableCell("1", mark="second", notes="a")],
@@ -124,7 +126,7 @@ def test_the_best_is_bold_and_the_second_underlined() -> None:
     assert "{}a & \\textbf{2} \\\\\n{}b & \\underline{1}\\textsuperscript{a} \\\\" in latex(table)
 
 
-def test_rows_are_sorted_as_asked_and_what_has_no_value_comes_last(tmp_path: Path) -> None:
+def test_sort_order_with_missing_values_last(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm", "full"])
     end_run(tmp_path, make_spec("vpt_deep"), "unsupported", "because")
     comparison = compare(collect(tmp_path))
@@ -138,24 +140,24 @@ def test_rows_are_sorted_as_asked_and_what_has_no_value_comes_last(tmp_path: Pat
     assert order("label") == ["full", "linear", "spm", "vpt_deep"]
 
 
-def test_columns_are_those_asked_for_in_that_order(tmp_path: Path) -> None:
+def test_columns_in_the_chosen_order(tmp_path: Path) -> None:
     make_runs(tmp_path)
     table = results(compare(collect(tmp_path)), TableLayout(columns=("trained", "figure")))
     assert table.header == ["method", "trained, M", "meadow, mIoU (%)"]
 
 
 @pytest.mark.parametrize(("flag", "layout"), [("--columns", {"columns": ("memroy",)}), ("--sort", {"sort": "-memroy"})])
-def test_a_column_that_is_none_is_the_users_to_mend(flag: str, layout: dict) -> None:
+def test_unknown_column_is_an_error(flag: str, layout: dict) -> None:
     with pytest.raises(UserError, match=f"{flag} memroy: no such column; did you mean memory"):
         TableLayout(**layout)
 
 
-def test_numbers_are_written_as_asked() -> None:
-    assert NumberFormat().figure(0.48314) == "48.31"
-    assert NumberFormat(unit="share").figure(0.48314) == "0.4831"
+def test_number_formats() -> None:
+    assert NumberFormat().score(0.48314) == "48.31"
+    assert NumberFormat(unit="share").score(0.48314) == "0.4831"
     assert NumberFormat(decimals=1, sign=",").difference(-0.48314) == "−48,3"
     assert NumberFormat().difference(0.001) == "+0.10"
-    assert NumberFormat().figure(float("nan")) == NumberFormat().short(float("nan")) == "–"
+    assert NumberFormat().score(float("nan")) == NumberFormat().short(float("nan")) == "–"
     assert [NumberFormat().short(value) for value in (0, 0.00355, 12.345, 198.58, 12345.6)] == [
         "0",
         "0.00355",
@@ -165,12 +167,12 @@ def test_numbers_are_written_as_asked() -> None:
     ]
 
 
-def test_the_verdict_is_in_words_and_no_difference_as_loud_as_one(tmp_path: Path) -> None:
+def test_every_verdict_is_equally_bold(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], images=30)
     _, matrices = collect(tmp_path).confusions(make_spec("linear").fingerprint)
     make_run(tmp_path, make_spec("norm"), matrices=matrices)
     (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
-    assert table.title == "resnet18, meadow, fpn:64, brief: against linear"
+    assert table.title == "resnet18, meadow, fpn:64, brief: compared with linear"
     assert [(cells[0].text, cells[-1].text) for cells in table.rows] == [
         ("spm", "better"),
         ("norm", "no significant difference"),
@@ -178,7 +180,7 @@ def test_the_verdict_is_in_words_and_no_difference_as_loud_as_one(tmp_path: Path
     assert markdown(table).count("**") == 4
 
 
-def test_what_cannot_be_compared_stands_beside_what_can_with_its_reason(tmp_path: Path) -> None:
+def test_incomparable_method_has_a_footnote(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], seeds=[0])
     make_run(tmp_path, make_spec("lora", seed=7))
     (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
@@ -186,7 +188,7 @@ def test_what_cannot_be_compared_stands_beside_what_can_with_its_reason(tmp_path
     assert table.footnotes == ["a: no seed in common"]
 
 
-def test_a_run_in_which_every_class_is_absent_has_no_figure_and_no_zero(tmp_path: Path) -> None:
+def test_score_without_any_class_is_undefined(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear"], seeds=[0])
     make_run(tmp_path, make_spec("spm"), matrices=np.zeros((3, 4, 4), np.int64))
     cell = row(results(compare(collect(tmp_path))), "spm")["meadow, mIoU (%)"]
@@ -194,14 +196,14 @@ def test_a_run_in_which_every_class_is_absent_has_no_figure_and_no_zero(tmp_path
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_text_of_others_is_inert_in_markdown(text: str) -> None:
+def test_text_is_inert_in_markdown(text: str) -> None:
     (line,) = markdown(Table("t", "T", ["method"], [[TableCell(text, "text")]])).splitlines()[4:]
     assert line.count("|") - line.count(r"\|") == 2
     assert "<" not in line and "$x" not in line.replace(r"\$", "")
 
 
 @pytest.mark.parametrize("text", [*NASTY, "-1", "@SUM(1)", "\t=1", " =1"])
-def test_text_of_others_is_computed_by_no_spreadsheet_and_read_back_whole(tmp_path: Path, text: str) -> None:
+def test_text_is_inert_in_spreadsheets(tmp_path: Path, text: str) -> None:
     write_csv(tmp_path / "t.csv", pd.DataFrame({"label": [text], "difference": [-0.1234567890123456]}))
     with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as handle:
         (read,) = csv.DictReader(handle)
@@ -210,7 +212,7 @@ def test_text_of_others_is_computed_by_no_spreadsheet_and_read_back_whole(tmp_pa
     assert float(read["difference"]) == -0.1234567890123456
 
 
-def test_a_table_of_texts_of_others_compiles_in_a_minimal_latex_file(tmp_path: Path) -> None:
+def test_latex_compiles_with_any_text(tmp_path: Path) -> None:
     if shutil.which("pdflatex") is None:
         pytest.skip("there is no pdflatex: apt-get install texlive-latex-recommended")
     rows = [
@@ -231,13 +233,13 @@ def test_a_table_of_texts_of_others_compiles_in_a_minimal_latex_file(tmp_path: P
     assert "root:" not in done.stdout
 
 
-def cited(**fields: object) -> Published:
+def cited(**fields: object) -> PublishedScore:
     values = {"setting": "a table", "dataset": "meadow", "backbone": "resnet18 resnet18.*", "head": "fpn:64",
               "method": "spm", "printed": "SPM", "value": 60.0, "source": "a paper", "sure": "own"}  # fmt: skip
-    return Published.model_validate({**values, **fields})
+    return PublishedScore.model_validate({**values, **fields})
 
 
-def test_a_published_figure_stands_beside_the_measured_one_with_the_difference(tmp_path: Path) -> None:
+def test_published_score_with_difference(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"])
     comparison = compare(collect(tmp_path))
     matched = match([cited(trained_millions=0.2, head_counted=True)], comparison, "miou")
@@ -253,12 +255,12 @@ def test_a_published_figure_stands_beside_the_measured_one_with_the_difference(t
 
 @pytest.mark.parametrize("other", [{"dataset": "town"}, {"backbone": "resnet1"}, {"head": "fpn"}, {"metric": "mdice"},
                                    {"evaluation": "multi-scale"}])  # fmt: skip
-def test_a_published_figure_of_something_else_is_not_matched(tmp_path: Path, other: dict) -> None:
+def test_published_score_of_another_setting_is_not_matched(tmp_path: Path, other: dict) -> None:
     make_runs(tmp_path, ["spm"])
     assert match([cited(**other)], compare(collect(tmp_path)), "miou").empty
 
 
-def test_sources_that_disagree_are_both_shown(tmp_path: Path) -> None:
+def test_conflicting_sources_are_both_shown(tmp_path: Path) -> None:
     make_runs(tmp_path, ["spm"])
     comparison = compare(collect(tmp_path))
     matched = match([cited(), cited(value=50.0, source="another")], comparison, "miou")
@@ -268,7 +270,7 @@ def test_sources_that_disagree_are_both_shown(tmp_path: Path) -> None:
     assert cell.notes == "a,b"
 
 
-def test_the_published_figures_that_ship_keep_both_conventions_apart_and_have_no_row_of_spm() -> None:
+def test_shipped_published_scores() -> None:
     rows = load_published()
     assert {(row.setting, row.head_counted) for row in rows if row.trained_millions is not None} >= {
         ("ADE20K, SETR-PUP, ViT-L/16 (ImageNet-21k)", True),
@@ -281,7 +283,7 @@ def test_the_published_figures_that_ship_keep_both_conventions_apart_and_have_no
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("meadow,r,fpn,spm,x,own", "line 2: value: 'x'"),
         ("meadow,r,fpn,spm,160,own", "line 2: value: '160'"),
@@ -289,10 +291,10 @@ def test_the_published_figures_that_ship_keep_both_conventions_apart_and_have_no
         ("meadow,r,fpn,,60,own", "line 2: method: "),
     ],
 )
-def test_a_line_of_the_users_own_figures_that_does_not_fit_is_named(tmp_path: Path, line: str, said: str) -> None:
+def test_invalid_line_of_published_scores_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "my.csv"
     dataset, rest = line.split(",", 1)
     path.write_text(f"setting,printed,source,dataset,backbone,head,method,value,sure\ns,p,q,{dataset},{rest}\n")
     with pytest.raises(UserError) as caught:
         load_published([path])
-    assert str(caught.value).startswith(f"--published {path}: {said}")
+    assert str(caught.value).startswith(f"--published {path}: {message}")

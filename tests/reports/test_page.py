@@ -1,4 +1,4 @@
-"""The page as a file: what is in it, what is not, and how large it gets."""
+"""The page as a file: its contents, and that it is self-contained and inert."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from harness.runs.samples import save_picture, strip
 from reports.analysis.comparison import compare
 from reports.read.cited import match
 from reports.read.collect import Collected, collect
-from reports.render import page, samples
-from reports.render.plots import Drawing
+from reports.render import page
+from reports.render.page import samples
+from reports.render.page.svg import inlined
+from reports.render.plots.saving import SavedPlot
 from tests.support.made_runs import end_run, make_run, make_runs, make_spec
 
 SCRIPT = "<script>alert(1)</script>"
 
 
-def write(collected: Collected, path: Path, drawings: tuple[Drawing, ...] = ()) -> str:
+def write(collected: Collected, path: Path, plots: tuple[SavedPlot, ...] = ()) -> str:
     compared = compare(collected, "miou", ["linear"])
-    page.write_page(path, collected, drawings, match([], compared, "miou"), compared.significance)
+    page.write_page(path, collected, plots, match([], compared, "miou"), compared.significance)
     return path.read_text(encoding="utf-8")
 
 
@@ -56,7 +58,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Collected, str]:
     return collected, write(collected, root / "index.html")
 
 
-def test_nothing_in_the_page_points_out_of_it(small: tuple[Collected, str]) -> None:
+def test_page_is_self_contained(small: tuple[Collected, str]) -> None:
     _, html = small
     for tag, attributes in Elements(html).found:
         for name in ("src", "href", "action", "data"):
@@ -65,18 +67,18 @@ def test_nothing_in_the_page_points_out_of_it(small: tuple[Collected, str]) -> N
     assert "@import" not in html and "url(http" not in html
 
 
-def test_the_policy_lets_the_pages_own_script_run_and_nothing_be_fetched(small: tuple[Collected, str]) -> None:
+def test_policy_allows_only_the_own_script(small: tuple[Collected, str]) -> None:
     _, html = small
     (policy,) = (a["content"] for tag, a in Elements(html).found if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None and policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
     assert [tag for tag, _ in Elements(html).found].count("script") == 2
 
 
-def test_every_run_is_in_the_page_with_its_spec_and_the_command_that_repeats_it(small: tuple[Collected, str]) -> None:
+def test_every_run_has_spec_command_and_provenance(small: tuple[Collected, str]) -> None:
     collected, html = small
-    told = {run["id"]: run for run in data_of(html)["runs"]}
-    assert set(told) == set(collected.runs.fingerprint)
-    for fingerprint, run in told.items():
+    by_id = {run["id"]: run for run in data_of(html)["runs"]}
+    assert set(by_id) == set(collected.runs.fingerprint)
+    for fingerprint, run in by_id.items():
         assert ["method", run["label"]] in run["spec"] and ["lr", "0.001"] in run["spec"]
         folder = collected.root / fingerprint
         assert run["command"] == f"harness run --from {folder}/spec.yaml --runs {collected.root}"
@@ -84,7 +86,7 @@ def test_every_run_is_in_the_page_with_its_spec_and_the_command_that_repeats_it(
         assert len(run["curve"]["step"]) == 4 and len(run["iou"]) == 4
 
 
-def test_a_sample_belongs_to_the_setting_of_its_runs(tmp_path: Path) -> None:
+def test_samples_belong_to_the_setting_of_their_runs(tmp_path: Path) -> None:
     make_runs(tmp_path / "runs", ["linear", "spm"], ["resnet50", "resnet18"], seeds=[0])
     data = data_of(write(collect(tmp_path / "runs"), tmp_path / "index.html"))
     assert len(data["samples"]) == 4
@@ -93,23 +95,23 @@ def test_a_sample_belongs_to_the_setting_of_its_runs(tmp_path: Path) -> None:
         assert data["settings"][run["setting"]].startswith(run["backbone"])
 
 
-def test_nothing_but_failures_is_a_page_too(tmp_path: Path) -> None:
+def test_page_of_failures_only(tmp_path: Path) -> None:
     end_run(tmp_path / "runs", make_spec("spm"), "diverged", "the loss was not finite")
     html = write(collect(tmp_path / "runs"), tmp_path / "index.html")
-    assert "Diverged" in html and 'href="#pictures"' not in html
+    assert "Diverged" in html and 'href="#samples"' not in html
 
 
-def test_provenance_of_another_form_does_not_stop_the_page(tmp_path: Path) -> None:
+def test_provenance_of_another_form(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", make_spec("spm"))
     result = json.loads(run.result_path.read_text())
     result["provenance"]["packages"] = "none"
     run.result_path.write_text(json.dumps(result))
-    (told,) = data_of(write(collect(tmp_path / "runs"), tmp_path / "index.html"))["runs"]
-    assert told["state"] == "done"
+    (entry,) = data_of(write(collect(tmp_path / "runs"), tmp_path / "index.html"))["runs"]
+    assert entry["state"] == "done"
 
 
 @pytest.mark.parametrize("text", [SCRIPT, "--> </script>", "a & b", "\u2028", "日本"])
-def test_a_name_is_text_and_nothing_else(tmp_path: Path, text: str) -> None:
+def test_names_stay_text(tmp_path: Path, text: str) -> None:
     make_run(tmp_path / "runs", make_spec("spm", dataset=text), classes=[text, "sky"])
     end_run(tmp_path / "runs", make_spec("vpt_deep"), "failed", text)
     html = write(collect(tmp_path / "runs"), tmp_path / "index.html")
@@ -118,7 +120,7 @@ def test_a_name_is_text_and_nothing_else(tmp_path: Path, text: str) -> None:
     assert [tag for tag, _ in Elements(html).found].count("script") == 2
 
 
-def test_what_has_no_figure_is_listed_once_a_method_with_its_seeds_and_its_reason(tmp_path: Path) -> None:
+def test_runs_without_a_score_are_listed_with_seeds_and_reason(tmp_path: Path) -> None:
     make_run(tmp_path / "runs", make_spec("linear"))
     for seed in (0, 1):
         end_run(tmp_path / "runs", make_spec("vpt_deep", seed=seed), "unsupported", "no tokens here")
@@ -128,34 +130,34 @@ def test_what_has_no_figure_is_listed_once_a_method_with_its_seeds_and_its_reaso
     assert "0, 1" in html and "0123456789abcdef" in html
 
 
-def test_the_same_runs_give_the_same_bytes(small: tuple[Collected, str], tmp_path: Path) -> None:
+def test_same_runs_give_same_bytes(small: tuple[Collected, str], tmp_path: Path) -> None:
     collected, html = small
     assert write(collect(collected.root), tmp_path / "index.html") == html
 
 
-def test_a_drawings_ids_are_its_own_and_its_colours_are_the_themes(tmp_path: Path) -> None:
+def test_inlined_plot_has_own_ids_and_theme_colours(tmp_path: Path) -> None:
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="72pt" height="72pt">'
         '<metadata/><style>*{}</style><defs><path id="m" d="M0 0"/></defs><g clip-path="url(#c)">'
         '<use xlink:href="#m" style="fill: #15181c; stroke: #123456"/></g></svg>'
     )
     (tmp_path / "one.svg").write_text(svg, encoding="utf-8")
-    inlined = page.inlined(Drawing("one", "curves", "A <b>", "caption", (tmp_path / "one.svg",)))
-    assert 'id="one-m"' in inlined and 'href="#one-m"' in inlined and 'clip-path="url(#one-c)"' in inlined
-    assert "fill: var(--ink); stroke: #123456" in inlined
-    assert "metadata" not in inlined and "<style" not in inlined and "<b>" not in inlined
+    html = inlined(SavedPlot("one", "curves", "A <b>", "caption", (tmp_path / "one.svg",)))
+    assert 'id="one-m"' in html and 'href="#one-m"' in html and 'clip-path="url(#one-c)"' in html
+    assert "fill: var(--ink); stroke: #123456" in html
+    assert "metadata" not in html and "<style" not in html and "<b>" not in html
 
 
-def test_a_sample_is_cut_into_image_truth_and_prediction(tmp_path: Path) -> None:
+def test_sample_is_cut_into_image_ground_truth_and_prediction(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_spec("spm"), pictures=0)
     parts = [np.full((20, 30, 3), value, np.uint8) for value in (200, 90, 30)]
     truth, prediction = (np.full((20, 30), label, np.uint8) for label in (0, 1))
     save_picture(run.samples_path / "one.png", strip(parts[0], truth, prediction, [(90, 90, 90), (30, 30, 30)]))
     collected = collect(tmp_path)
-    album = samples.collect_pictures(collected, collected.runs, room=10**6)
-    assert album.samples == [{"setting": collected.runs.setting[0], "name": "one", "image": 0, "truth": 1}]
-    assert album.predictions == {run.fingerprint: [(0, 2)]}
-    shades = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("L") for uri in album.pictures]
+    gallery = samples.collect_pictures(collected, room=10**6)
+    assert gallery.samples == [{"setting": collected.runs.setting[0], "name": "one", "image": 0, "truth": 1}]
+    assert gallery.predictions == {run.fingerprint: [(0, 2)]}
+    shades = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("L") for uri in gallery.pictures]
     assert [(shade.size, shade.getpixel((15, 10))) for shade in shades] == [
         ((30, 20), 200),
         ((30, 20), 90),
@@ -163,38 +165,38 @@ def test_a_sample_is_cut_into_image_truth_and_prediction(tmp_path: Path) -> None
     ]
 
 
-def test_pictures_that_have_no_room_are_left_out_and_one_seed_of_each_method_comes_first(tmp_path: Path) -> None:
+def test_samples_without_room_are_left_out(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], seeds=[0, 1], pictures=2)
     collected = collect(tmp_path)
-    everything = samples.collect_pictures(collected, collected.runs, room=10**6)
+    everything = samples.collect_pictures(collected, room=10**6)
     assert len(everything.predictions) == 4
-    half = samples.collect_pictures(collected, collected.runs, room=sum(map(len, everything.pictures)) * 3 // 4)
+    half = samples.collect_pictures(collected, room=sum(map(len, everything.pictures)) * 3 // 4)
     seeds = collected.runs.set_index("fingerprint").seed
     assert {seeds[fingerprint] for fingerprint in list(half.predictions)[:2]} == {0}
     assert sum(map(len, half.pictures)) <= sum(map(len, everything.pictures)) * 3 // 4
 
 
-def test_a_damaged_sample_is_left_out(tmp_path: Path) -> None:
+def test_damaged_sample_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_spec("spm"), pictures=1)
     (run.samples_path / "broken.png").write_bytes(b"\x89PNG no more")
     Image.new("RGB", (31, 8)).save(run.samples_path / "foreign.png")
     collected = collect(tmp_path)
-    album = samples.collect_pictures(collected, collected.runs, room=10**6)
-    assert [sample["name"] for sample in album.samples] == ["000"]
+    gallery = samples.collect_pictures(collected, room=10**6)
+    assert [sample["name"] for sample in gallery.samples] == ["000"]
 
 
-def test_the_images_where_a_method_helps_and_hurts_most_are_those_of_the_matrices(tmp_path: Path) -> None:
+def test_images_with_the_largest_gain_and_loss(tmp_path: Path) -> None:
     def matrices(*right: int) -> np.ndarray:
         return np.array([[[hits, 100 - hits], [0, 100]] for hits in right])
 
     make_run(tmp_path, make_spec("linear"), matrices=matrices(50, 50, 50), classes=["road", "sky"])
     make_run(tmp_path, make_spec("spm"), matrices=matrices(50, 90, 10), classes=["road", "sky"])
     collected = collect(tmp_path)
-    ((_, label, found),) = samples.extremes(collected, collected.runs, "linear")
+    ((_, label, found),) = samples.extremes(collected, "linear")
 
     def miou(hits: int) -> float:
         return (hits / 100 + 100 / (200 - hits)) / 2
 
     assert label == "spm"
-    assert found["helps"] == [("001", pytest.approx(miou(90), abs=1e-6), pytest.approx(miou(50), abs=1e-6))]
-    assert found["hurts"] == [("002", pytest.approx(miou(10), abs=1e-6), pytest.approx(miou(50), abs=1e-6))]
+    assert found["gains"] == [("001", pytest.approx(miou(90), abs=1e-6), pytest.approx(miou(50), abs=1e-6))]
+    assert found["losses"] == [("002", pytest.approx(miou(10), abs=1e-6), pytest.approx(miou(50), abs=1e-6))]

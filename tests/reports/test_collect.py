@@ -1,4 +1,4 @@
-"""What a report reads of run folders, what it makes of those that are not whole, and how methods are compared."""
+"""Reading run folders, incomplete ones too, and comparing methods."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def labels(collected: Collected) -> list[str]:
     return sorted(set(collected.reported["label"]))
 
 
-def test_a_finished_run_is_a_row_with_its_figures_and_costs(tmp_path: Path) -> None:
+def test_finished_run_is_a_row_with_scores_and_costs(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_spec("spm", seed=3))
     result = run.result()
     assert result is not None
@@ -46,7 +46,7 @@ def test_a_finished_run_is_a_row_with_its_figures_and_costs(tmp_path: Path) -> N
     assert row["setting_name"] == "resnet18, meadow, fpn:64, brief"
 
 
-def test_classes_come_with_the_datasets_colours_and_curves_with_their_points(tmp_path: Path) -> None:
+def test_classes_curves_and_counts_are_read(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_spec())
     collected = collect(tmp_path)
     assert list(collected.per_class["name"]) == ["water", "forest", "crops", "snow"]
@@ -56,15 +56,15 @@ def test_classes_come_with_the_datasets_colours_and_curves_with_their_points(tmp
     assert (len(names), counts.shape) == (12, (12, 3, 4))
 
 
-@pytest.mark.parametrize("state", ["failed", "diverged", "out_of_memory", "unsupported", "interrupted"])
-def test_a_run_without_a_result_is_a_row_with_its_reason_and_no_figure(tmp_path: Path, state: str) -> None:
+@pytest.mark.parametrize("state", ["failed", "diverged", "out_of_memory", "unsupported", "interrupted", "timed_out"])
+def test_run_without_result_is_a_row_with_its_reason(tmp_path: Path, state: str) -> None:
     end_run(tmp_path, make_spec("vpt_deep"), state, "because")
     (row,) = collect(tmp_path).runs.to_dict("records")
     assert (row["state"], row["reason"]) == (state, "because")
     assert pd.isna(row["miou"]) and pd.isna(row["trained"])
 
 
-def test_a_run_whose_process_died_is_interrupted(tmp_path: Path) -> None:
+def test_run_of_a_dead_process_is_interrupted(tmp_path: Path) -> None:
     end_run(tmp_path, make_spec(), "running", "")
     assert list(collect(tmp_path).runs["state"]) == ["interrupted"]
 
@@ -78,9 +78,7 @@ def test_a_run_whose_process_died_is_interrupted(tmp_path: Path) -> None:
         (None, "result.json: missing"),
     ],
 )
-def test_a_done_run_whose_result_cannot_be_read_is_damaged_and_has_no_figure(
-    tmp_path: Path, text: str | None, reason: str
-) -> None:
+def test_unreadable_result_is_damaged(tmp_path: Path, text: str | None, reason: str) -> None:
     run = make_run(tmp_path, make_spec())
     run.result_path.unlink() if text is None else run.result_path.write_text(text)
     (row,) = collect(tmp_path).runs.to_dict("records")
@@ -90,7 +88,7 @@ def test_a_done_run_whose_result_cannot_be_read_is_damaged_and_has_no_figure(
 
 
 @pytest.mark.parametrize("field", ["miou", "trainable"])
-def test_a_result_with_a_figure_that_cannot_be_is_damaged(tmp_path: Path, field: str) -> None:
+def test_impossible_value_is_damaged(tmp_path: Path, field: str) -> None:
     run = make_run(tmp_path, make_spec())
     text = run.result_path.read_text()
     result = json.loads(text)
@@ -99,7 +97,7 @@ def test_a_result_with_a_figure_that_cannot_be_is_damaged(tmp_path: Path, field:
     assert list(collect(tmp_path).runs["state"]) == ["damaged"]
 
 
-def test_a_result_that_was_copied_from_another_run_is_damaged(tmp_path: Path) -> None:
+def test_result_of_another_run_is_damaged(tmp_path: Path) -> None:
     one, other = make_run(tmp_path, make_spec(seed=0)), make_run(tmp_path, make_spec(seed=1))
     other.result_path.write_bytes(one.result_path.read_bytes())
     runs = collect(tmp_path).runs.set_index("fingerprint")
@@ -107,7 +105,7 @@ def test_a_result_that_was_copied_from_another_run_is_damaged(tmp_path: Path) ->
     assert one.fingerprint in runs.loc[other.fingerprint, "reason"]
 
 
-def test_a_folder_without_a_spec_is_listed_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_folder_without_spec_is_skipped(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec())
     (tmp_path / "0123456789abcdef").mkdir()
     collected = collect(tmp_path)
@@ -116,7 +114,7 @@ def test_a_folder_without_a_spec_is_listed_and_the_rest_goes_on(tmp_path: Path) 
     assert "spec.yaml is missing or damaged" in collected.skipped[0].reason
 
 
-def test_a_half_written_curve_and_a_missing_delta_cost_neither_run_nor_figure(tmp_path: Path) -> None:
+def test_incomplete_curve_and_missing_delta_are_tolerated(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_spec())
     run.delta_path.unlink()
     with run.curve_path.open("a") as handle:
@@ -127,14 +125,14 @@ def test_a_half_written_curve_and_a_missing_delta_cost_neither_run_nor_figure(tm
     assert collected.per_class["colour"].isna().all()
 
 
-def test_a_folder_without_runs_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_folder_without_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no runs"):
         collect(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         collect(tmp_path / "absent")
 
 
-def test_two_hyperparameter_sets_of_one_setting_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_labels_name_the_hyperparameters_that_differ(tmp_path: Path) -> None:
     defaults = {"lr": 1e-3, "head_lr_scale": 1.0, "weight_decay": 0.01}
     for changed in ({}, {"lr": 0.0031234567}, {"weight_decay": 0.0}):
         make_run(tmp_path, make_spec("linear", hyperparameters=defaults | changed))
@@ -142,19 +140,19 @@ def test_two_hyperparameter_sets_of_one_setting_are_told_apart_by_what_differs(t
     assert labels(collect(tmp_path)) == ["linear", "linear(lr=0.003123)", "linear(weight_decay=0)", "lora"]
 
 
-def test_hyperparameters_that_differ_in_their_last_digits_still_have_two_labels(tmp_path: Path) -> None:
+def test_labels_of_nearly_equal_hyperparameters_differ(tmp_path: Path) -> None:
     for lr in (0.00312345, 0.00312346):
         make_run(tmp_path, make_spec("linear", hyperparameters={"lr": lr}))
     assert labels(collect(tmp_path)) == ["linear(lr=0.00312345)", "linear(lr=0.00312346)"]
 
 
-def test_two_versions_of_a_plugins_code_are_two_rows(tmp_path: Path) -> None:
+def test_labels_name_the_version_of_a_plugin(tmp_path: Path) -> None:
     for code in ("a" * 64, "b" * 64):
         make_run(tmp_path, make_spec("mine", method_code=code))
     assert labels(collect(tmp_path)) == ["mine(code=aaaaaaaa)", "mine(code=bbbbbbbb)"]
 
 
-def test_settings_of_one_name_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_setting_names_say_what_differs(tmp_path: Path) -> None:
     budget = Budget(name="brief", steps=80, batch_size=4, crop=(32, 32))
     make_run(tmp_path, make_spec())
     make_run(tmp_path, make_spec(budget=budget))
@@ -168,13 +166,13 @@ def test_settings_of_one_name_are_told_apart_by_what_differs(tmp_path: Path) -> 
     assert runs["setting"].nunique() == 3
 
 
-def test_the_name_of_a_budget_does_not_part_settings(tmp_path: Path) -> None:
+def test_budgets_that_differ_in_name_are_one_setting(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec(seed=0))
     make_run(tmp_path, make_spec(seed=1, budget=make_spec().budget.model_copy(update={"name": "same"})))
     assert collect(tmp_path).runs["setting"].nunique() == 1
 
 
-def test_the_trials_of_a_search_are_not_reported(tmp_path: Path) -> None:
+def test_trials_are_not_reported(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec())
     make_search(tmp_path, trials=4)
     collected = collect(tmp_path)
@@ -184,7 +182,7 @@ def test_the_trials_of_a_search_are_not_reported(tmp_path: Path) -> None:
     assert list(search.trials["state"]) == ["complete", "complete", "complete", "failed"]
 
 
-def test_a_search_of_which_no_trial_has_ended_is_no_damage(tmp_path: Path) -> None:
+def test_search_without_trials_is_ignored(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec())
     (make_search(tmp_path) / "trials.json").unlink()
     collected = collect(tmp_path)
@@ -192,7 +190,7 @@ def test_a_search_of_which_no_trial_has_ended_is_no_damage(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["search.json", "trials.json", "importances.json"])
-def test_a_damaged_search_is_listed(tmp_path: Path, name: str) -> None:
+def test_damaged_search_is_skipped(tmp_path: Path, name: str) -> None:
     make_run(tmp_path, make_spec())
     (make_search(tmp_path) / name).write_text("{")
     collected = collect(tmp_path)
@@ -214,7 +212,7 @@ def make_study(path: Path, dataset: Path, **fields: object) -> Path:
     return path
 
 
-def test_a_study_takes_its_cells_alone_and_shows_those_without_a_run(tmp_path: Path, colours: Path) -> None:
+def test_study_shows_its_cells_and_no_others(tmp_path: Path, colours: Path) -> None:
     study, root = make_study(tmp_path / "study.yaml", colours), tmp_path / "runs"
     first = make_plan(load_study(study), RunStore(root), tmp_path).cells[0]
     assert first.spec is not None
@@ -229,13 +227,11 @@ def test_a_study_takes_its_cells_alone_and_shows_those_without_a_run(tmp_path: P
     ]
     assert rows["setting"].nunique() == 1
     write_report(collect(root, study, tmp_path), [], tmp_path / "out", Options())
-    assert "never begun" in (tmp_path / "out" / "tables" / "absent.md").read_text()
+    assert "never started" in (tmp_path / "out" / "tables" / "absent.md").read_text()
     assert (tmp_path / "out" / "index.html").exists()
 
 
-def test_cells_that_wait_for_a_search_are_missing_and_a_study_without_a_run_is_a_report(
-    tmp_path: Path, colours: Path
-) -> None:
+def test_study_without_runs(tmp_path: Path, colours: Path) -> None:
     study = make_study(tmp_path / "study.yaml", colours, tune={"trials": 2})
     (tmp_path / "runs").mkdir()
     collected = collect(tmp_path / "runs", study, tmp_path)
@@ -248,7 +244,7 @@ def test_cells_that_wait_for_a_search_are_missing_and_a_study_without_a_run_is_a
     assert comparison.significance.empty
 
 
-def test_better_and_worse_take_interval_and_test_and_equal_methods_differ_in_nothing(tmp_path: Path) -> None:
+def test_verdicts(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm", "lora"], accuracies={"linear": 0.7, "spm": 0.8, "lora": 0.55}, images=30)
     same = make_spec("norm", seed=0)
     _, matrices = collect(tmp_path).confusions(make_spec("linear", seed=0).fingerprint)
@@ -258,7 +254,7 @@ def test_better_and_worse_take_interval_and_test_and_equal_methods_differ_in_not
     assert verdicts == {"spm": "better", "lora": "worse", "norm": "no significant difference"}
 
 
-def test_holm_corrects_for_the_methods_of_one_setting_and_reference(tmp_path: Path) -> None:
+def test_holm_corrects_for_the_methods_of_one_comparison(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm", "lora", "norm"], seeds=[0])
     rows = compare(collect(tmp_path)).significance
     rows = rows[rows["reference"] == "linear"].sort_values("p")
@@ -266,7 +262,7 @@ def test_holm_corrects_for_the_methods_of_one_setting_and_reference(tmp_path: Pa
     assert (rows["p_holm"] >= rows["p"]).all()
 
 
-def test_methods_are_compared_at_the_seeds_they_share(tmp_path: Path) -> None:
+def test_comparison_uses_shared_seeds(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear"], seeds=[0, 1, 2])
     make_runs(tmp_path, ["spm"], seeds=[1, 2, 3])
     (row,) = compare(collect(tmp_path)).significance.to_dict("records")
@@ -276,7 +272,7 @@ def test_methods_are_compared_at_the_seeds_they_share(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["no seed in common", "was evaluated on other images", "missing or damaged"])
-def test_what_cannot_be_compared_says_why(tmp_path: Path, why: str) -> None:
+def test_incomparable_runs_have_a_reason(tmp_path: Path, why: str) -> None:
     make_run(tmp_path, make_spec("linear"))
     run = make_run(
         tmp_path, make_spec("spm", seed=int(why == "no seed in common")), images=9 if "images" in why else 12
@@ -289,7 +285,7 @@ def test_what_cannot_be_compared_says_why(tmp_path: Path, why: str) -> None:
     assert np.isnan(row["difference"])
 
 
-def test_the_best_is_tied_with_what_its_paired_interval_cannot_tell_from_it(tmp_path: Path) -> None:
+def test_best_second_and_tied(tmp_path: Path) -> None:
     plain = np.array([[[30, 10], [10, 30]]] * 20)
     better, worse = plain.copy(), plain.copy()
     better[::2, 0] += [6, -6]  # better over all, and worse on every other image
@@ -305,7 +301,7 @@ def test_the_best_is_tied_with_what_its_paired_interval_cannot_tell_from_it(tmp_
     }
 
 
-def test_the_spread_over_seeds_is_the_sample_standard_deviation(tmp_path: Path) -> None:
+def test_spread_is_the_sample_standard_deviation(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], seeds=[0, 1, 2])
     make_runs(tmp_path, ["full"], seeds=[0])
     collected = collect(tmp_path)
@@ -315,7 +311,7 @@ def test_the_spread_over_seeds_is_the_sample_standard_deviation(tmp_path: Path) 
     assert np.isnan(summary.loc["full", "std"])
 
 
-def test_a_class_is_compared_by_its_own_iou(tmp_path: Path) -> None:
+def test_comparison_by_the_iou_of_a_class(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], seeds=[0])
     collected = collect(tmp_path)
     comparison = compare(collected, "class:forest")
@@ -328,7 +324,7 @@ def test_a_class_is_compared_by_its_own_iou(tmp_path: Path) -> None:
     )
 
 
-def test_the_order_of_methods_is_compared_between_backbones_of_one_dataset(tmp_path: Path) -> None:
+def test_kendall_tau_between_backbones(tmp_path: Path) -> None:
     for backbone, order in (("resnet18", (0.6, 0.7, 0.8)), ("deit_tiny", (0.6, 0.8, 0.7))):
         accuracies = dict(zip(("linear", "spm", "full"), order, strict=True))
         make_runs(tmp_path, list(accuracies), [backbone], accuracies=accuracies)
@@ -336,7 +332,7 @@ def test_the_order_of_methods_is_compared_between_backbones_of_one_dataset(tmp_p
     assert (row["methods"], row["tau"]) == (3, pytest.approx(1 / 3))
 
 
-def test_averages_are_over_the_methods_that_every_setting_has(tmp_path: Path) -> None:
+def test_averages_are_over_methods_that_every_setting_has(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], datasets=["meadow", "town"])
     make_runs(tmp_path, ["full"])
     comparison = compare(collect(tmp_path))

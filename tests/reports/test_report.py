@@ -1,4 +1,4 @@
-"""`harness report`: one folder, whole or not at all, the same bytes from the same runs, and no torch."""
+"""`harness report`: one complete folder, the same bytes from the same runs, and no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WITHOUT_TORCH = (
 
 
 def report(*arguments: str | Path, where: Path) -> subprocess.CompletedProcess[str]:
-    """`harness report ARGUMENTS` in a process of its own that fails where it imports torch."""
+    """`harness report ARGUMENTS` in a subprocess, which fails if torch was imported by its end."""
     return subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, "report", *map(str, arguments)],
         cwd=where, env=environment(), capture_output=True, text=True, timeout=900,
@@ -42,7 +42,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of every state, folders that are no runs, and names that would do something where they are not inert."""
+    """Runs of many states, folders that are no runs, and names that are markup, formulas or commands."""
     root = tmp_path_factory.mktemp("messy") / "runs"
     classes = ("<script>alert(1)</script>", "=cmd()", r"\input{/etc/passwd}", "a|b\nc")
     for seed in (0, 1):
@@ -74,13 +74,20 @@ def written(messy: Path) -> Path:
     return messy.parent / "out"
 
 
-def test_a_report_is_a_page_plots_tables_and_data_and_takes_no_torch(written: Path) -> None:
+def test_importing_the_report_does_not_import_torch() -> None:
+    code = (
+        "import sys, reports.report, reports.cli; assert not {'torch', 'timm', 'optuna', 'mlflow'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
+
+
+def test_report_has_page_plots_tables_and_data(written: Path) -> None:
     files = digests(written).keys()
     assert {"index.html", "data.parquet", "tables/results.csv", "tables/results-1.md", "tables/results-1.tex"} <= files
     assert {Path(name).suffix for name in files if name.startswith("plots/")} == {".png", ".svg", ".pdf"}
 
 
-def test_the_data_hold_every_run_with_its_exact_figures_and_no_path(written: Path, messy: Path) -> None:
+def test_data_hold_every_run_with_exact_scores(written: Path, messy: Path) -> None:
     data = pd.read_parquet(written / "data.parquet").set_index("fingerprint")
     runs = collect(messy).runs.set_index("fingerprint")
     assert data["miou"].to_dict() == pytest.approx(runs["miou"].to_dict(), rel=0, nan_ok=True)
@@ -90,18 +97,18 @@ def test_the_data_hold_every_run_with_its_exact_figures_and_no_path(written: Pat
     assert list(data.loc[first, "class_iou"]) == [of["iou"] for of in result["metrics"]["per_class"]]
 
 
-def test_nothing_of_this_machine_is_in_the_tables_and_data(written: Path, messy: Path) -> None:
+def test_tables_and_data_contain_no_path(written: Path, messy: Path) -> None:
     for path in [written / "data.parquet", *(written / "tables").iterdir()]:
         assert str(messy.parent).encode() not in path.read_bytes(), path
 
 
-def test_the_same_runs_give_the_same_bytes(written: Path, messy: Path, tmp_path: Path) -> None:
-    done = report("--runs", messy, "--out", tmp_path / "again", where=tmp_path)
+def test_same_runs_give_same_bytes(written: Path, messy: Path, tmp_path: Path) -> None:
+    done = report("--runs", messy, "--out", tmp_path / "second", where=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert digests(tmp_path / "again") == digests(written)
+    assert digests(tmp_path / "second") == digests(written)
 
 
-def test_a_report_replaces_an_earlier_one_as_a_whole(tmp_path: Path) -> None:
+def test_report_replaces_an_earlier_one(tmp_path: Path) -> None:
     with replacing(tmp_path / "out") as folder:
         (folder / "old.txt").write_text("old")
     with replacing(tmp_path / "out") as folder:
@@ -110,7 +117,7 @@ def test_a_report_replaces_an_earlier_one_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
-def test_a_report_that_breaks_leaves_the_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+def test_interrupted_report_leaves_the_earlier_one(tmp_path: Path) -> None:
     with replacing(tmp_path / "out") as folder:
         (folder / "old.txt").write_text("old")
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "out") as folder:
@@ -120,11 +127,11 @@ def test_a_report_that_breaks_leaves_the_earlier_one_and_nothing_else(tmp_path: 
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
-def test_a_folder_that_is_no_report_is_never_replaced(tmp_path: Path) -> None:
+def test_other_folders_are_never_replaced(tmp_path: Path) -> None:
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is there and no report of the harness"), replacing(out):
+    with pytest.raises(UserError, match="exists and is not a report of the harness"), replacing(out):
         pass
     assert (out / "chapter.txt").read_text() == "years of work"
 
@@ -137,45 +144,45 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Collected:
     return collect(root)
 
 
-def test_a_filter_keeps_what_matches_one_of_its_patterns(small: Collected) -> None:
-    kept = filtered(small, ["method=spm,l*a", "backbone=res*"])
-    assert set(kept.reported["label"]) == {"spm", "lora"}
-    assert set(kept.reported["backbone"]) == {"resnet18"}
-    assert set(kept.per_class["fingerprint"]) <= set(kept.runs["fingerprint"])
-    assert len(kept.searches) == len(filtered(small, ["budget=brief", "seed=0"]).searches) == 1
+def test_filter(small: Collected) -> None:
+    chosen = filtered(small, ["method=spm,l*a", "backbone=res*"])
+    assert set(chosen.reported["label"]) == {"spm", "lora"}
+    assert set(chosen.reported["backbone"]) == {"resnet18"}
+    assert set(chosen.per_class["fingerprint"]) <= set(chosen.runs["fingerprint"])
+    assert len(chosen.searches) == len(filtered(small, ["budget=brief", "seed=0"]).searches) == 1
     assert filtered(small, ["backbone=deit*"]).searches == []
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("spm", "expected NAME=PATTERN"),
         ("methods=spm", "no such name; did you mean method"),
         ("method=absent", "no run is left; there are: linear, lora, spm"),
     ],
 )
-def test_a_filter_that_does_not_fit_is_the_users_to_mend(small: Collected, text: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_filter_is_an_error(small: Collected, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         filtered(small, [text])
 
 
 @pytest.mark.parametrize(
-    ("metric", "said"),
+    ("metric", "message"),
     [("miuo", "no such metric; did you mean miou"), ("class:wather", "no run has such a class; did you mean water")],
 )
-def test_a_metric_that_no_run_has_is_the_users_to_mend(small: Collected, metric: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_unknown_metric_is_an_error(small: Collected, metric: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         check_metric(small, metric)
 
 
-def test_a_reference_that_no_run_has_is_refused_before_anything_is_written(small: Collected, tmp_path: Path) -> None:
+def test_unknown_reference_is_an_error_before_anything_is_written(small: Collected, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--reference lroa: no such method; did you mean lora"):
         write_report(small, load_published(), tmp_path / "out", Options(reference="lroa"))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.exhaustive
-def test_a_report_in_another_metric_says_so(small: Collected, tmp_path: Path) -> None:
+def test_report_in_another_metric(small: Collected, tmp_path: Path) -> None:
     chosen = filtered(small, ["backbone=resnet18"])
     comparison = write_report(chosen, [], tmp_path / "out", Options(metric="class:water", reference="lora"))
     assert set(comparison.significance["reference"]) == {"lora"}

@@ -1,4 +1,4 @@
-"""The page in a real browser: headless Chromium, from disk, watched for requests and errors."""
+"""The page in headless Chromium, opened from disk: its behaviour, without requests and errors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 
 @pytest.fixture
 def page(report: Path, chromium: WebDriver) -> Iterator[WebDriver]:
-    """The report, just opened, by somebody who never was here. What it asked for is looked at when the test is over."""
+    """The report, just opened, with an empty profile. At the end of a test, its requests and errors are checked."""
     chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     scheme(chromium, "light")
     chromium.get("about:blank")
@@ -72,7 +72,7 @@ def page(report: Path, chromium: WebDriver) -> Iterator[WebDriver]:
     yield chromium
     chromium.execute_script("localStorage.clear()")
     sent = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
-    requested = [said["params"]["request"]["url"] for said in sent if said["method"] == "Network.requestWillBeSent"]
+    requested = [event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"]
     assert [url for url in requested if not url.startswith(("data:", report.as_uri()))] == []
     assert [entry["message"] for entry in chromium.get_log("browser")] == []
 
@@ -115,7 +115,7 @@ def opened(driver: WebDriver) -> WebElement:
     return dialog
 
 
-def ground(driver: WebDriver) -> str:
+def background(driver: WebDriver) -> str:
     return driver.execute_script("return getComputedStyle(document.body).backgroundColor")
 
 
@@ -124,18 +124,18 @@ def point(driver: WebDriver, label: str) -> WebElement:
     return found
 
 
-def test_it_opens_from_disk_with_every_run(page: WebDriver) -> None:
+def test_page_opens_from_disk_with_every_run(page: WebDriver) -> None:
     assert one(page, "#shown").text == "8 of 8 runs"
     assert len(find(page, "#scatter a")) == 3
 
 
-def test_no_name_became_an_element_and_nothing_of_it_ran(page: WebDriver) -> None:
+def test_names_stay_text(page: WebDriver) -> None:
     assert len(find(page, "script")) == 2
     assert HOSTILE in one(page, "#absent").text
 
 
-def test_a_heading_sorts_by_its_numbers_and_turns_round(page: WebDriver) -> None:
-    name = "trained, method"
+def test_heading_sorts_in_both_directions(page: WebDriver) -> None:
+    name = "trained parameters"
     heading(page, name).find_element(By.TAG_NAME, "button").click()
     assert heading(page, name).get_attribute("aria-sort") == "descending"
     assert column(page, name) == ["1,000,000"] * 2 + ["120,000"] + ["35,494"] * 2 + ["0"] * 2 + ["–"]
@@ -144,7 +144,7 @@ def test_a_heading_sorts_by_its_numbers_and_turns_round(page: WebDriver) -> None
     assert column(page, name) == ["0"] * 2 + ["35,494"] * 2 + ["120,000"] + ["1,000,000"] * 2 + ["–"]
 
 
-def test_sorting_works_from_the_keyboard_with_the_focus_in_sight(page: WebDriver) -> None:
+def test_sorting_from_the_keyboard_with_visible_focus(page: WebDriver) -> None:
     page.execute_script("document.getElementById('filter').focus()")
     while page.switch_to.active_element.text != "method":
         press(page, Keys.TAB)
@@ -155,7 +155,7 @@ def test_sorting_works_from_the_keyboard_with_the_focus_in_sight(page: WebDriver
     assert page.switch_to.active_element.text == "method"
 
 
-def test_the_filter_takes_words_and_the_lists_narrow_it_down(page: WebDriver) -> None:
+def test_filter_by_words_and_lists(page: WebDriver) -> None:
     one(page, "#filter").send_keys("meadow 0 ")
     Select(one(page, "#filter-state")).select_by_visible_text("done")
     assert one(page, "#shown").text == f"{len(column(page, 'method'))} of 8 runs"
@@ -164,21 +164,21 @@ def test_the_filter_takes_words_and_the_lists_narrow_it_down(page: WebDriver) ->
     assert one(page, "#shown").text == "0 of 8 runs"
 
 
-def test_a_point_opens_its_run_and_escape_closes_it(page: WebDriver) -> None:
+def test_point_opens_its_run_and_escape_closes_it(page: WebDriver) -> None:
     point(page, "spm").send_keys(Keys.ENTER)
     dialog = opened(page)
     assert "#run=" in page.current_url
     assert one(page, "#run-title").text == "spm"
-    said = dialog.text
+    text = dialog.text
     for expected in ("harness run --from", "spec.yaml", "Spec", "Provenance", "weight_decay", HOSTILE, "truth"):
-        assert expected in said
+        assert expected in text
     assert len(find(page, "#run polyline")) == 2
     press(page, Keys.ESCAPE)
     until(page, lambda: not find(page, "#run[open]") and "#run=" not in page.current_url)
     assert page.switch_to.active_element.get_dom_attribute("href") == point(page, "spm").get_dom_attribute("href")
 
 
-def test_an_address_with_a_run_opens_it_and_its_other_seed_is_one_link_away(page: WebDriver, report: Path) -> None:
+def test_address_of_a_run_opens_it(page: WebDriver, report: Path) -> None:
     run = point(page, "full").get_dom_attribute("href")
     page.get("about:blank")
     page.get(f"{report.as_uri()}{run}")
@@ -187,39 +187,39 @@ def test_an_address_with_a_run_opens_it_and_its_other_seed_is_one_link_away(page
     until(page, lambda: "seed 1" in opened(page).text)
 
 
-def test_pictures_are_shown_and_not_only_named(page: WebDriver) -> None:
+def test_samples_are_shown(page: WebDriver) -> None:
     loaded = "return [...document.querySelectorAll('#gallery img')].map(i => i.complete && i.naturalWidth > 0)"
-    assert page.execute_script(loaded) == [True] * 2 * 5  # two samples; image, truth and three methods
+    assert page.execute_script(loaded) == [True] * 2 * 5  # two samples; image, ground truth and three methods
 
 
-def test_a_method_without_parameters_of_its_own_stands_at_zero_left_of_all_others(page: WebDriver) -> None:
+def test_method_without_parameters_is_at_zero(page: WebDriver) -> None:
     places = {link.get_attribute("aria-label").split(",")[0]: link.rect["x"] for link in find(page, "#scatter a")}
     assert places["linear"] < places["spm"] < places["full"]
     assert "0" in [text.text for text in find(page, "#scatter text")]
 
 
-def test_cost_and_figure_can_be_chosen_and_a_method_hidden(page: WebDriver) -> None:
+def test_cost_and_metric_can_be_chosen_and_a_method_hidden(page: WebDriver) -> None:
     Select(one(page, "#at-cost")).select_by_visible_text("peak memory")
-    Select(one(page, "#at-figure")).select_by_visible_text("mDice")
-    assert one(page, "#scatter svg").get_attribute("aria-label") == "mDice against peak memory"
+    Select(one(page, "#at-metric")).select_by_visible_text("mDice")
+    assert one(page, "#scatter svg").get_attribute("aria-label") == "mDice by peak memory"
     (button,) = (one for one in find(page, "#legend button") if one.text == "full")
     button.send_keys(Keys.SPACE)
     assert button.get_attribute("aria-pressed") == "false" and len(find(page, "#scatter a")) == 2
 
 
-def test_the_theme_is_the_systems_until_it_is_switched(page: WebDriver) -> None:
-    light = ground(page)
+def test_theme_is_the_systems_until_switched(page: WebDriver) -> None:
+    light = background(page)
     scheme(page, "dark")
-    dark = ground(page)
+    dark = background(page)
     assert dark != light
     one(page, "#theme").click()
-    assert ground(page) == light
+    assert background(page) == light
     page.refresh()
-    assert ground(page) == light
+    assert background(page) == light
 
 
 @pytest.mark.parametrize("name", ["light", "dark"])
-def test_text_has_the_contrast_that_wcag_asks_for(page: WebDriver, name: str) -> None:
+def test_text_has_the_contrast_that_wcag_requires(page: WebDriver, name: str) -> None:
     scheme(page, name)
     colours = page.execute_script(
         "const s = getComputedStyle(document.documentElement);"
@@ -231,7 +231,7 @@ def test_text_has_the_contrast_that_wcag_asks_for(page: WebDriver, name: str) ->
     assert min(max(ink / paper, paper / ink), max(muted / paper, paper / muted)) >= 4.5
 
 
-def test_it_fits_a_phone_and_wide_tables_scroll_within_it(page: WebDriver) -> None:
+def test_page_fits_a_phone(page: WebDriver) -> None:
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     )
@@ -242,7 +242,7 @@ def test_it_fits_a_phone_and_wide_tables_scroll_within_it(page: WebDriver) -> No
     assert not page.execute_script(wider, opened(page))
 
 
-def test_a_run_that_is_not_done_shows_its_reason(page: WebDriver) -> None:
+def test_failed_run_shows_its_reason(page: WebDriver) -> None:
     (link,) = (one for one in find(page, "#table a") if one.text == "vpt_deep")
     link.click()
     assert "unsupported" in opened(page).text and HOSTILE in opened(page).text
