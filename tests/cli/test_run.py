@@ -77,7 +77,7 @@ def test_force_keeps_the_old_result_if_the_rerun_cannot_start(
 def test_unsupported_method_is_listed_with_the_reason(colours: Path, tiny: Path, tmp_path: Path) -> None:
     output = call(*run_arguments(colours, tiny, tmp_path / "runs", "--set", "gaps=9"))
     assert (output.code, output.out) == (1, "")
-    assert output.err.endswith("gap 9 does not exist: 3 gaps stand between 4 stages\n")
+    assert output.err.endswith("gap 9 does not exist: there are 3 gaps between 4 stages\n")
     assert "unsupported: spm on resnet10t: gap 9" in call("list", "runs", "--runs", tmp_path / "runs").out
 
 
