@@ -698,7 +698,7 @@ def _searches(searches: list[SearchRecord]) -> Iterator[Sheet]:
         history, shares = figure.subplots(1, 2, width_ratios=[1.5, 1])
         complete = trials[trials.state == "complete"].dropna(subset=["value"]).sort_values("number")
         history.plot(complete.number, complete.value, "o", color=colour, markersize=4, label="complete")
-        best = complete.value.cummax() if objective.direction == "maximize" else complete.value.cummin()
+        best = complete.value.cummax() if objective.better == "higher" else complete.value.cummin()
         history.plot(complete.number, best, color=colour, linewidth=1.2, drawstyle="steps-post", label="best so far")
         for state, marker in (("pruned", "|"), ("failed", "x")):
             numbers = trials.number[trials.state == state]
@@ -706,7 +706,7 @@ def _searches(searches: list[SearchRecord]) -> Iterator[Sheet]:
                 places = np.full(len(numbers), 0.03)
                 at_foot = history.get_xaxis_transform()
                 history.plot(numbers, places, marker, transform=at_foot, color=MUTED, markersize=5, label=state)
-        history.set(title="History", xlabel="trial", ylabel=f"{objective.unit} on the dev part")
+        history.set(title="History", xlabel="trial", ylabel=f"{objective.label} on the dev part")
         history.xaxis.set_major_locator(MaxNLocator(integer=True))
         history.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2)
         importances = sorted(search.importances.items(), key=lambda item: (item[1], item[0]))
