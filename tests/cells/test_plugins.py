@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.cells import plugins
-from harness.contract.checks import broken, check_method
+from harness.contract import broken, check_method
 from harness.errors import UserError
 from harness.method import methods
 from harness.util.files import sha256
@@ -47,7 +47,7 @@ class Scale(Method):
                 return feature_map * self.factors
 
         for stage in range(4 - self.hyperparameters.stages, 4):
-            backbone.put_in_gap(stage, Factors(backbone.channels[stage]))
+            backbone.insert_after_stage(stage, Factors(backbone.channels[stage]))
 
     def parameter_count(self, backbone, num_classes):
         return sum(backbone.channels[-self.hyperparameters.stages :])
