@@ -78,7 +78,7 @@ def quality(job: TrialJob) -> float:
     return 0.6 - 0.1 * abs(math.log10(lr) + 3) + 0.001 * hidden
 
 
-def execute(place: Place, job: TrialJob, **values: float | None) -> None:
+def execute_trial(place: Place, job: TrialJob, **values: float | None) -> None:
     """Write the run of a trial as a finished one; `values` replace its own. Raises `AlreadyLocked`."""
     run = place.run(job.fingerprint)
     with place.store.lock(run) as run.lock:
@@ -109,7 +109,7 @@ def drive(place: Place, search: Search, seconds: float = 0.0) -> list[Trial]:
             continue
         try:
             time.sleep(seconds)
-            execute(place, job)
+            execute_trial(place, job)
         except AlreadyLocked as error:
             search.ended(job.fingerprint, Outcome(RunState.RUNNING, error.lock_owner))
         else:

@@ -12,7 +12,7 @@ from harness.errors import UserError
 from harness.runs.state import Outcome, RunState
 from tests.support import postgres
 from tests.support.postgres import Postgres
-from tests.support.searching import Place, drive, execute, start, work
+from tests.support.searching import Place, drive, execute_trial, start, work
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_server_outage_costs_no_trial(place: Place, server: Postgres) -> None:
         assert job is not None
         server.stop()
         try:
-            execute(place, job)
+            execute_trial(place, job)
             search.ended(job.fingerprint, Outcome(RunState.DONE))
             assert search.next() is None
             assert search.poll() == []

@@ -20,7 +20,7 @@ from harness.runs.state import Outcome, RunState
 from studies.search.optuna_storage import open_storage
 from studies.search.samplers import quiet_optuna
 from studies.search.spec import Range
-from tests.support.searching import GRID, SPACE, STEPS, Place, drive, execute, quality, start, work_until_killed
+from tests.support.searching import GRID, SPACE, STEPS, Place, drive, execute_trial, quality, start, work_until_killed
 
 
 @pytest.fixture(scope="session")
@@ -85,14 +85,14 @@ def test_proposals_do_not_depend_on_the_process(place: Place, another: Place, sa
     with at_once.open(trials, space, sampler=sampler) as search:
         jobs = [job for _ in range(trials) if (job := search.next())]
         for job in jobs:
-            execute(at_once, job)
+            execute_trial(at_once, job)
             search.ended(job.fingerprint, Outcome(RunState.DONE))
     assert search.trials == whole
     for _ in range(trials):
         with another.open(trials, space, sampler=sampler) as search:
             job = search.next()
             assert job is not None
-            execute(another, job)
+            execute_trial(another, job)
             search.ended(job.fingerprint, Outcome(RunState.DONE))
     assert search.trials == whole
     assert len({tuple(trial.settings.values()) for trial in whole}) == trials
@@ -148,7 +148,7 @@ def test_unrecorded_result_is_recorded_without_a_rerun(place: Place) -> None:
     with place.open(1) as dead:
         job = dead.next()
         assert job is not None
-        execute(place, job)
+        execute_trial(place, job)
     with place.open(1) as search:
         assert search.next() is None
         assert search.finished
@@ -219,7 +219,7 @@ def test_result_without_the_objective_is_a_failed_trial(place: Place) -> None:
     with place.open(1) as search:
         job = search.next()
         assert job is not None
-        execute(place, job, miou=None)
+        execute_trial(place, job, miou=None)
         search.ended(job.fingerprint, Outcome(RunState.DONE))
         assert (search.trials[0].state, search.trials[0].reason) == ("failed", "its result has no value for miou")
 
@@ -243,7 +243,7 @@ def test_pruned_trial_counts_with_its_steps(place: Place) -> None:
         for _ in range(7):
             job = search.next()
             assert job is not None
-            execute(place, job)
+            execute_trial(place, job)
             search.ended(job.fingerprint, Outcome(RunState.DONE))
         job = search.next()
         assert job is not None
@@ -273,7 +273,7 @@ def test_pruning_depends_on_the_curve_and_not_on_the_clock(
         while not search.finished:
             job = search.next()
             assert job is not None
-            execute(another, job)
+            execute_trial(another, job)
             search.poll()
             search.ended(job.fingerprint, Outcome(RunState.DONE))
     assert search.trials == whole
