@@ -1,4 +1,7 @@
-"""The cells of a study with their states: what is done, and what is left. Nothing here trains or imports torch."""
+"""The plan of a study: its cells with their states, and the searches that some of them wait for.
+
+Nothing here trains, or imports torch. What is executed when is `scheduler.py`.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ from studies.study import MethodArm, Study, Tune
 
 @dataclass
 class PlannedCell:
-    """One cell of a study, and its state."""
+    """One cell of a study and its state."""
 
     label: str
     request: Request
     spec: Spec | None
-    """None where a search must end first, or where the request is wrong (then `state` is `failed`)."""
+    """None where a search must end first, or the request is not valid (then `state` is `failed`)."""
     state: RunState
     reason: str | None = None
     miou: float | None = None
@@ -41,7 +44,7 @@ class PlannedCell:
 
 @dataclass
 class PlannedSearch:
-    """The search of one row; `cells` are the row's seeds, which take its best hyperparameters."""
+    """The search of one row of the table; `cells` are the row's seeds, which take its best hyperparameters."""
 
     label: str
     request: Request
@@ -70,18 +73,18 @@ class Plan:
         return [cell for cell in self.cells if not cell.state.final]
 
     def seconds_left(self) -> float | None:
-        """Of training, in one process, estimated from the runs of this study that are done; None without one."""
-        trials = sum(search.tune.trials - len([t for t in search.folder.trials() if t.state != "running"])
-                     for search in self.searches if not search.finished)  # fmt: skip
+        """Training time of what is left in one process, from the mean of the runs that are done; None without any."""
+        trials = sum(search.tune.trials - search.folder.count_ended(search.tune.trials) for search in self.searches)
         known = [cell.seconds for cell in self.cells if cell.seconds is not None]
         return fmean(known) * (len(self.left) + trials) if known else None
 
 
 def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = False) -> Plan:
-    """Find the state of every cell. With `ask_support`, methods are pairs whether they support their backbones, which
-    may import torch in another process; without it, cells that were never tried are to do.
+    """Read the state of every cell.
 
-    Raises `UserError` for what is wrong with the study as a whole; what is wrong with one cell is that cell's state.
+    With `ask_support`, methods that were never tried on a backbone are checked, which may import torch in another
+    process; without it such a cell is to do. Raises `UserError` for a mistake in the study as a whole; what is wrong
+    with one cell is that cell's state.
     """
     resolve = Resolver(store, data)
     plan = Plan(study)
@@ -125,9 +128,9 @@ def _plan_search(
     try:
         cell = resolve(searched)
         own = _hyperparameters(arm.method)
-        given = {name: text for name, text in tune.space.items() if name in own}
+        ranges = {name: text for name, text in tune.space.items() if name in own}
         names = None if tune.parameters is None else [name for name in tune.parameters if name in own]
-        space = make_space(cell.method, names, given, request.settings)
+        space = make_space(cell.method, names, ranges, request.settings)
         spec = SearchSpec.of(cell, space, tune.sampler, tune.pruner, ("miou",))
     except UserError as error:
         return [PlannedCell(arm.label, seed, None, RunState.FAILED, str(error)) for seed in seeds]
@@ -148,7 +151,7 @@ def settle(row: PlannedSearch, resolve: Resolver, store: RunStore) -> None:
         if best is None:
             reasons = Counter(trial.reason for trial in row.folder.trials() if trial.reason)
             first = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
-            cell.state, cell.reason = RunState.FAILED, f"none of {row.tune.trials} trials was completed{first}"
+            cell.state, cell.reason = RunState.FAILED, f"none of {row.tune.trials} trials is complete{first}"
         else:
             cell.request = replace(cell.request, settings={**cell.request.settings, **best.settings})
             vars(cell).update(vars(_plan_cell(cell.label, cell.request, resolve, store)))
@@ -165,7 +168,7 @@ def _plan_cell(label: str, request: Request, resolve: Resolver, store: RunStore)
 
 
 def refresh(cell: PlannedCell, store: RunStore) -> None:
-    """Read how far the cell's run is."""
+    """Read the state of the cell's run."""
     assert cell.spec is not None
     run = store.folder(cell.spec)
     outcome = store.outcome(run)
@@ -181,10 +184,11 @@ def refresh(cell: PlannedCell, store: RunStore) -> None:
 def _mark_unsupported(plan: Plan, resolve: Resolver, store: RunStore) -> None:
     from harness.cells.compatibility import reasons_against
 
-    pairs = list(_unsettled(plan, resolve))
-    if not pairs:
+    unsettled = list(_unsettled(plan, resolve))
+    if not unsettled:
         return
-    for (_, cells), reason in zip(pairs, reasons_against([cell for cell, _ in pairs], store.cache), strict=True):
+    reasons = reasons_against([cell for cell, _ in unsettled], store.cache)
+    for (_, cells), reason in zip(unsettled, reasons, strict=True):
         for planned in cells if reason is not None else ():
             planned.state, planned.reason = RunState.UNSUPPORTED, reason
             planned.spec = resolve(planned.request).spec
@@ -203,7 +207,7 @@ def _unsettled(plan: Plan, resolve: Resolver) -> Iterator[tuple[Cell, list[Plann
 
 
 def rows_of(plan: Plan) -> list[dict[str, Any]]:
-    """The study's table: one row a method, backbone, dataset and head, its seeds gathered."""
+    """The study's table: one row for each method, backbone, dataset and head, with the cells of all its seeds."""
     rows: dict[tuple[str, ...], list[PlannedCell]] = {}
     for cell in plan.cells:
         key = (cell.request.backbone, cell.request.weights, cell.request.dataset, cell.request.head, cell.label)
