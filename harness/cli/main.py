@@ -131,7 +131,7 @@ def run(
 
     The same command goes on where an interrupted run stopped, and prints the result of a finished one.
     """
-    from harness.cells.recipe import is_another, read_recipe
+    from harness.cells.recipe import difference, located_in_recipe, read_recipe
     from harness.cells.resolve import Request, resolve
     from harness.runs.store import RunStore
 
@@ -142,13 +142,14 @@ def run(
         "budget": budget, "seed": seed, "part": part.value, "settings": settings_of(settings or []),
     }  # fmt: skip
     if from_ is None:
-        request = Request(**values)
+        cell = resolve(Request(**values), store, data)
     else:
         given = [name for name in values if context.get_parameter_source(name).name != "DEFAULT"]
-        request = read_recipe(from_, {name: values[name] for name in given})
-    cell = resolve(request, store, data)
-    if from_ is not None and (difference := is_another(from_, cell.spec)):
-        print(f"warning: --from {from_}: {difference}", file=sys.stderr)
+        flags = {name: values[name] for name in given}
+        with located_in_recipe(from_, flags):
+            cell = resolve(read_recipe(from_, flags), store, data)
+        if text := difference(from_, cell.spec):
+            print(f"warning: {from_}: {text}", file=sys.stderr)
     folder = store.folder(cell.spec)
     if again or folder.result() is None:
         from harness.engine.run import execute
@@ -418,7 +419,7 @@ def main() -> None:
         _add_commands()
         app(prog_name="harness", standalone_mode=True)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.for_command_line()}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -84,7 +84,7 @@ class PairedFiles(SegmentationDataset):
     def refuse(self, problems: Sequence[str]) -> NoReturn:
         """Raise the first problem, and say how many more there are."""
         more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
-        raise UserError(f"--dataset {self.name}: {problems[0]}{more}")
+        raise UserError(f"{problems[0]}{more}", field="dataset", value=self.name)
 
     @cached_property
     def _splits(self) -> dict[Split, list[Sample]]:

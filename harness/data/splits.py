@@ -22,10 +22,8 @@ def split_samples(dataset: SegmentationDataset, part: Part, dev_fraction: float)
         return train, list(dataset.samples("test"))
     sizes = Counter(sample.group for sample in train)
     if len(sizes) < 2:
-        raise UserError(
-            f"--dataset {dataset.name}: no dev part can be held out of train, "
-            f"which is one group ({train[0].group}); name smaller groups"
-        )
+        problem = f"no dev part can be held out of train, which is one group ({train[0].group})"
+        raise UserError(problem, field="dataset", value=dataset.name, hint="define smaller groups")
     held: set[str] = set()
     for group in sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())[:-1]:
         if sum(sizes[other] for other in held) >= dev_fraction * len(train):

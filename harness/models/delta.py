@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness.errors import UserError
+from harness.errors import UserError, located
 from harness.method import methods
 from harness.models.backbones.weights import find_weights, load_backbone, tensors_digest, to_ask_for
 from harness.models.network import Segmenter, UnsupportedMethod, build_segmenter
@@ -77,8 +77,9 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
 
     header = read_delta_header(path)
     spec = header.spec
-    method_class = methods.get(spec.method)
-    method = method_class(method_class.Hyperparameters.parse(spec.method, spec.hyperparameters))
+    with located(path):
+        method_class = methods.get(spec.method)
+        method = method_class(method_class.Hyperparameters.parse(spec.method, spec.hyperparameters))
     try:
         known = to_ask_for(spec.weights) if weights == "auto" or spec.weights == "random" else None
         found = find_weights(spec.backbone, known or weights, cache)

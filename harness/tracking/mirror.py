@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import UserError
+from harness.errors import UserError, invalid
 from harness.runs.state import RunState
-from harness.spec import Spec, first_problem
+from harness.spec import Spec
 from harness.util.files import digest
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _read(folder: Path) -> _Record:
             changed = _milliseconds(file)
         figures = _figures(result) if result is not None else {}
     except ValidationError as error:
-        raise _Malformed(f"{file.name}: {first_problem(error, Spec.model_fields)}") from None
+        raise _Malformed(str(invalid(error, Spec.model_fields).at(file.name))) from None
     except OSError as error:
         raise _Malformed(f"{file.name}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

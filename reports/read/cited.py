@@ -14,8 +14,7 @@ from typing import Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness.errors import UserError
-from harness.spec import first_problem
+from harness.errors import UserError, invalid
 from reports.analysis.comparison import METRICS, Comparison
 
 
@@ -75,8 +74,8 @@ def _read(file: Traversable | Path) -> Iterator[Published]:
         try:
             yield Published.model_validate(given)
         except ValidationError as error:
-            problem = first_problem(error, Published.model_fields)
-            raise UserError(f"--published {file}: line {rows.line_num}: {problem}") from error
+            problem = invalid(error, Published.model_fields)
+            raise problem.at(f"--published {file}: line {rows.line_num}") from error
 
 
 def match(published: Sequence[Published], comparison: Comparison, metric: str) -> pd.DataFrame:

@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_are_one_line_and_leave_no_run(
 def test_a_wrapping_within_a_wrapping_is_not_guessed_at(tmp_path: Path, state: State) -> None:
     file = saved(tmp_path / "w.pth", {"model_ema": state})
     with pytest.raises(UserError, match="holds no named tensors"):
-        read_tensors(file, "--weights")
+        read_tensors(file)
 
 
 # Packages

