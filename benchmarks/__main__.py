@@ -83,7 +83,7 @@ def _measure(options: argparse.Namespace) -> None:
     from benchmarks import machine
     from benchmarks.measure import Clock
     from benchmarks.setting import Setting
-    from harness.engine.run import default_workers, make_fabric, make_reproducible
+    from harness.engine.device import default_workers, make_fabric, make_reproducible
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -61,18 +61,18 @@ def kept_bytes(stepper: Stepper) -> int:
     """Bytes that the forward pass keeps for the backward pass, without parameters and buffers."""
     network = stepper.network
     known = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    optuna_storage: dict[int, int] = {}
+    storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            optuna_storage[storage.data_ptr()] = storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss, _ = network(*stepper.batches[0])
     del loss
-    return sum(optuna_storage.values())
+    return sum(storages.values())
 
 
 def peak_bytes(stepper: Stepper) -> int:

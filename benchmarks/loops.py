@@ -104,8 +104,8 @@ def _agreement(trained: dict[str, dict[str, Tensor]]) -> str:
 
 def _harness(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
     began = setting.clock()
-    learner = TrainState(network, setting.budget, network.method.hyperparameters, 0, setting.fabric, Checkpoints(place))
-    train([learner], BatchSource(stream, setting.budget, setting.fabric, setting.workers, [learner]))
+    state = TrainState(network, setting.budget, network.method.hyperparameters, 0, setting.fabric, Checkpoints(place))
+    train([state], BatchSource(stream, setting.budget, setting.fabric, setting.workers, [state]))
     return setting.clock() - began
 
 

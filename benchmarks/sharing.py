@@ -20,14 +20,17 @@ from benchmarks.setting import Setting
 from harness.cells.resolve import Cell
 from harness.data.splits import split_samples
 from harness.engine.evaluation import Predictor, evaluate
-from harness.engine.run import DEFAULT_CACHE, execute, execute_together
-from harness.features.cached_prefix import CachedPrefix
+from harness.engine.options import ExecutionOptions
+from harness.engine.run import execute
+from harness.engine.side_by_side import execute_side_by_side
+from harness.features.cached_prefix import CachedPrefix, EvaluationPrefix
 from harness.features.keys import FeatureCache
+from harness.features.policy import EvaluationCachePolicy
 from harness.models.backbones.weights import tensors_digest
 from harness.runs.store import RunStore
-from harness.tracking.mirror import Mirror
 
 METHOD = "linear"
+CACHE_SIZE = ExecutionOptions().cache_size
 LOWEST_LR, HIGHEST_LR = 1e-4, 1e-2
 
 
@@ -62,25 +65,30 @@ def table(setting: Setting, backbones: Sequence[str], trials: int) -> Table:
 
 
 def run_cells(
-    setting: Setting, cells: Sequence[Cell], store: RunStore, *, together: bool, cache_bytes: int, more: int = 0
+    setting: Setting,
+    cells: Sequence[Cell],
+    store: RunStore,
+    *,
+    side_by_side: bool = False,
+    cache_size: int = 0,
+    expected_reuses: int = 0,
 ) -> float:
     """Seconds to execute cells that are not done yet, side by side or one after the other.
 
-    `more`: how many further runs are expected that see the same images.
-    Raises `RuntimeError` with what was said where one does not end with a result.
+    `expected_reuses`: how many further runs are expected that see the same images.
+    Raises `RuntimeError` with the runs' output where one does not end with a result.
     """
-    mirror = Mirror(store.root, "off", lambda text: None)
-    common = {"workers": setting.workers, "quiet": True, "cache_bytes": cache_bytes, "more": more}
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    options = ExecutionOptions(runs=store.root, tracking="off", workers=setting.workers, cache_size=cache_size)
+    with contextlib.redirect_stderr(io.StringIO()) as output:
         began = setting.clock()
-        if together:
-            execute_together(cells, store, mirror, **common)
+        if side_by_side:
+            execute_side_by_side(cells, store, options, quiet=True, expected_reuses=expected_reuses)
         else:
             for cell in cells:
-                execute(cell, store, mirror, **common)
+                execute(cell, store, options, quiet=True, expected_reuses=expected_reuses)
         seconds = setting.clock() - began
     if any(store.folder(cell.spec).result() is None for cell in cells):
-        raise RuntimeError(f"a run of the benchmark failed: {said.getvalue()}")
+        raise RuntimeError(f"a run of the benchmark failed: {output.getvalue()}")
     return seconds
 
 
@@ -94,12 +102,12 @@ def _runs(setting: Setting, backbone: str, trials: int) -> tuple[list[tuple[floa
     rounds = []
     for _ in range(setting.rounds):
         with _store(setting) as store:
-            alone = run_cells(setting, cells[:1], store, together=False, cache_bytes=0)
+            alone = run_cells(setting, cells[:1], store)
         with _store(setting) as store:
-            together = run_cells(setting, cells[:trials], store, together=True, cache_bytes=0)
+            together = run_cells(setting, cells[:trials], store, side_by_side=True)
         with _store(setting) as store:
-            keeping = run_cells(setting, cells[:1], store, together=False, cache_bytes=DEFAULT_CACHE, more=trials - 1)
-            kept = run_cells(setting, cells[1:2], store, together=False, cache_bytes=DEFAULT_CACHE)
+            keeping = run_cells(setting, cells[:1], store, cache_size=CACHE_SIZE, expected_reuses=trials - 1)
+            kept = run_cells(setting, cells[1:2], store, cache_size=CACHE_SIZE)
             found = store.folder(cells[1].spec).result().reuse.model_dump()
         rounds.append((alone, together, keeping, kept))
     return list(zip(*rounds, strict=True)), found
@@ -112,19 +120,22 @@ def _evaluations(setting: Setting, backbone: str) -> tuple[list[float], list[flo
     stages, digest = network.backbone.count_frozen_stages(), tensors_digest(bare)
     _, samples = split_samples(cell.dataset, cell.spec.part, cell.spec.budget.dev_fraction)
 
-    def evaluation(known: CachedPrefix | None) -> float:
-        predictor = Predictor(network, bare.mean, bare.std, cell.dataset.scale, cell.spec.budget, setting.device, known)
+    def evaluation(prefix: EvaluationPrefix | None) -> float:
+        budget, scale = cell.spec.budget, cell.dataset.scale
+        predictor = Predictor(network, bare.mean, bare.std, scale, budget, setting.device, prefix)
         began = setting.clock()
         evaluate(predictor, cell.dataset, samples)
-        if known is not None:
-            known.finish()
+        if prefix is not None:
+            prefix.close()
         return setting.clock() - began
 
     with _store(setting) as store:
-        reuse = FeatureCache(cell, store, digest, setting.fabric, DEFAULT_CACHE)
+        cache = FeatureCache(cell, store, digest, setting.fabric, CACHE_SIZE)
 
         def on_kept() -> float:
-            return evaluation(CachedPrefix(network.backbone, stages, reuse.evaluation(), reuse.limit, setting.device))
+            policy = EvaluationCachePolicy(cache.limit)
+            prefix = CachedPrefix(network.backbone, stages, setting.device, cache.evaluation(), policy)
+            return evaluation(EvaluationPrefix(prefix))
 
         on_kept()  # which keeps them
         seconds = in_turn({"whole": lambda: evaluation(None), "kept": on_kept}, setting.rounds)

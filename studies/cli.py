@@ -13,7 +13,7 @@ import typer
 
 from harness.cli.main import CacheSize, Data, Json, Plugin, Runs, Tracking, print_table, settings_of
 from harness.errors import UserError
-from harness.util.progress import say
+from harness.util.progress import say, warn
 from harness.util.sizes import CACHE_SIZE, parse_size
 
 
@@ -89,13 +89,13 @@ def compare(
     from studies.plan import make_plan
     from studies.study import Replacements, load_study
 
-    options = _circumstances(runs, data, tracking, workers, time_limit, checkpoint_seconds, together, cache_size)
+    options = _options(runs, data, tracking, workers, time_limit, checkpoint_seconds, together, cache_size)
     chosen = load_study(
         study,
         Replacements(*(tuple(names or ()) for names in (method, backbone, dataset, head)), seeds, budget, trials),
     )
     if plan:
-        planned = make_plan(chosen, options.store, data, ask_support=True)
+        planned = make_plan(chosen, options.open_store(), data, ask_support=True)
         show = print if not json_ else say
         show("\n".join(comparing.describe(planned)))
     else:
@@ -128,7 +128,7 @@ def _choice(launcher: LauncherName, jobs: int | None, device: str, settings: lis
     return LauncherChoice(launcher.value, jobs, device, settings_of(settings or [], "--launcher-set"))
 
 
-def _circumstances(
+def _options(
     runs: Path,
     data: Path,
     tracking: str | None,
@@ -138,15 +138,19 @@ def _circumstances(
     together: int,
     cache_size: str,
 ):
-    from harness.runs.store import RunStore
-    from studies.scheduler import ExecutionOptions
+    from harness.engine.options import ExecutionOptions
 
     if minutes is not None and minutes <= 0:
         raise UserError(f"--time-limit {minutes:g}: give minutes above 0")
-    seconds = None if minutes is None else 60 * minutes
-    cache_bytes = parse_size(cache_size, "--cache-size")
     return ExecutionOptions(
-        RunStore(runs), data, tracking, workers, seconds, checkpoint_seconds, together=together, cache_bytes=cache_bytes
+        runs=runs,
+        data=data,
+        tracking=tracking,
+        workers=workers,
+        time_limit=minutes,
+        checkpoint_seconds=checkpoint_seconds,
+        together=together,
+        cache_size=parse_size(cache_size, "--cache-size"),
     )
 
 
@@ -208,36 +212,37 @@ def search(
     from studies.search.search import Search
     from studies.search.spec import make_space
 
-    options = _circumstances(runs, data, tracking, workers, time_limit, checkpoint_seconds, together, cache_size)
+    options = _options(runs, data, tracking, workers, time_limit, checkpoint_seconds, together, cache_size)
     fixed = settings_of(settings or [])
     request = Request(method, backbone, weights, dataset, head, budget, seed, "dev", dict(fixed))
     names = None if parameters is None else [name.strip() for name in parameters.split(",") if name.strip()]
     ranges = make_space(methods.get(method), names, settings_of(space or [], "--space"), fixed)
-    resolve = Resolver(options.store, data)
+    store = options.open_store()
+    resolve = Resolver(store, data)
     with ExitStack() as held:
         found = held.enter_context(
             Search(
                 request,
                 ranges,
                 trials,
-                options.store,
+                store,
                 resolve,
                 sampler=sampler,
                 pruner=pruner,
                 objectives=tuple(objective or ["miou"]),
                 storage=storage,
-                warn=options.say,
+                warn=warn,
             )
         )
         say(f"search {found.spec.name}: {trials} trials of {found.spec.budget.steps} steps over "
              + ", ".join(f"{name}={range_}" for name, range_ in ranges.items()))  # fmt: skip
-        row = SearchTask(found)
+        task = SearchTask(found)
         if not found.finished:
             at_once = held.enter_context(_choice(launcher, jobs, device, launcher_settings).open())
-            row.jobs = at_once.slots
-            line = held.enter_context(LiveLine(row, quiet))
+            task.jobs = at_once.slots
+            line = held.enter_context(LiveLine(task, quiet))
             held.enter_context(_stoppable())
-            Scheduler(at_once, options, resolve, [], [row], line.update).run()
-    for text in (row.conclusion or found.conclude()).lines():
+            Scheduler(at_once, options, resolve, [], [task], line.update).run()
+    for text in (task.conclusion or found.conclude()).lines():
         print(text)
     raise typer.Exit(0 if any(trial.state == "complete" for trial in found.trials) else 1)

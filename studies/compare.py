@@ -7,15 +7,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.cells.resolve import Resolver
+from harness.engine.options import ExecutionOptions
 from harness.launch.launcher import LauncherChoice
-from harness.runs.folder import RunFolder
+from harness.runs.locks import AlreadyLocked
+from harness.runs.state import Outcome, RunState
+from harness.runs.store import RunStore
+from harness.util.progress import say, warn
 from studies.plan import FAILED, Plan, PlannedCell, PlannedSearch, make_plan, rows_of
-from studies.scheduler import ExecutionOptions, Scheduler, SearchTask
+from studies.scheduler import Scheduler, SearchTask
 from studies.study import Study
 
 if TYPE_CHECKING:
@@ -34,31 +38,32 @@ def compare(
     storage: str | None,
     quiet: bool,
 ) -> Plan:
-    """Execute what is left of a study and return it as it then stands. A finished one is only looked at.
+    """Execute what is left of a study and return its plan with the states after that. A finished one is only read.
 
-    Raises `UserError` for what is wrong with the study or the launcher as a whole.
+    `storage`: where Optuna keeps searches; see `Search`. Raises `UserError` for what is wrong with the study or the
+    launcher as a whole.
     """
-    store, say = options.store, options.say
+    store = options.open_store()
     plan = make_plan(study, store, options.data)
     if not work_left(plan):
         return plan
-    say("asking which methods go with which backbones")
+    say("checking which methods support which backbones")
     plan = make_plan(study, store, options.data, ask_support=True)
     say("\n".join(describe(plan)))
-    record_unsupported(plan, options)
+    record_unsupported(plan, store)
     if not work_left(plan):
         return plan
     resolve = Resolver(store, options.data)
-    with ExitStack() as held:
-        rows = [
-            SearchTask(held.enter_context(search), planned)
-            for search, planned in _searches(plan, options, resolve, storage)
+    with ExitStack() as stack:
+        tasks = [
+            SearchTask(stack.enter_context(search), planned)
+            for search, planned in _searches(plan, store, resolve, storage)
         ]
-        launcher = held.enter_context(choice.open())
-        each = f", of up to {options.together} cells together" if options.together > 1 else ""
-        say(f"{launcher.name}: {launcher.slots} at a time{each}")
-        table = held.enter_context(LiveTable(plan, options, quiet))
-        Scheduler(launcher, options, resolve, plan.cells, rows, table.update).run()
+        launcher = stack.enter_context(choice.open())
+        each = f", of up to {options.together} cells each" if options.together > 1 else ""
+        say(f"{launcher.name}: {launcher.slots} jobs at a time{each}")
+        table = stack.enter_context(LiveTable(plan, store, quiet))
+        Scheduler(launcher, options, resolve, plan.cells, tasks, table.update).run()
     return plan
 
 
@@ -67,7 +72,7 @@ def work_left(plan: Plan) -> bool:
 
 
 def _searches(
-    plan: Plan, options: ExecutionOptions, resolve: Resolver, storage: str | None
+    plan: Plan, store: RunStore, resolve: Resolver, storage: str | None
 ) -> Iterator[tuple[Search, list[PlannedSearch]]]:
     """Each unfinished search with the rows that wait for it."""
     rows: dict[str, list[PlannedSearch]] = {}
@@ -81,21 +86,18 @@ def _searches(
     for planned, *others in rows.values():
         tune = planned.tune
         search = Search(
-            planned.request, planned.folder.spec.space, tune.trials, options.store, resolve,
-            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=options.say,
+            planned.request, planned.folder.spec.space, tune.trials, store, resolve,
+            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=warn,
         )  # fmt: skip
         yield search, [planned, *others]
 
 
-def record_unsupported(plan: Plan, options: ExecutionOptions) -> None:
-    """An unsupported cell is a row like any other, for `list runs` and reports too."""
-    from harness.launch.supervise import record_failure
-
+def record_unsupported(plan: Plan, store: RunStore) -> None:
+    """Give unsupported cells run folders, so that `list runs` and reports have them too."""
     for cell in plan.cells:
-        if cell.state == "unsupported" and cell.spec is not None:
-            run = options.store.folder(cell.spec)
-            if run.status() is None:
-                record_failure(options.job(cell.request, cell.spec.fingerprint), cell.reason or "", "unsupported")
+        if cell.state == RunState.UNSUPPORTED and cell.spec is not None and store.folder(cell.spec).status() is None:
+            with suppress(AlreadyLocked):  # another process records it
+                store.record(cell.spec, Outcome(RunState.UNSUPPORTED, cell.reason))
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
@@ -176,15 +178,15 @@ def _trials(search: PlannedSearch) -> str:
 
 
 class Live:
-    """What is shown while a drive runs: redrawn on a terminal, elsewhere lines."""
+    """What is shown while a scheduler runs: redrawn on a terminal, lines elsewhere."""
 
     def __init__(self, quiet: bool):
-        self._fancy = not quiet and sys.stderr.isatty()
+        self._redraws = not quiet and sys.stderr.isatty()
         self._live: RichLive | None = None
-        self._began = self._said = time.monotonic()
+        self._began = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._fancy:
+        if self._redraws:
             from rich.console import Console
             from rich.live import Live as RichLive
 
@@ -198,19 +200,19 @@ class Live:
 
     def line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
 
 class LiveLine(Live):
     """How far one search is."""
 
-    def __init__(self, row: SearchTask, quiet: bool):
+    def __init__(self, task: SearchTask, quiet: bool):
         super().__init__(quiet)
-        self._row = row
+        self._task = task
         self._last = ""
 
     def update(self, changed: PlannedCell | SearchTask | None) -> None:
-        text = trials_so_far(self._row.search)
+        text = trials_so_far(self._task.search)
         if self._live is not None:
             self._live.update(f"{text}, {duration(time.monotonic() - self._began)} so far", refresh=True)
         elif text != self._last:
@@ -221,12 +223,13 @@ class LiveLine(Live):
 class LiveTable(Live):
     """The table of a study while it fills."""
 
-    def __init__(self, plan: Plan, options: ExecutionOptions, quiet: bool):
+    def __init__(self, plan: Plan, store: RunStore, quiet: bool):
         super().__init__(quiet)
         self._plan = plan
-        self._circumstances = options
-        self._before = sum(cell.state == "done" for cell in plan.cells)
-        self._said_of: dict[str, str] = {}
+        self._store = store
+        self._done_before = plan.count()[RunState.DONE]
+        self._last_lines: dict[str, str] = {}
+        """Of each search."""
 
     def update(self, changed: PlannedCell | SearchTask | None) -> None:
         if self._live is not None:
@@ -234,11 +237,11 @@ class LiveTable(Live):
         elif isinstance(changed, PlannedCell):
             self.line(f"{_title(changed)}: {changed.state}" + self._figure(changed))
         elif isinstance(changed, SearchTask):
-            text = trials_so_far(changed.search)
-            if self._said_of.get(changed.search.spec.name) != text:
+            name, text = changed.search.spec.name, trials_so_far(changed.search)
+            if self._last_lines.get(name) != text:
                 self.line(text)
-            self._said_of[changed.search.spec.name] = text
-        elif time.monotonic() - self._said > PLAIN_SECONDS:
+            self._last_lines[name] = text
+        elif time.monotonic() - self._last_line > PLAIN_SECONDS:
             self.line(self._summary())
 
     @staticmethod
@@ -250,7 +253,7 @@ class LiveTable(Live):
     def _summary(self) -> str:
         count = self._plan.count()
         left = len(self._plan.left)
-        done = count["done"] - self._before
+        done = count["done"] - self._done_before
         passed = time.monotonic() - self._began
         rest = f", about {duration(passed / done * left)} left" if done and not self._plan.searches else ""
         return f"{count['done']} of {len(self._plan.cells)} cells done, {left} left, {duration(passed)} so far{rest}"
@@ -271,7 +274,7 @@ class LiveTable(Live):
         steps = []
         for cell in cells:
             if cell.state == "running" and cell.fingerprint is not None:
-                points = RunFolder(self._circumstances.store.root / cell.fingerprint).curve()
+                points = self._store.by_fingerprint(cell.fingerprint).curve()
                 steps.append(f"{points[-1]['step'] if points else 0}")
         return f" (step {', '.join(steps)} of {self._plan.study.the_budget().steps})" if steps else ""
 

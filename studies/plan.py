@@ -24,7 +24,7 @@ done once, but its result cannot be read, and is done again."""
 
 FINAL: frozenset[CellState] = frozenset({"done", "diverged", "unsupported"})
 """What a repetition would end as again. Every other state is tried (again) when the study is."""
-FAILED: frozenset[CellState] = frozenset({"failed", "diverged", "out_of_memory"})
+FAILED: frozenset[CellState] = frozenset(state for state in RunState if state.failed)
 
 
 @dataclass

@@ -1,43 +1,48 @@
-"""The loop that executes cells and searches on a launcher until nothing is left, whatever becomes of each of them."""
+"""The loop that executes cells and searches on a launcher until nothing is left, however each of them ends.
+
+It decides which cells share a job; where jobs run is the launcher's business, and what a search proposes its own.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from harness.cells.plugins import loaded_files
-from harness.cells.resolve import Request, Resolver
-from harness.launch.job import Job, JobResult
+from harness.cells.resolve import Resolver
+from harness.engine.options import ExecutionOptions
+from harness.launch.job import Job, JobCell, JobResult
 from harness.launch.launcher import Launcher
 from harness.runs.locks import LEASE
+from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.spec import SharedDataKey
 from harness.tracking.mirror import Mirror
-from harness.util.progress import say
-from studies.plan import FINAL, PlannedCell, PlannedSearch, refresh, settle
+from harness.util.progress import warn
+from studies.plan import PlannedCell, PlannedSearch, refresh, settle
 
 if TYPE_CHECKING:
     from studies.search.search import Search, TrialJob
-    from studies.search.spec import SearchSpec
     from studies.search.summary import Conclusion
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 """How often runs that other processes execute, and searches that others work on, are looked at."""
-TAKEN_UP_AGAIN = 3
-"""How often a run is taken up again that ended as interrupted though nobody here asked for it."""
+RESUMES = 3
+"""How often a run is resumed that was interrupted though nobody here asked for it."""
+
+OnChange = Callable[["PlannedCell | SearchTask | None"], None]
 
 
 @dataclass
 class SearchTask:
-    """A search and, in a study, the rows whose cells wait for it.
+    """A search and, in a study, the planned searches that it settles.
 
-    `jobs` have its trials at a time. With one, and one trial in it, what is proposed does not depend on what runs side
-    by side: so it is in studies, as long as they are not to execute cells together.
+    `jobs` have its trials at a time. With one job of one trial, what is proposed does not depend on what runs side by
+    side: so it is in studies, as long as cells do not share jobs.
     """
 
     search: Search
@@ -46,65 +51,24 @@ class SearchTask:
     conclusion: Conclusion | None = None
     """When the search has ended."""
 
-    def together(self, asked: int) -> int:
-        """How many of its trials a job may have, where it may have so many cells.
+    @property
+    def data_key(self) -> SharedDataKey:
+        spec = self.search.spec
+        return SharedDataKey(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, "dev")
 
-        A pruner ends trials one by one, and the memory of one network is not known where there are several.
+    def trials_per_job(self, limit: int) -> int:
+        """How many of its trials may share a job where `limit` cells may.
+
+        A pruner ends trials one by one, and the memory of one network is unknown where there are several.
         """
         spec = self.search.spec
-        return asked if spec.pruner is None and "memory" not in spec.objectives else 1
-
-
-def _images_of(cell: PlannedCell) -> SharedDataKey:
-    assert cell.spec is not None
-    return SharedDataKey.of(cell.spec)
-
-
-def _images_of_trials(spec: SearchSpec) -> SharedDataKey:
-    return SharedDataKey(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, "dev")
-
-
-@dataclass(frozen=True)
-class ExecutionOptions:
-    """What every job is given, and no figure depends on."""
-
-    store: RunStore
-    data: Path
-    tracking: str | None = None
-    workers: int | None = None
-    seconds: float | None = None
-    """The most that one cell may take."""
-    checkpoint_seconds: float = 30
-    say: Callable[[str], None] = say
-    """Takes a line for the user."""
-    together: int = 1
-    """How many cells that see the same images one job may have."""
-    cache_bytes: int = 0
-    """What frozen features may take on disk."""
-
-    def job(
-        self, request: Request, fingerprint: str, beside: tuple[tuple[Request, str], ...] = (), more: int = 0
-    ) -> Job:
-        return Job(
-            request=request,
-            fingerprint=fingerprint,
-            beside=beside,
-            runs=self.store.root.absolute(),
-            data=self.data.absolute(),
-            tracking=self.tracking,
-            workers=self.workers,
-            seconds=self.seconds,
-            checkpoint_seconds=self.checkpoint_seconds,
-            plugins=tuple(str(path) for path in loaded_files()),
-            cache_bytes=self.cache_bytes,
-            more=more,
-        )
+        return limit if spec.pruner is None and "memory" not in spec.objectives else 1
 
 
 class Scheduler:
-    """Cells and searches on one launcher. Any number of drives may work on the same ones: a run is executed by one.
+    """Executes cells and searches on one launcher. Several schedulers may work on the same ones: locks keep them apart.
 
-    `on_change` is called when something ended or began, and every `LOOK_SECONDS`.
+    `on_change` is called with what ended or began, and with None every `POLL_SECONDS`.
     """
 
     def __init__(
@@ -112,197 +76,223 @@ class Scheduler:
         launcher: Launcher,
         options: ExecutionOptions,
         resolve: Resolver,
-        cells: list[PlannedCell],
-        rows: list[SearchTask],
-        on_change: Callable[[PlannedCell | SearchTask | None], None] = lambda changed: None,
+        cells: Iterable[PlannedCell],
+        tasks: Iterable[SearchTask],
+        on_change: OnChange = lambda changed: None,
     ):
         self._launcher = launcher
-        self._circumstances = options
-        self._store = options.store
+        self._options = _for_jobs(options)
+        self._store = RunStore(options.runs)
         self._resolve = resolve
-        self._cells = deque(cell for cell in cells if cell.state not in (*FINAL, "waiting") and cell.spec is not None)
-        self._rows = list(rows)
+        self._cells = deque(cell for cell in cells if _is_ready(cell))
+        self._tasks = list(tasks)
         self._on_change = on_change
         self._in_flight: dict[str, list[PlannedCell] | SearchTask] = {}
         self._elsewhere: list[tuple[PlannedCell, float]] = []
-        self._again: dict[str, int] = {}
-        self._looked = 0.0
-        self._mirror = Mirror(self._store.root, options.tracking, options.say)
+        """Cells that other processes execute, and since when that is known."""
+        self._interruptions: dict[str, int] = {}
+        self._polled = 0.0
+        self._mirror = Mirror(options.runs, options.tracking, warn)
 
     def run(self) -> None:
-        """Returns when every cell and search has ended. Ctrl-C passes through, with what runs still running."""
-        while self._in_flight or self._cells or self._elsewhere or self._rows:
-            begun = self._submit()
-            if not begun and not self._in_flight:
-                time.sleep(0.2)  # all that is left is elsewhere
-            for ended in self._launcher.wait(0.5 if self._in_flight else 0):
-                self._take(ended)
-            if time.monotonic() - self._looked > LOOK_SECONDS:
-                self._look()
-                self._looked = time.monotonic()
-            for row in [row for row in self._rows if row.search.finished and not self._works_for(row)]:
-                self._finish(row)
+        """Returns when every cell and search has ended. Ctrl-C passes through; the launcher still has its jobs then."""
+        while self._in_flight or self._cells or self._elsewhere or self._tasks:
+            submitted = self._submit()
+            if not submitted and not self._in_flight:
+                time.sleep(0.2)  # other processes execute all that is left
+            for result in self._launcher.wait(0.5 if self._in_flight else 0):
+                self._take(result)
+            if time.monotonic() - self._polled > POLL_SECONDS:
+                self._poll()
+                self._polled = time.monotonic()
+            for task in [task for task in self._tasks if task.search.finished and not self._trials_in_flight(task)]:
+                self._finish(task)
+
+    # ---- what to execute next ----------------------------------------------------------------------------------------
 
     def _submit(self) -> bool:
-        begun = False
+        submitted = False
         while self._launcher.free > 0:
-            job = self._next()
+            job = self._next_job()
             if job is None:
                 break
             self._launcher.submit(job)
-            begun = True
-        return begun
+            submitted = True
+        return submitted
 
-    def _next(self) -> Job | None:
-        """Cells that can be run go before trials, as they end a row; where they may share a job they wait for company,
-        as long as there are trials to begin.
+    def _next_job(self) -> Job | None:
+        """Cells go before trials, as each completes a row of the table; where cells may share a job they wait for
+        others to join, as long as there are trials to start.
         """
-        most = self._most_together()
-        if self._circumstances.together == 1:
-            return self._job_of_cells(most) or self._job_of_trials(most)
-        return self._job_of_trials(most) or self._job_of_cells(most)
+        limit = self._cells_per_job()
+        if self._options.together == 1:
+            return self._job_of_cells(limit) or self._job_of_trials(limit)
+        return self._job_of_trials(limit) or self._job_of_cells(limit)
 
-    def _job_of_cells(self, most: int) -> Job | None:
-        cells = self._next_cells(most)
+    def _cells_per_job(self) -> int:
+        """How many cells the next job may have, so that no slot stays without a job because of it."""
+        if self._options.together == 1:
+            return 1
+        ready = len(self._cells) + sum(self._trials_that_fit(task) for task in self._tasks)
+        per_free_slot = math.ceil(ready / self._launcher.free)
+        per_slot = math.ceil((ready + len(self._in_flight)) / self._launcher.slots)
+        return max(1, min(self._options.together, per_free_slot, per_slot))
+
+    def _job_of_cells(self, limit: int) -> Job | None:
+        cells = self._next_cells(limit)
         if not cells:
             return None
-        return self._job(_images_of(cells[0]), [(cell.request, cell.fingerprint or "") for cell in cells])
+        return self._job(_data_key(cells[0]), [JobCell(cell.request, cell.fingerprint or "") for cell in cells])
 
-    def _job_of_trials(self, most: int) -> Job | None:
-        for row in self._rows:
-            if trials := self._next_trials(row, most):
-                named = [(trial.request, trial.fingerprint) for trial in trials]
-                return self._job(_images_of_trials(row.search.spec), named)
+    def _job_of_trials(self, limit: int) -> Job | None:
+        for task in self._tasks:
+            if trials := self._next_trials(task, limit):
+                return self._job(task.data_key, [JobCell(trial.request, trial.fingerprint) for trial in trials])
         return None
 
-    def _most_together(self) -> int:
-        """How many cells the next job may have: not so many that a slot would have none for it."""
-        asked = self._circumstances.together
-        if asked == 1:
-            return 1
-        ready = len(self._cells) + sum(self._room(row) for row in self._rows)
-        a_free_slot = math.ceil(ready / self._launcher.free)
-        a_slot = math.ceil((ready + len(self._in_flight)) / self._launcher.slots)
-        return max(1, min(asked, a_free_slot, a_slot))
-
-    def _next_cells(self, most: int) -> list[PlannedCell]:
-        """The first cell that can be begun and, up to `most`, others that see the same images; the rest keep their
-        order.
-        """
+    def _next_cells(self, limit: int) -> list[PlannedCell]:
+        """The first cell that can start and, up to `limit`, others with the same data; the rest keep their order."""
         taken: list[PlannedCell] = []
         for _ in range(len(self._cells)):
             cell = self._cells.popleft()
             assert cell.fingerprint is not None
             running = self._in_flight.get(cell.fingerprint)
-            if isinstance(running, list):  # two rows that come to the same run
+            if isinstance(running, list):  # another row of the study comes to the same run
                 running.append(cell)
-            elif running is not None or len(taken) == most or not self._goes_with(cell, taken):
+            elif running is not None or len(taken) == limit or not self._may_share_a_job(cell, taken):
                 self._cells.append(cell)
             else:
                 taken.append(cell)
                 self._in_flight[cell.fingerprint] = [cell]
-                cell.state, cell.reason = "running", None
+                cell.state, cell.reason = RunState.RUNNING, None
                 self._on_change(cell)
         return taken
 
-    def _goes_with(self, cell: PlannedCell, others: list[PlannedCell]) -> bool:
-        """Whether one process may execute them: see `SharedDataKey`, and `_is_last_try`."""
+    def _may_share_a_job(self, cell: PlannedCell, others: list[PlannedCell]) -> bool:
         return not others or (
-            _images_of(cell) == _images_of(others[0])
-            and not any(self._is_last_try(one.fingerprint) for one in (cell, others[0]))
+            _data_key(cell) == _data_key(others[0])
+            and not any(self._is_last_attempt(one.fingerprint) for one in (cell, others[0]))
         )
 
-    def _is_last_try(self, fingerprint: str | None) -> bool:
-        """Of a run that ended as interrupted again and again: it is made alone, as it may be what its jobs end by."""
-        return self._again.get(fingerprint or "", 0) >= TAKEN_UP_AGAIN
+    def _is_last_attempt(self, fingerprint: str | None) -> bool:
+        """Of a run that was interrupted again and again: it is made alone, as the run may be why its jobs die."""
+        return self._interruptions.get(fingerprint or "", 0) >= RESUMES
 
-    def _next_trials(self, row: SearchTask, most: int) -> list[TrialJob]:
-        """Up to so many trials of a search that can be begun now."""
-        begun: list[TrialJob] = []
-        while len(begun) < row.together(most) and self._room(row) and (trial := row.search.next()):
-            if trial.fingerprint in self._in_flight:  # of another row's search, with the same hyperparameters
-                row.search.ended(trial.fingerprint, "claimed", None)
+    def _next_trials(self, task: SearchTask, limit: int) -> list[TrialJob]:
+        """Up to `limit` trials of a search that can start now."""
+        trials: list[TrialJob] = []
+        while (
+            len(trials) < task.trials_per_job(limit) and self._trials_that_fit(task) and (trial := task.search.next())
+        ):
+            if trial.fingerprint in self._in_flight:  # of another search, with the same hyperparameters
+                task.search.ended(trial.fingerprint, Outcome(RunState.RUNNING))
                 break
-            self._in_flight[trial.fingerprint] = row
-            begun.append(trial)
-            if self._is_last_try(trial.fingerprint):
+            self._in_flight[trial.fingerprint] = task
+            trials.append(trial)
+            if self._is_last_attempt(trial.fingerprint):
                 break
-        if begun:
-            self._on_change(row)
-        return begun
+        if trials:
+            self._on_change(task)
+        return trials
 
-    def _room(self, row: SearchTask) -> int:
+    def _trials_that_fit(self, task: SearchTask) -> int:
         """How many more trials of a search may be in flight, as far as is known."""
-        width = row.jobs * row.together(self._circumstances.together)
-        return max(0, min(width, row.search.left) - self._works_for(row))
+        most = task.jobs * task.trials_per_job(self._options.together)
+        return max(0, min(most, task.search.left) - self._trials_in_flight(task))
 
-    def _job(self, images: SharedDataKey, cells: list[tuple[Request, str]]) -> Job:
+    def _trials_in_flight(self, task: SearchTask) -> int:
+        return sum(1 for running in self._in_flight.values() if running is task)
+
+    def _job(self, data_key: SharedDataKey, cells: list[JobCell]) -> Job:
         """The job of these cells, which are in flight by now."""
-        (request, fingerprint), *beside = cells
-        return self._circumstances.job(request, fingerprint, tuple(beside), self._still_to_come(images))
+        return Job(tuple(cells), self._options, self._expected_reuses(data_key))
 
-    def _still_to_come(self, images: SharedDataKey) -> int:
-        """How many runs are not begun yet that see these images, those that wait for their searches included."""
-        count = sum(_images_of(cell) == images for cell in self._cells)
-        for row in self._rows:
-            of_trials = _images_of_trials(row.search.spec)
-            if of_trials == images:
-                count += max(0, row.search.left - self._works_for(row))
-            waiting = (cell.request for planned in row.planned for cell in planned.cells if cell.state == "waiting")
-            count += sum(of_trials._replace(seed=request.seed, part=request.part) == images for request in waiting)
+    def _expected_reuses(self, data_key: SharedDataKey) -> int:
+        """How many runs have yet to start that see the same data, those that wait for their searches included."""
+        count = sum(_data_key(cell) == data_key for cell in self._cells)
+        for task in self._tasks:
+            of_trials = task.data_key
+            if of_trials == data_key:
+                count += max(0, task.search.left - self._trials_in_flight(task))
+            requests = (
+                cell.request
+                for planned in task.planned
+                for cell in planned.cells
+                if cell.state == RunState.WAITING
+            )  # fmt: skip
+            count += sum(
+                of_trials._replace(seed=request.seed, part=request.part) == data_key for request in requests
+            )  # fmt: skip
         return count
 
-    def _works_for(self, row: SearchTask) -> int:
-        return sum(1 for task in self._in_flight.values() if task is row)
+    # ---- what came of it ---------------------------------------------------------------------------------------------
 
-    def _take(self, ended: JobResult) -> None:
-        fingerprint = ended.job.fingerprint
-        task = self._in_flight.pop(fingerprint)
-        again = ended.outcome == "interrupted" and self._take_up_again(fingerprint)
-        if isinstance(task, SearchTask):
-            outcome = "failed" if ended.outcome == "interrupted" and not again else ended.outcome
-            task.search.ended(fingerprint, outcome, ended.reason)
-            self._mirror.update_search(task.search.folder.path)
-            self._on_change(task)
+    def _take(self, result: JobResult) -> None:
+        fingerprint, outcome = result.cell.fingerprint, result.outcome
+        running = self._in_flight.pop(fingerprint)
+        resumes = outcome.state is RunState.INTERRUPTED and self._may_resume(fingerprint)
+        if isinstance(running, SearchTask):
+            if outcome.state is RunState.INTERRUPTED and not resumes:
+                outcome = replace(outcome, state=RunState.FAILED)
+            running.search.ended(fingerprint, outcome)
+            self._mirror.update_search(running.search.folder.path)
+            self._on_change(running)
             return
-        for cell in task:
-            if ended.outcome == "claimed":
-                cell.state, cell.reason = "running", f"executed by {ended.reason}"
+        for cell in running:
+            if outcome.state is RunState.RUNNING:
+                cell.state, cell.reason = RunState.RUNNING, f"executed by {outcome.reason}"
                 self._elsewhere.append((cell, time.monotonic()))
-            elif again:
+            elif resumes:
                 self._cells.append(cell)
             else:
                 refresh(cell, self._store)
-                if ended.outcome != "done":  # the folder may not have been writable
-                    cell.state, cell.reason = ended.outcome, ended.reason
+                if outcome.state is not RunState.DONE:  # the folder may not have been writable
+                    cell.state, cell.reason = outcome.state, outcome.reason
             self._on_change(cell)
 
-    def _take_up_again(self, fingerprint: str) -> bool:
-        self._again[fingerprint] = self._again.get(fingerprint, 0) + 1
-        return self._again[fingerprint] <= TAKEN_UP_AGAIN
+    def _may_resume(self, fingerprint: str) -> bool:
+        self._interruptions[fingerprint] = self._interruptions.get(fingerprint, 0) + 1
+        return self._interruptions[fingerprint] <= RESUMES
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         for cell, since in list(self._elsewhere):
             assert cell.spec is not None
-            free = self._store.lock_owner(self._store.folder(cell.spec)) is None
-            # Of a holder on another machine only its lease is seen; a job watches that for a beat, and takes over.
-            if free or time.monotonic() - since > LEASE:
+            unlocked = self._store.lock_owner(self._store.folder(cell.spec)) is None
+            # Of an owner on another machine only the lease is visible; a job watches that for a beat, and takes over.
+            if unlocked or time.monotonic() - since > LEASE:
                 self._elsewhere.remove((cell, since))
                 refresh(cell, self._store)
-                if cell.state not in FINAL and cell.state != "failed":
+                if not (RunState(cell.state).final or RunState(cell.state).failed):
                     self._cells.append(cell)
                 self._on_change(cell)
-        for row in self._rows:
-            for fingerprint in row.search.poll():
-                if self._in_flight.get(fingerprint) is row:
+        for task in self._tasks:
+            for fingerprint in task.search.poll():
+                if self._in_flight.get(fingerprint) is task:
                     self._launcher.stop(fingerprint)
         self._on_change(None)
 
-    def _finish(self, row: SearchTask) -> None:
-        self._rows.remove(row)
-        row.conclusion = row.search.conclude()
-        self._mirror.update_search(row.search.folder.path, final=True)
-        for planned in row.planned:
+    def _finish(self, task: SearchTask) -> None:
+        self._tasks.remove(task)
+        task.conclusion = task.search.conclude()
+        self._mirror.update_search(task.search.folder.path, final=True)
+        for planned in task.planned:
             settle(planned, self._resolve, self._store)
-            self._cells += [cell for cell in planned.cells if cell.state not in FINAL and cell.spec is not None]
-        self._on_change(row)
+            self._cells += [cell for cell in planned.cells if _is_ready(cell)]
+        self._on_change(task)
+
+
+def _for_jobs(options: ExecutionOptions) -> ExecutionOptions:
+    """With paths that hold in any working directory, and the plugin files that this process has loaded."""
+    return replace(
+        options, runs=options.runs.absolute(), data=options.data.absolute(), plugins=tuple(loaded_files())
+    )  # fmt: skip
+
+
+def _is_ready(cell: PlannedCell) -> bool:
+    state = RunState(cell.state)
+    return cell.spec is not None and not state.final and state is not RunState.WAITING
+
+
+def _data_key(cell: PlannedCell) -> SharedDataKey:
+    assert cell.spec is not None
+    return SharedDataKey.of(cell.spec)

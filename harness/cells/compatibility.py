@@ -28,7 +28,7 @@ def reasons_against(cells: Sequence[Cell], cache: Path) -> list[str | None]:
     if unknown:
         asked = [(spec.method, spec.hyperparameters, spec.backbone) for _, spec in unknown.values()]
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["harness.launch.job.preload"])
+        context.set_forkserver_preload(["harness.launch.preload"])
         receive, send = context.Pipe(duplex=False)
         process = context.Process(target=_answer, args=(send, asked, [str(path) for path in loaded_files()]))
         process.start()

@@ -133,10 +133,18 @@ def run(
     """
     from harness.cells.recipe import difference, located_in_recipe, read_recipe
     from harness.cells.resolve import Request, resolve
-    from harness.runs.store import RunStore
+    from harness.engine.options import ExecutionOptions
 
-    cache_bytes = parse_size(cache_size, "--cache-size")
-    store = RunStore(runs)
+    options = ExecutionOptions(
+        runs=runs,
+        data=data,
+        device=device,
+        workers=workers,
+        tracking=tracking,
+        cache_size=parse_size(cache_size, "--cache-size"),
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    store = options.open_store()
     values = {
         "method": method, "backbone": backbone, "weights": weights, "dataset": dataset, "head": head,
         "budget": budget, "seed": seed, "part": part.value, "settings": settings_of(settings or []),
@@ -153,20 +161,8 @@ def run(
     folder = store.folder(cell.spec)
     if again or folder.result() is None:
         from harness.engine.run import execute
-        from harness.tracking.mirror import Mirror
 
-        warn = lambda text: print(f"warning: {text}", file=sys.stderr)  # noqa: E731
-        execute(
-            cell,
-            store,
-            Mirror(runs, tracking, warn),
-            device=device,
-            workers=workers,
-            quiet=quiet,
-            again=again,
-            checkpoint_seconds=checkpoint_seconds,
-            cache_bytes=cache_bytes,
-        )
+        execute(cell, store, options, force=again, quiet=quiet)
     if int(os.environ.get("RANK", "0")) == 0:
         result = folder.result()
         assert result is not None
@@ -437,11 +433,10 @@ def main() -> None:
 
 def _ended_early(error: Exception) -> int | None:
     """The exit code of a run that ended without a result; None for a bug, whose traceback is wanted."""
-    if "harness.engine.run" not in sys.modules:
+    if "harness.runs.state" not in sys.modules:
         return None
-    from harness.engine.run import RunFailed
-    from harness.engine.training import Interrupted
+    from harness.runs.state import RunEnded, RunState
 
-    if isinstance(error, Interrupted):
-        return 130
-    return 1 if isinstance(error, RunFailed) else None
+    if not isinstance(error, RunEnded):
+        return None
+    return 130 if error.outcome.state is RunState.INTERRUPTED else 1

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from harness.data.file_pairs import read_image
+from harness.engine.device import make_fabric
 from harness.engine.evaluation import Predictor
-from harness.engine.run import make_fabric
 from harness.errors import UserError
 from harness.models.delta import load_delta
 from harness.models.network import apply_memory_format

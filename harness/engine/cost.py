@@ -1,4 +1,4 @@
-"""What a method costs beyond its parameters: arithmetic of training, and inference against the bare backbone."""
+"""What a method costs beyond its parameters: arithmetic and memory of a step, and the time of inference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import copy
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,23 +20,60 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from harness.cells.resolve import Cell
+from harness.errors import UserError
+from harness.method import Hyperparameters
 from harness.models.network import Segmenter, apply_memory_format
 from harness.spec import Budget
+from harness.util import provenance
+from harness.util.json_cache import cached_json
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one optimiser step takes, as the shapes of its tensors say."""
+    """What one optimiser step takes, by the shapes of its tensors."""
 
     flops: int
-    """Floating-point operations of its forward and backward passes, as torch counts them; a multiply-add is two."""
+    """Floating-point operations of its forward and backward passes, as torch counts them; a multiply-add counts two."""
     peak_bytes: int
-    """The most bytes of tensors at one time: weights, buffers, gradients, AdamW's state, what a pass holds. In float32;
-    what a library takes for itself while it computes is not in it."""
+    """The most bytes of tensors at one time: weights, buffers, gradients, AdamW's state, activations. In float32,
+    without the workspace of kernels."""
+
+
+def arithmetic_of(cell: Cell) -> dict[str, Any]:
+    """All that the arithmetic of a step depends on, as plain values: not the learning rates, nor the weight decay."""
+    spec = cell.spec
+    own = {name: value for name, value in spec.hyperparameters.items() if name not in Hyperparameters.model_fields}
+    return {
+        "code": provenance.sources("harness", "methods"),
+        "packages": provenance.packages(),
+        "method": [spec.method, spec.method_code, own],
+        "network": [spec.backbone, spec.head, len(cell.dataset.classes)],
+        "budget": spec.budget.model_dump(mode="json", include={"steps", "batch_size", "accumulate", "crop"}),
+    }
+
+
+def cached_step_cost(cell: Cell, network: Segmenter, cache: Path) -> StepCost | None:
+    """`step_cost` of the cell's network, counted once for all cells of the same arithmetic; `cache`: a folder.
+
+    Also rehearses a step: raises `UserError` for a head that cannot be trained under the budget. None where the step
+    fails for another reason: if the network is the cause, training meets it too, and records it.
+    """
+    budget = cell.spec.budget
+    try:
+        return StepCost(**cached_json(cache, "step", arithmetic_of(cell), lambda: asdict(step_cost(network, budget))))
+    except Exception as error:
+        if "more than 1 value per channel" not in str(error):
+            return None
+        raise UserError(
+            f"--budget {budget.name}: the batch norms of head {cell.spec.head} see one value a channel in a "
+            f"forward pass of {budget.batch_size // budget.accumulate}x3x{budget.crop[0]}x{budget.crop[1]}; "
+            "give a larger `batch_size` or `crop`, or a smaller `accumulate`"
+        ) from error
 
 
 def step_cost(network: Segmenter, budget: Budget) -> StepCost:
-    """Of one step under the budget, gone through once on tensors without data; `network` stays as it is."""
+    """The cost of one step under the budget, executed once on tensors without data; `network` stays as it is."""
     shape_only = copy.deepcopy(network).to("meta").train()
     apply_memory_format(shape_only, budget)
     count = budget.batch_size // budget.accumulate
@@ -49,15 +87,15 @@ def step_cost(network: Segmenter, budget: Budget) -> StepCost:
         loss.backward()
 
     own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:  # it takes operations apart: not below
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:  # it decomposes operations: not below
         one_pass()
     shape_only.zero_grad(set_to_none=True)
-    with _as_on_a_cpu(), PeakMemoryMode([*shape_only.parameters(), *shape_only.buffers()]) as held:
+    with _as_on_a_cpu(), PeakMemoryMode([*shape_only.parameters(), *shape_only.buffers()]) as memory:
         for _ in range(min(2, budget.accumulate)):  # from the second pass on there are gradients when it begins
             one_pass()
     trained = [parameter for parameter in shape_only.parameters() if parameter.requires_grad]
     state = 2 * sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    return StepCost(counter.get_total_flops() * budget.accumulate, held.peak + state)
+    return StepCost(counter.get_total_flops() * budget.accumulate, memory.peak + state)
 
 
 def _convolution_backward_flops(
@@ -74,24 +112,24 @@ def _convolution_backward_flops(
     wanted: Sequence[bool],
     out_shape: Any,
 ) -> int:
-    """From shapes. torch (2.12) takes the weight gradient of a grouped convolution for that of a dense one."""
+    """From shapes. torch (2.12) counts the weight gradient of a grouped convolution as that of a dense one."""
     return (wanted[0] + wanted[1]) * conv_flop_count(list(x), list(weight), list(gradient), transposed)
 
 
 @contextlib.contextmanager
 def _as_on_a_cpu() -> Iterator[None]:
-    """What torch, without data, would take apart: attention, which keeps no matrix of all pairs where it is computed,
-    and interpolation, in the deterministic form that it needs on a GPU alone.
+    """Keep fused what torch decomposes on tensors without data: attention, which stores no matrix of all pairs where it
+    is computed, and interpolation, whose deterministic form only a GPU needs.
     """
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                is_causal: bool = False, *, scale: float | None = None, **others: Any) -> Tensor:  # fmt: skip
         if others.get("enable_gqa") or dropout_p:
-            return apart(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+            return decomposed(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
         return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
-    apart = F.scaled_dot_product_attention
+    decomposed = F.scaled_dot_product_attention
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -103,10 +141,10 @@ def _as_on_a_cpu() -> Iterator[None]:
 
 
 class PeakMemoryMode(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation makes until it is freed, on tensors without data as well."""
+    """Counts the bytes of every storage from its creation until it is freed, on tensors without data as well."""
 
     def __init__(self, tensors: Iterable[Tensor]):
-        """`tensors`: what is there already."""
+        """`tensors`: those that exist already."""
         super().__init__()
         self.now = self.peak = 0
         self._known: dict[int, tuple[StorageWeakRef, int]] = {}
@@ -122,7 +160,7 @@ class PeakMemoryMode(TorchDispatchMode):
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        reference = StorageWeakRef(storage)  # as long as it is there, no other storage has its number
+        reference = StorageWeakRef(storage)  # as long as it lives, no other storage has its number
         if reference.cdata in self._known:
             return
         self._known[reference.cdata] = reference, storage.nbytes()
@@ -137,7 +175,7 @@ class PeakMemoryMode(TorchDispatchMode):
 def inference_seconds(
     adapted: nn.Module, bare: nn.Module, size: tuple[int, int], device: torch.device, repeats: int = 10
 ) -> tuple[float, float]:
-    """Median seconds of one image [3, *size] through the adapted and through the bare backbone, timed in turn."""
+    """Median seconds of one image [3, *size] through the adapted and the bare backbone, timed in turn."""
     image = torch.zeros(1, 3, *size, device=device)
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for repeat in range(repeats + 2):

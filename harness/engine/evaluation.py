@@ -1,4 +1,4 @@
-"""How a network's predictions become confusion matrices. What follows from those is in `metrics.py`.
+"""From a network's predictions to confusion matrices; the metrics that follow from those are in `runs/metrics.py`.
 
 Everything is counted at the labels' own resolution, in int64, one matrix an image.
 """
@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,15 +33,9 @@ LOADERS = 4
 """Threads that decode images for the evaluation."""
 
 
-class Known(Protocol):
-    """Gives what the untouched stages make of the images of each forward pass, in the order of passes."""
-
-    def __call__(self, images: Tensor) -> StageOutputs: ...
-
-
 @dataclass(frozen=True)
 class Predictor:
-    """A network with what it must be fed: one object that turns an image of any size into labels of its size."""
+    """A network with the preparation of its images: turns images of any size into labels of that size."""
 
     network: nn.Module
     mean: tuple[float, ...]
@@ -50,8 +43,9 @@ class Predictor:
     scale: tuple[int, int] | None
     budget: Budget
     device: torch.device
-    known: Known | None = None
-    """None: every pass begins with its images."""
+    prefix: Callable[[Tensor], StageOutputs] | None = None
+    """Turns the images [B, 3, H, W] of each forward pass, in order, into the outputs of frozen stages. None: the
+    network takes the images."""
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Tensor]:
@@ -72,7 +66,7 @@ class Predictor:
             images = images.contiguous(memory_format=torch.channels_last)
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.budget.precision)
         with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
-            return self.network(images if self.known is None else self.known(images))
+            return self.network(images if self.prefix is None else self.prefix(images))
 
     def _slide(self, images: Tensor) -> Tensor:
         """Mean logits over windows of the crop's size, at the images' size: [B, K, H, W].
@@ -153,7 +147,7 @@ def _loaded(
     """Pairs in order; as many as `ahead` are decoded by other threads while the network works."""
     waiting: deque[tuple[int, Future[Pair]]] = deque()
     for index in indices[:1]:
-        yield index, dataset.load(samples[index])  # what a dataset reads once for all is not read by several threads
+        yield index, dataset.load(samples[index])  # so that what a dataset reads once is not read by several threads
     with ThreadPoolExecutor(LOADERS) as threads:
         try:
             for index in itertools.chain(indices[1:], [None]):

@@ -1,15 +1,21 @@
 """How runs are executed: where, by how many processes, for how long. None of it changes a bit of a result.
 
-Each option is one field with its help text. The command line makes its flags of the fields (`harness/cli/options.py`),
-and the object goes unchanged from there to the process that executes a run. Free of torch.
+Each option is one field with its help text. The command line makes its flags from the fields
+(`harness/cli/options.py`), and the object goes unchanged from there to the process that executes a run. Free of torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from harness.util.progress import warn
+
+if TYPE_CHECKING:
+    from harness.runs.store import RunStore
 
 
 def option(
@@ -25,7 +31,7 @@ def option(
 ) -> Any:
     """A field of `ExecutionOptions` with what the command line needs to know of it.
 
-    `flags` default to `--name-with-dashes`. `on_command_line=False`: decided by a launcher, never given by a user.
+    `flags` default to `--name-with-dashes`. `on_command_line=False`: decided by a launcher, never set by a user.
     """
     return dataclasses.field(
         default=default,
@@ -62,7 +68,19 @@ class ExecutionOptions:
     )
     threads: int | None = option(None, "threads of torch on a CPU; None: torch's own choice", on_command_line=False)
     cores: tuple[int, ...] = option((), "cores that the process may use; none: all", on_command_line=False)
-    time_limit: float | None = option(None, "minutes that one cell may take, all its attempts together", minimum=0)
+    time_limit: float | None = option(
+        None, "minutes that one cell may take, in all its attempts; more ends it as timed out", minimum=0
+    )
     together: int = option(
         1, "cells, or trials of a search, that see the same images and that one process trains side by side", minimum=1
     )
+
+    @property
+    def time_limit_seconds(self) -> float | None:
+        return None if self.time_limit is None else 60 * self.time_limit
+
+    def open_store(self, warn: Callable[[str], None] = warn) -> RunStore:
+        """The runs under `runs`; MLflow mirrors each state that is written. `warn` takes a line when that fails."""
+        from harness.tracking.mirror import tracked_store  # here, so that the command line's flags need no pydantic
+
+        return tracked_store(self.runs, self.tracking, warn)

@@ -1,4 +1,4 @@
-"""The loop: budget in, trained tensors out. One screen, in the order in which it happens."""
+"""The training loop: budget in, trained tensors out, in the order in which it happens."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from harness.models.losses import labels_at
 from harness.models.network import Segmenter, apply_memory_format
 from harness.runs.checkpoints import Checkpoints
 from harness.runs.metrics import metrics
+from harness.runs.state import Outcome, RunEnded, RunState
 from harness.spec import Budget
 from harness.util.seeds import derive
 
@@ -28,34 +29,18 @@ CURVE_POINTS = 100
 """How many points a training curve has at most."""
 
 
-class Diverged(Exception):
-    """The loss is not finite any more."""
-
-    def __init__(self, step: int):
-        super().__init__(f"the loss was not finite at step {step}")
-        self.step = step
-
-
-class Interrupted(Exception):
-    """Asked to stop; a checkpoint was written."""
-
-    def __init__(self, step: int):
-        super().__init__(f"stopped after step {step}")
-        self.step = step
-
-
 @dataclass
 class Meters:
-    """What is summed up while training. Part of the checkpoint, so that a resumed run reports what a whole one does."""
+    """Sums over the training. Part of the checkpoint, so that a resumed run reports the same as a whole one."""
 
     images: int = 0
     seconds: float = 0.0
-    """What the training takes when it shares nothing: what was reused counts with the time it took when computed."""
+    """What the training takes when it shares nothing: what was cached counts with the time it took when computed."""
     data_seconds: float = 0.0
     spent: float = 0.0
-    """What it took here: of what was shared with others, its part."""
+    """What it took here: its part of what was shared with others."""
     reused: float = 0.0
-    """Steps whose prefix was not computed but kept from an earlier run."""
+    """Steps whose prefix was read from the cache."""
     loss_sum: float = 0.0
     loss_steps: int = 0
     matrix: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
@@ -73,9 +58,9 @@ class CurvePoint:
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at; a second one acts at once.
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop checks; a second one acts at once.
 
-    What comes within a second is the same wish: `torchrun` passes on what its processes were sent already.
+    Signals within one second count as one: `torchrun` passes on what its processes were sent already.
     """
 
     def __enter__(self) -> StopSignals:
@@ -95,7 +80,7 @@ class StopSignals:
 
 
 def parameter_groups(network: Segmenter, hyperparameters: Hyperparameters) -> list[dict[str, Any]]:
-    """AdamW's groups: the head apart for its learning rate, biases and norms apart for their lack of weight decay."""
+    """AdamW's groups: the head has its own learning rate, and biases and norms no weight decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.trained_parameters():
         groups.setdefault((name.startswith("head."), parameter.ndim > 1), []).append(parameter)
@@ -110,9 +95,10 @@ def parameter_groups(network: Segmenter, hyperparameters: Hyperparameters) -> li
 
 
 class TrainCallbacks:
-    """Told how a network's training goes."""
+    """Called as the training of a network proceeds."""
 
-    def on_resume(self, step: int) -> None: ...
+    def on_start(self, step: int) -> None:
+        """Before the first step; `step` steps are done, by the checkpoint."""
 
     def on_step(self, step: int, loss: float, lr: float) -> None: ...
 
@@ -135,13 +121,13 @@ class TrainState:
         *,
         frozen_stages: int = 0,
         checkpoint_seconds: float = 30,
-        watcher: TrainCallbacks | None = None,
+        callbacks: TrainCallbacks | None = None,
     ):
-        """`frozen_stages`: stages of the backbone whose outputs it can be fed in place of images."""
+        """`frozen_stages`: stages of the backbone whose outputs it can be fed instead of images."""
         self.network, self.backbone, self.frozen_stages = network, network.backbone, frozen_stages
         self.budget, self.hyperparameters, self.seed = budget, hyperparameters, seed
         self.fabric, self.checkpoints = fabric, checkpoints
-        self.watcher = watcher or TrainCallbacks()
+        self.callbacks = callbacks or TrainCallbacks()
         self.step = 0
         self.meters = Meters()
         self._checkpoint_seconds, self._saved = checkpoint_seconds, time.monotonic()
@@ -151,7 +137,7 @@ class TrainState:
         return self.step == self.budget.steps
 
     def begin(self) -> None:
-        """On the device, from the last checkpoint if there is one."""
+        """Move to the device, and load the last checkpoint if there is one."""
         network, fabric = self.network, self.fabric
         apply_memory_format(fabric.to_device(network), self.budget)
         optimizer = torch.optim.AdamW(
@@ -159,33 +145,44 @@ class TrainState:
             lr=self.hyperparameters.lr,
             fused=self.budget.precision != "fp16",
         )
-        if (found := self.checkpoints.latest()) is not None:
+        found = self.checkpoints.latest() if fabric.is_global_zero else None
+        fabric.barrier()  # damaged files have been moved aside by now
+        if not fabric.is_global_zero:
+            found = self.checkpoints.latest()
+        if found is not None:
             self.step, state = found
             network.load_trained_state(state["trained"])
             optimizer.load_state_dict(state["optimizer"])
             fabric.strategy.precision.load_state_dict(state["precision"])
             self.meters = Meters(**state["meters"])
-            self.watcher.on_resume(self.step)
+        self.callbacks.on_start(self.step)
         self._model, self._optimizer = fabric.setup(network, optimizer)
         self._model.train()
         self._saved = time.monotonic()
 
-    def learn(self, passes: Sequence[Batch], beside: int) -> None:
-        """One optimiser step on what its forward passes are fed, `beside` others that are fed the same."""
+    def learn(self, batches: Sequence[Batch], sharers: int = 1) -> None:
+        """One optimiser step, a forward pass a batch. `sharers`: how many networks are fed the same batches.
+
+        Raises `RunEnded` where the loss is not finite.
+        """
         budget, meters, fabric, step = self.budget, self.meters, self.fabric, self.step
         began = time.monotonic()
         torch.manual_seed(derive(self.seed, "step", step, fabric.global_rank))
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
         loss_value = 0.0
-        for part, given in enumerate(passes):
+        for part, batch in enumerate(batches):
             with fabric.no_backward_sync(self._model, enabled=part < budget.accumulate - 1):
-                loss, logits = self._model(given.behind(self.frozen_stages), given.masks)
+                loss, logits = self._model(batch.behind(self.frozen_stages), batch.masks)
                 fabric.backward(loss / budget.accumulate)
             loss_value += loss.item() / budget.accumulate
-            _count(meters, logits, given.masks)
+            _count(meters, logits, batch.masks)
         if not math.isfinite(loss_value):
-            raise Diverged(step + 1)
+            rate = self.hyperparameters.lr
+            reason = (
+                f"the loss was not finite at step {step + 1}; try a smaller learning rate (--set lr=, now {rate:g})"
+            )
+            raise RunEnded(Outcome(RunState.DIVERGED, reason, step + 1))
         if budget.clip_norm:
             fabric.clip_gradients(self._model, self._optimizer, max_norm=budget.clip_norm, error_if_nonfinite=False)
         self._optimizer.step()
@@ -195,22 +192,22 @@ class TrainState:
         meters.images += budget.batch_size
         meters.loss_sum += loss_value
         meters.loss_steps += 1
-        meters.data_seconds += sum(given.waited for given in passes)
-        meters.seconds += own + sum(given.seconds(self.frozen_stages) for given in passes)
-        meters.spent += own + sum(given.spent for given in passes) / (1 + beside)
-        meters.reused += sum(given.reused for given in passes) / len(passes)
+        meters.data_seconds += sum(batch.waited for batch in batches)
+        meters.seconds += own + sum(batch.seconds(self.frozen_stages) for batch in batches)
+        meters.spent += own + sum(batch.spent for batch in batches) / sharers
+        meters.reused += sum(batch.cached for batch in batches) / len(batches)
         self.step += 1
         lr = self.hyperparameters.lr * budget.learning_rate_factor(step)
-        self.watcher.on_step(self.step, loss_value, lr)
+        self.callbacks.on_step(self.step, loss_value, lr)
         if self.step % math.ceil(budget.steps / CURVE_POINTS) == 0 or self.finished:
-            self.watcher.on_point(_point(self.step, lr, meters))
+            self.callbacks.on_point(_point(self.step, lr, meters))
 
     def save_if_due(self, stopping: bool) -> None:
         if stopping or self.finished or time.monotonic() - self._saved > self._checkpoint_seconds:
-            asked = time.monotonic()
+            began = time.monotonic()
             self.save()
             self._saved = time.monotonic()
-            self._checkpoint_seconds = max(self._checkpoint_seconds, 20 * (self._saved - asked))
+            self._checkpoint_seconds = max(self._checkpoint_seconds, 20 * (self._saved - began))
 
     def save(self) -> None:
         if self.fabric.is_global_zero:
@@ -221,58 +218,63 @@ class TrainState:
                 "meters": vars(self.meters),
             }
             self.checkpoints.save(self.step, state)
-        self.watcher.on_checkpoint(self.step)
+        self.callbacks.on_checkpoint(self.step)
 
 
 def train(
-    learners: Sequence[TrainState],
-    feeder: BatchSource,
+    states: Sequence[TrainState],
+    source: BatchSource,
     on_failure: Callable[[TrainState, Exception], None] | None = None,
 ) -> None:
-    """Train networks in place for the whole of their one budget, each from its last checkpoint on, side by side.
+    """Train networks in place for the whole of their common budget, side by side, each from its last checkpoint.
 
     Each ends as it would alone: the randomness of a step depends on the seed and the step alone, and so do its images.
-    What goes wrong with one is given to `on_failure`, and the others go on; without it, it is raised (`Diverged`).
-    Raises `Interrupted` after a signal, when checkpoints have been written.
+    An exception of one goes to `on_failure`, and the others continue; without it, it is raised. Raises `RunEnded` with
+    the state interrupted after a signal, when checkpoints have been written.
     """
-    learning = list(learners)
+    training = list(states)
 
     @contextlib.contextmanager
-    def guarded(learner: TrainState) -> Iterator[None]:
+    def guarded(state: TrainState) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             if on_failure is None:
                 raise
-            learning.remove(learner)
-            on_failure(learner, error)
+            training.remove(state)
+            on_failure(state, error)
 
-    for learner in learners:
-        with guarded(learner):
-            learner.begin()
-    if all(learner.finished for learner in learning):
+    for state in states:
+        with guarded(state):
+            state.begin()
+    if all(state.finished for state in training):
         return
-    budget, fabric = learning[0].budget, learning[0].fabric
-    with StopSignals() as stop, contextlib.closing(feeder):
-        first = min(learner.step for learner in learning)
-        fed = feeder.passes(first * budget.accumulate)
+    budget, fabric = training[0].budget, training[0].fabric
+    with StopSignals() as stop, contextlib.closing(source):
+        first = min(state.step for state in training)
+        passes = source.passes(first * budget.accumulate)
         for step in range(first, budget.steps):
-            passes = [next(fed) for _ in range(budget.accumulate)]
-            now = [learner for learner in learning if learner.step == step]
-            for learner in now:
-                with guarded(learner):
-                    learner.learn(passes, len(now) - 1)
+            batches = [next(passes) for _ in range(budget.accumulate)]
+            current = [state for state in training if state.step == step]
+            for state in current:
+                with guarded(state):
+                    state.learn(batches, len(current))
             stopping = stop.raised
-            if fabric.world_size > 1:  # all leave after the same step, whenever each of them was told
+            if fabric.world_size > 1:  # all leave after the same step, whenever each of them got the signal
                 stopping = fabric.strategy.reduce_boolean_decision(stopping, all=False)
-            for learner in now:
-                if learner in learning:
-                    with guarded(learner):
-                        learner.save_if_due(stopping)
-            if stopping and learning:
-                raise Interrupted(step + 1)
-            if all(learner.finished for learner in learning):
+            for state in current:
+                if state in training:
+                    with guarded(state):
+                        state.save_if_due(stopping)
+            if stopping and training:
+                raise interrupted(step + 1)
+            if all(state.finished for state in training):
                 return
+
+
+def interrupted(step: int) -> RunEnded:
+    """The end of a run that was asked to stop and has a checkpoint of `step`."""
+    return RunEnded(Outcome(RunState.INTERRUPTED, f"stopped after step {step}", step))
 
 
 def _count(meters: Meters, logits: Tensor, masks: Tensor) -> None:

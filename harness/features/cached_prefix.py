@@ -1,56 +1,139 @@
-"""The outputs of frozen stages, read from the feature cache where it has them and computed where not."""
+"""The outputs of frozen stages, read from the feature cache where it has them and computed otherwise.
+
+The one implementation, for training and for evaluation. Whether outputs are also written is for a policy to decide.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from harness.features.keys import names
-from harness.features.store import FeatureStream
+from harness.features.policy import WritePolicy
+from harness.features.store import CachedTensor, FeatureStream
 from harness.models.backbones.backbone import StagedBackbone, StageOutputs
 
-SHARE = 0.25
-"""Of what kept features may take on disk, the most that one run's evaluation adds."""
+
+@dataclass(frozen=True)
+class CachedPass:
+    """One forward pass through the frozen stages."""
+
+    outputs: StageOutputs
+    seconds: tuple[float, ...]
+    """Of each stage: what computing it took, here or where it was computed first."""
+    cached: int
+    """How many of the stages were read and not computed."""
+    inputs: Mapping[str, CachedTensor]
+    """What was read with them: see `inputs` of `CachedPrefix`."""
 
 
 class CachedPrefix:
-    """What the untouched stages make of each forward pass's images: read where it is kept, else computed, and kept.
+    """What the first `stages` stages of a backbone, all of them frozen, put out for each of a run's forward passes.
 
-    To be called with the same images in the same order as whoever kept it.
+    Passes are numbered from 0, and pass i has the same images as it had for whoever wrote it to the stream.
     """
 
-    def __init__(self, backbone: StagedBackbone, stages: int, stream: FeatureStream, limit: int, device: torch.device):
-        self._backbone, self._stages, self._stream, self._device = backbone, stages, stream, device
-        self._left = int(limit * SHARE)
-        self._keeping = self._left > 0
-        self.passes = self.reused = 0
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        stages: int,
+        device: torch.device,
+        stream: FeatureStream | None = None,
+        policy: WritePolicy | None = None,
+        inputs: tuple[str, ...] = (),
+    ):
+        """`inputs`: names of what else a pass needs, and is stored with its first stage, such as the labels.
 
-    def __call__(self, images: Tensor) -> StageOutputs:
-        prefix, known = self._kept((images.shape[-2], images.shape[-1]))
-        self.reused += known == self._stages
-        fresh: dict[str, tuple[Tensor, float]] = {}
-        for stage in range(known, self._stages):
-            began = time.monotonic()
-            prefix = self._backbone.prefix(images if prefix is None else prefix, stage + 1)
-            fresh[f"stage{stage}"] = (prefix.outputs[stage], time.monotonic() - began)
-        assert prefix is not None
-        if fresh and self._keeping:
-            self._left -= sum(tensor.nbytes for tensor, _ in fresh.values())
-            self._keeping = self._left > 0 and self._stream.write(self.passes, fresh)
-        self.passes += 1
-        return prefix
+        Without a stream everything is computed; without a policy nothing is written.
+        """
+        self.backbone, self.stages, self.device = backbone, stages, device
+        self._stream, self._policy, self._inputs = stream, policy, inputs
+
+    def has(self, index: int) -> bool:
+        """Whether pass `index` can start from the cache, without its images."""
+        return self._stream is not None and self._stream.has(index, self._names(1))
+
+    def read(self, index: int, size: tuple[int, int]) -> CachedPass | None:
+        """The most stages that the cache has of a pass of images of `size` (H, W), on the device; None where none."""
+        for stages in range(self.stages, 0, -1):
+            names = self._names(stages)
+            if self._stream is None or not self._stream.has(index, names):
+                continue
+            tensors = self._stream.read(index, names)
+            if tensors is not None:
+                outputs = [tensors[f"stage{stage}"] for stage in range(stages)]
+                return CachedPass(
+                    StageOutputs([output.tensor.to(self.device) for output in outputs], size),
+                    tuple(output.seconds for output in outputs),
+                    stages,
+                    {name: tensors[name] for name in self._inputs},
+                )
+        return None
+
+    def complete(
+        self,
+        index: int,
+        start: Tensor | CachedPass,
+        inputs: Mapping[str, tuple[Tensor, float]] | None = None,
+    ) -> CachedPass:
+        """Compute the stages that are missing, from images [B, 3, H, W] or from what was read, and offer them to the
+        policy; with images, also `inputs`: by name the tensor and the seconds that making it took.
+        """
+        known = start if isinstance(start, CachedPass) else None
+        outputs = known.outputs if known else None
+        seconds = list(known.seconds) if known else []
+        computed = dict(inputs or {})
+        for stage in range(len(seconds), self.stages):
+            began = self._clock()
+            outputs = self.backbone.prefix(start if outputs is None else outputs, stage + 1)
+            seconds.append(self._clock() - began)
+            computed[f"stage{stage}"] = outputs.outputs[stage], seconds[stage]
+        assert outputs is not None
+        if computed and self._stream is not None and self._policy is not None and self._policy.writes:
+            self._policy.write(self._stream, index, computed)
+        return CachedPass(outputs, tuple(seconds), known.cached if known else 0, known.inputs if known else {})
 
     def finish(self) -> None:
-        """All passes are through."""
-        if self._keeping:
+        """No pass follows, though nobody said how many there are: see `FeatureStream.finish`."""
+        if self._stream is not None and self._policy is not None and self._policy.writes:
             self._stream.finish()
-        self._stream.close()
 
-    def _kept(self, size: tuple[int, int]) -> tuple[StageOutputs | None, int]:
-        for stages in range(self._stages, 0, -1):
-            wanted = names(stages)[1:]
-            if self._stream.has(self.passes, wanted) and (found := self._stream.read(self.passes, wanted)) is not None:
-                return StageOutputs([found[name].tensor.to(self._device) for name in wanted], size), stages
-        return None, 0
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _names(self, stages: int) -> list[str]:
+        return [*self._inputs, *(f"stage{stage}" for stage in range(stages))]
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic()
+
+
+class EvaluationPrefix:
+    """A `CachedPrefix` for the forward passes of one evaluation, called in their order."""
+
+    def __init__(self, prefix: CachedPrefix):
+        self._prefix = prefix
+        self._passes = self._cached = 0
+
+    def __call__(self, images: Tensor) -> StageOutputs:
+        known = self._prefix.read(self._passes, (images.shape[-2], images.shape[-1]))
+        found = self._prefix.complete(self._passes, known or images)
+        self._passes += 1
+        self._cached += found.cached == self._prefix.stages
+        return found.outputs
+
+    @property
+    def cached_share(self) -> float:
+        """Of the passes so far: of how many no stage was computed."""
+        return self._cached / self._passes if self._passes else 0.0
+
+    def close(self) -> None:
+        """All passes are done."""
+        self._prefix.finish()
+        self._prefix.close()

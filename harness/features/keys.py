@@ -1,4 +1,4 @@
-"""Which of a run's frozen features others can use, and under which name they are kept."""
+"""Which of a run's frozen features other runs can use, and the identity under which they are cached."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from harness.util import provenance
 
 
 class FeatureCache:
-    """The kept features that a cell may use: the same bits as if it computed them.
+    """The cached features that a cell may use: the same bits as if it computed them.
 
-    A name covers all that the bits depend on: the backbone's tensors, the images and what is done to them, the code,
-    the packages and the device that compute.
+    The identity covers all that the bits depend on: the backbone's tensors, the images and what is done to them, the
+    code, the packages and the device that compute.
     """
 
     def __init__(self, cell: Cell, store: RunStore, backbone_sha256: str, fabric: Fabric, limit: int):
-        """`limit`: bytes on disk; 0 keeps and finds nothing, as do several processes that share a batch."""
+        """`limit`: bytes on disk; 0 caches nothing. Processes that share a batch cache nothing either."""
         self.limit = limit if fabric.world_size == 1 else 0
         self._features = FeatureStore(store.cache / "features", self.limit)
         self._budget, self._seed = cell.spec.budget, cell.spec.seed
@@ -41,18 +41,13 @@ class FeatureCache:
         }
 
     def training(self) -> FeatureStream:
-        """Of the passes of training at the cell's seed."""
+        """Features of the training passes at the cell's seed."""
         seen = {"steps", "accumulate", "crop", "resize", "flip", "photometric"}
         identity = {"use": "training", "seed": self._seed, "of": self._budget.model_dump(mode="json", include=seen)}
         return self._features.stream(self._common | identity, self._budget.steps * self._budget.accumulate)
 
     def evaluation(self) -> FeatureStream:
-        """Of the passes of the cell's evaluation, which no seed enters."""
+        """Features of the evaluation passes, which do not depend on the seed."""
         seen = {"evaluation", "stride"} | ({"crop"} if self._budget.evaluation == "slide" else set())
         identity = {"use": "evaluation", "of": self._budget.model_dump(mode="json", include=seen)}
         return self._features.stream(self._common | identity, None)
-
-
-def names(stages: int) -> list[str]:
-    """Under which the labels and the first stages' outputs of a pass are kept."""
-    return ["masks", *(f"stage{i}" for i in range(stages))]

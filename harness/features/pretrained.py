@@ -1,9 +1,8 @@
-"""The frozen backbone before any method: what networks are built on, and what they are held against."""
+"""The frozen backbone before any method: what networks are built on, and what they are compared with."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 
@@ -12,26 +11,22 @@ from harness.models.backbones.weights import tensors_digest
 
 
 class PretrainedBackbone:
-    """A frozen backbone with its weights, as a fresh object each time it is asked for."""
+    """A frozen backbone with its weights. It is loaded once; every network, and the timing at the end, has a copy."""
 
-    def __init__(self, load: Callable[[], StagedBackbone], keep: bool):
-        """`keep` it in memory, for several networks are built on it; else it is loaded again for a second one."""
-        self._load, self._keep = load, keep
-        self.timed: dict[str, tuple[float, float]] = {}
-        """Inference times of what is built on it, by what their arithmetic hangs on."""
-        self._kept: StagedBackbone | None = load()
-        self.sha256 = tensors_digest(self._kept)
+    def __init__(self, backbone: StagedBackbone):
+        """`backbone` is not to be changed by anyone else."""
+        self._backbone = backbone
+        self.sha256 = tensors_digest(backbone)
+        self.inference_seconds: dict[str, tuple[float, float]] = {}
+        """Of networks built on it, by a digest of their arithmetic: (adapted, bare)."""
         self._probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        self._outputs = self._kept.prefix(self._probe, len(self._kept.stages)).outputs
+        self._outputs = backbone.prefix(self._probe, len(backbone.stages)).outputs
 
-    def backbone(self) -> StagedBackbone:
-        if self._keep:
-            return copy.deepcopy(self._kept)
-        backbone, self._kept = self._kept or self._load(), None
-        return backbone
+    def copy(self) -> StagedBackbone:
+        return copy.deepcopy(self._backbone)
 
     def count_frozen_stages(self, backbone: StagedBackbone) -> int:
-        """The stages that a method left untouched, as far as they also compute what they did before it."""
+        """The first stages that a method left frozen, as far as they also compute what they did before it."""
         stages = backbone.count_frozen_stages()
         if not stages:
             return 0

@@ -1,62 +1,49 @@
-"""Where runs execute: here in processes of their own, on a Ray cluster, or on Slurm; all three run `supervise`.
+"""A job: the cells that one process executes, with the options they share. A launcher only decides where and when.
 
-A launcher only says where and when. What came out is in the run folders, which all machines share; the claims on them
-make any number of launchers safe side by side.
+Results are in the run folders, which all machines share; the locks on them make several launchers safe at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.cells.resolve import Request
-from harness.runs.state import RunState
+from harness.engine.options import ExecutionOptions
+from harness.runs.state import Outcome
 
-Outcome = RunState | Literal["claimed"]
-"""How the execution of a job ended; `claimed`: another process executes the run, or has taken it over."""
+
+class JobCell(NamedTuple):
+    """A cell, and the fingerprint that it had when it was planned."""
+
+    request: Request
+    fingerprint: str
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to execute, or several in one process, and the circumstances, which change no figure.
+    """Cells that one process trains side by side. Plain values: it travels to other machines.
 
-    Plain values: it travels to other machines.
+    `options.runs`, `.data` and `.plugins` are absolute paths.
     """
 
-    request: Request
-    fingerprint: str
-    runs: Path
-    data: Path
-    beside: tuple[tuple[Request, str], ...] = ()
-    """Further cells with their fingerprints, which the same process executes side by side with the first."""
-    tracking: str | None = None
-    device: str = "auto"
-    workers: int | None = None
-    threads: int | None = None
-    """Of torch on a CPU; None leaves torch's own choice."""
-    cores: tuple[int, ...] = ()
-    """Which this job may use; none: all."""
-    seconds: float | None = None
-    """The most that each cell may take, in all its attempts; None: no limit."""
-    checkpoint_seconds: float = 30
-    plugins: tuple[str, ...] = ()
-    cache_bytes: int = 0
-    """What frozen features may take on disk, those of all jobs together; 0: none are kept."""
-    more: int = 0
-    """How many further runs are expected that see the same training images with the same frozen backbone."""
+    cells: tuple[JobCell, ...]
+    options: ExecutionOptions
+    expected_reuses: int = 0
+    """How many further runs are expected that see the same training images through the same frozen backbone."""
 
     @property
-    def members(self) -> tuple[Job, ...]:
-        """A job for each of its cells alone, in order."""
-        cells = ((self.request, self.fingerprint), *self.beside)
-        return tuple(replace(self, request=request, fingerprint=name, beside=()) for request, name in cells)
+    def name(self) -> str:
+        """The fingerprint of its first cell."""
+        return self.cells[0].fingerprint
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What became of one cell of a job; `job` has that cell alone. The reason is that of the run's status."""
+    """How one cell of a job ended, with the reason that its run folder gives.
 
-    job: Job
+    The state `running` means that another process executes the run, or has taken it over; the reason says which.
+    """
+
+    cell: JobCell
     outcome: Outcome
-    reason: str | None = None

@@ -25,7 +25,7 @@ class Launcher(ABC):
 
     @classmethod
     def read_options(cls, settings: Mapping[str, str]) -> dict[str, Any]:
-        """The options with `settings` over their defaults, read as the default's type. Raises `UserError`."""
+        """The options, their defaults replaced by `settings`, read as the default's type. Raises `UserError`."""
         options = {name: default for name, (default, _) in cls.defaults.items()}
         for name, text in settings.items():
             if name not in options:
@@ -60,23 +60,23 @@ class Launcher(ABC):
 
     @abstractmethod
     def wait(self, seconds: float) -> list[JobResult]:
-        """What ended since the last call, one `JobResult` a cell; waits up to `seconds` for the first job.
+        """Results of the jobs that ended since the last call, one `JobResult` a cell, the cells of a job together.
 
-        The cells of one job come together. Never raises for a job.
+        Waits up to `seconds` for the first one. Never raises for a job.
         """
 
     @abstractmethod
     def stop(self, fingerprint: str) -> None:
-        """Ask the job of this cell to end where it is; `wait` reports each cell of it as `interrupted`."""
+        """Ask the job of this cell to end where it is; `wait` reports each of its cells as interrupted."""
 
     @abstractmethod
     def close(self) -> None:
-        """Stop whatever runs, wait for it, and give back what was taken. What was stopped can be gone on with."""
+        """Stop all jobs, wait for them, and release what was taken. Runs that were stopped can be resumed."""
 
 
 @dataclass(frozen=True)
 class LauncherChoice:
-    """What the command line says of a launcher: name, number of jobs at once, its own options."""
+    """The launcher that the command line asks for: name, number of jobs at once, its own options."""
 
     name: str = "local"
     jobs: int | None = None

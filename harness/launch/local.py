@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 from harness.errors import UserError
 from harness.launch.job import Job, JobResult
 from harness.launch.launcher import Launcher
-from harness.launch.supervise import Stop, of_members, supervise
+from harness.launch.supervise import Stop, supervise
+from harness.runs.state import Outcome, RunState
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What one job has to itself. `threads` None: all that torch takes by itself."""
+    """What one job has to itself. `threads` None: torch's own choice."""
 
     device: str
     cores: tuple[int, ...] = ()
@@ -34,7 +35,7 @@ class LocalLauncher(Launcher):
         self._slots = make_slots(jobs, device)
         self._free = list(self._slots)
         self._stops: dict[str, Stop] = {}
-        self._ended: queue.SimpleQueue[tuple[list[JobResult], Slot]] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[tuple[list[JobResult], Slot]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     @property
@@ -47,32 +48,33 @@ class LocalLauncher(Launcher):
 
     def submit(self, job: Job) -> None:
         slot = self._free.pop(0)
-        placed = replace(job, device=slot.device, cores=slot.cores, threads=slot.threads)
+        options = replace(job.options, device=slot.device, cores=slot.cores, threads=slot.threads)
         stop = Stop()
-        self._stops |= {member.fingerprint: stop for member in job.members}
-        thread = threading.Thread(target=self._watch, args=(job, placed, stop, slot), name=job.fingerprint)
+        self._stops |= {cell.fingerprint: stop for cell in job.cells}
+        thread = threading.Thread(target=self._watch, args=(replace(job, options=options), stop, slot), name=job.name)
         self._threads = [other for other in self._threads if other.is_alive()] + [thread]
         thread.start()
 
-    def _watch(self, job: Job, placed: Job, stop: Stop, slot: Slot) -> None:
+    def _watch(self, job: Job, stop: Stop, slot: Slot) -> None:
         try:
-            ended = of_members(job, supervise(placed, stop))
-        except Exception as error:  # such as no process to be had
-            ended = [JobResult(member, "failed", f"{type(error).__name__}: {error}") for member in job.members]
-        self._ended.put((ended, slot))
+            results = supervise(job, stop)
+        except Exception as error:  # such as when no process can be started
+            failed = Outcome(RunState.FAILED, f"{type(error).__name__}: {error}")
+            results = [JobResult(cell, failed) for cell in job.cells]
+        self._finished.put((results, slot))
 
     def wait(self, seconds: float) -> list[JobResult]:
-        ended: list[JobResult] = []
+        results: list[JobResult] = []
         try:
             while True:
-                found, slot = self._ended.get(timeout=0 if ended else seconds)
+                found, slot = self._finished.get(timeout=0 if results else seconds)
                 self._free.append(slot)
                 self._free.sort(key=self._slots.index)
-                for one in found:
-                    self._stops.pop(one.job.fingerprint, None)
-                ended += found
+                for result in found:
+                    self._stops.pop(result.cell.fingerprint, None)
+                results += found
         except queue.Empty:
-            return ended
+            return results
 
     def stop(self, fingerprint: str) -> None:
         if fingerprint in self._stops:
@@ -86,7 +88,7 @@ class LocalLauncher(Launcher):
 
 
 def make_slots(jobs: int | None, device: str) -> list[Slot]:
-    """Where jobs run at once. GPUs are dealt round; cores are divided into equal groups.
+    """Where jobs run at once. GPUs are assigned in turn; cores are divided into equal groups.
 
     Raises `UserError` for more jobs than cores.
     """

@@ -1,4 +1,4 @@
-"""Imported once by the process that jobs are forked from; everything a job imports later is imported here already."""
+"""Imported once by the process that jobs are forked from, so that no job spends time on these imports."""
 
 from harness.util.quiet import quiet_imports
 
@@ -6,5 +6,6 @@ with quiet_imports():
     import mmseg.models.decode_heads
     import mmseg.models.necks  # noqa: F401
 
-    import harness.engine.run
+    import harness.engine.side_by_side
+    import harness.launch.worker
     import harness.tracking.mirror  # noqa: F401

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.errors import UserError
 from harness.launch.job import Job, JobResult
 from harness.launch.launcher import Launcher
-from harness.launch.supervise import GRACE, Stop, of_members, recorded, stopped, supervise
-from harness.runs.folder import RunFolder
+from harness.launch.supervise import Stop, record, stopped, supervise
+from harness.launch.worker import GRACE
+from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ _GIB = 2**30
 
 @dataclass
 class _Task:
-    """A submitted job. `stopped`: it was asked to end, and is not begun anew."""
+    """A submitted job. `stopped`: it was asked to end, and is not started again."""
 
     job: Job
-    begun: int = 1
+    starts: int = 1
     stopped: bool = False
 
 
@@ -47,7 +48,7 @@ class RayLauncher(Launcher):
         "cpus": (1, "CPU cores of a job, and torch's threads"),
         "gpus": (None, "GPUs of a job, also a part of one such as 0.5; default 1 where the cluster has any"),
         "memory": (0.0, "GiB of memory that a job reserves; 0 is none"),
-        "retries": (3, "how often a job is begun anew whose node or Ray worker died"),
+        "retries": (3, "how often a job is started again whose node or Ray worker died"),
     }
 
     def __init__(self, jobs: int | None, device: str, options: Mapping[str, Any]):
@@ -102,13 +103,15 @@ class RayLauncher(Launcher):
         self._begin(_Task(job))
 
     def _begin(self, task: _Task) -> None:
-        placed = replace(
-            task.job,
+        workers = task.job.options.workers
+        options = replace(
+            task.job.options,
             device="cuda" if self._gpus else "cpu",
             threads=self._cpus,
-            workers=min(8, self._cpus // 2) if task.job.workers is None else task.job.workers,
+            workers=min(8, self._cpus // 2) if workers is None else workers,
         )
-        self._tasks[self._execute.remote(placed, os.getcwd(), again=task.begun > 1)] = task
+        job = replace(task.job, options=options)
+        self._tasks[self._execute.remote(job, os.getcwd(), restarted=task.starts > 1)] = task
 
     def wait(self, seconds: float) -> list[JobResult]:
         if not self._tasks:
@@ -117,39 +120,42 @@ class RayLauncher(Launcher):
         ready, _ = self._ray.wait(list(self._tasks), timeout=seconds)
         if ready:  # the first; now all that are
             ready, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
-        return [ended for ref in ready for ended in self._ended(ref, self._tasks.pop(ref))]
+        return [result for ref in ready for result in self._results(ref, self._tasks.pop(ref))]
 
-    def _ended(self, ref: ObjectRef, task: _Task) -> list[JobResult]:
-        """What became of a task's cells; nothing where it is begun anew."""
+    def _results(self, ref: ObjectRef, task: _Task) -> list[JobResult]:
+        """One a cell of the task; none where it is started again."""
         errors = self._ray.exceptions
-        cells = task.job.members
+        job = task.job
         try:
-            return of_members(task.job, self._ray.get(ref))
+            return self._ray.get(ref)
         except errors.TaskCancelledError:  # before it began, or with its job stopped
-            return [stopped(cell) for cell in cells]
-        except errors.RayTaskError as error:  # such as no process to be had
-            return [recorded(cell, f"{type(error.cause).__name__}: {error.cause}") for cell in cells]
+            return [stopped(job.options, cell) for cell in job.cells]
+        except errors.RayTaskError as error:  # such as when no process can be started
+            outcome = Outcome(RunState.FAILED, f"{type(error.cause).__name__}: {error.cause}")
         except errors.RayError as error:
-            if task.begun <= self._retries and not task.stopped:
-                # In the end alone, for one of them may be what the node dies of.
-                for job in cells if task.begun == self._retries else [task.job]:
-                    self._begin(replace(task, job=job, begun=task.begun + 1))
+            if task.starts <= self._retries and not task.stopped:
+                # Each cell alone the last time, as one of them may be why the node dies.
+                last = task.starts == self._retries
+                for cells in [(cell,) for cell in job.cells] if last else [job.cells]:
+                    self._begin(replace(task, job=replace(job, cells=cells), starts=task.starts + 1))
                 return []
             reason = " ".join(str(error).split())[:300]
             if isinstance(error, errors.OutOfMemoryError):
-                return [recorded(cell, f"Ray: {reason}", "out_of_memory") for cell in cells]
-            return [recorded(cell, f"Ray: {reason} (begun {task.begun} times)", "interrupted") for cell in cells]
+                outcome = Outcome(RunState.OUT_OF_MEMORY, f"Ray: {reason}")
+            else:
+                outcome = Outcome(RunState.INTERRUPTED, f"Ray: {reason} (started {task.starts} times)")
+        return [record(job.options, cell, outcome) for cell in job.cells]
 
     def stop(self, fingerprint: str) -> None:
         for ref, task in self._tasks.items():
-            if not task.stopped and any(cell.fingerprint == fingerprint for cell in task.job.members):
+            if not task.stopped and any(cell.fingerprint == fingerprint for cell in task.job.cells):
                 task.stopped = True
                 self._ray.cancel(ref)
 
     def close(self) -> None:
         for task in list(self._tasks.values()):
-            self.stop(task.job.fingerprint)
-        if self._tasks:  # jobs that are not done with their checkpoints by then end with their workers
+            self.stop(task.job.name)
+        if self._tasks:  # jobs that have not written their checkpoints by then end with their workers
             self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=GRACE + 15)
             self._tasks.clear()
         self._ray.shutdown()
@@ -158,7 +164,7 @@ class RayLauncher(Launcher):
 def _check(device: str, options: Mapping[str, Any]) -> None:
     """Raises `UserError`."""
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device}: Ray deals the GPUs out; give auto, cpu or cuda")
+        raise UserError(f"--device {device}: Ray assigns the GPUs; give auto, cpu or cuda")
     for name, least in {"cpus": 1, "gpus": 0, "memory": 0, "retries": 0}.items():
         try:
             fits = options[name] is None or float(options[name]) >= least
@@ -179,11 +185,10 @@ def _connect(address: str) -> Any:
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
     host, _, port = address.rpartition(":")
-    # Of this process's variables the nodes get those of the harness: all who share a disk must have one idea of how
-    # long a lease is.
+    # The nodes get this process's variables of the harness: all who share a disk must agree on how long a lease is.
     variables = {name: value for name, value in os.environ.items() if name.startswith("HARNESS_")}
     on_terminate = signal.getsignal(signal.SIGTERM)
-    # Ray has no option that keeps the last words of a node that died out of this process's stdout.
+    # Ray has no option that keeps the last output of a node that died out of this process's stdout.
     ray._private.worker._worker_logs_enabled = False
     try:
         if port.isdecimal() and "/" not in host:  # Ray itself would try for minutes
@@ -209,27 +214,28 @@ def _connect(address: str) -> Any:
 # ---- on the node -----------------------------------------------------------------------------------------------------
 
 
-def _execute(job: Job, folder: str, again: bool) -> list[JobResult]:
-    """The body of a Ray task. To cancel it, Ray raises KeyboardInterrupt here, where nothing is done but to wait."""
+def _execute(job: Job, folder: str, restarted: bool) -> list[JobResult]:
+    """The body of a Ray task. To cancel it, Ray raises KeyboardInterrupt here, which only waits."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored on a node that was started in a background
     with contextlib.suppress(OSError):
         os.chdir(folder)  # to which a request's paths may be relative
-    if again:
-        _await_the_lost(job)
+    if restarted:
+        _wait_for_locks(job)
     stop = Stop()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(supervise, job, stop)
-        while not ended.done():
+        results = pool.submit(supervise, job, stop)
+        while not results.done():
             try:
-                concurrent.futures.wait([ended], timeout=0.2)  # Ray's interrupt wakes up nothing
+                concurrent.futures.wait([results], timeout=0.2)  # Ray's interrupt wakes up nothing
             except KeyboardInterrupt:
                 stop()
-    return ended.result()
+    return results.result()
 
 
-def _await_the_lost(job: Job) -> None:
-    """The job of a worker that died notices it, writes its checkpoints, and only then gives its runs free."""
-    store, runs = RunStore(job.runs), [RunFolder(job.runs / cell.fingerprint) for cell in job.members]
+def _wait_for_locks(job: Job) -> None:
+    """A job whose Ray worker died notices it, writes its checkpoints, and only then releases its locks."""
+    store = RunStore(job.options.runs)
+    runs = [store.by_fingerprint(cell.fingerprint) for cell in job.cells]
     end = time.monotonic() + GRACE
     while any(store.lock_owner(run) is not None for run in runs) and time.monotonic() < end:
         time.sleep(0.2)

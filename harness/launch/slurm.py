@@ -19,20 +19,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.errors import UserError
 from harness.launch.job import Job, JobResult
 from harness.launch.launcher import Launcher
-from harness.launch.supervise import GRACE, Stop, of_members, recorded, stopped, supervise
+from harness.launch.supervise import Stop, record, stopped, supervise
+from harness.launch.worker import GRACE
+from harness.runs.state import Outcome, RunState
 
 if TYPE_CHECKING:
     import submitit
 
 QUEUED = 32
-"""How many jobs are in Slurm's hands at once where `--jobs` does not say."""
+"""How many jobs are queued or running in Slurm at once without `--jobs`."""
 POLL_SECONDS = 1.0
-"""Between two looks at the results on disk."""
-LOOK_SECONDS = 15.0
-"""Between two questions to Slurm, one for all jobs. A result comes before the job's end, but a disk may be slow to show
-it: without one, a job is lost when Slurm has called it over twice."""
+"""Between two looks for results on disk."""
+QUEUE_SECONDS = 15.0
+"""Between two calls of `squeue`, one for all jobs. A result is written before the job's end, but a disk may be slow to
+show it: a job without one is lost when Slurm has reported its end twice."""
 
-_OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
+_ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 
 
 @dataclass
@@ -40,8 +42,8 @@ class _Submitted:
     job: Job
     handle: submitit.Job[list[JobResult]]
     stopped: bool = False
-    over: int = 0
-    """How often Slurm has called it over."""
+    end_reports: int = 0
+    """How often Slurm has reported its end."""
     state: str = "UNKNOWN"
 
 
@@ -50,16 +52,16 @@ class SlurmLauncher(Launcher):
 
     name: ClassVar[str] = "slurm"
     defaults: ClassVar[Mapping[str, tuple[Any, str]]] = {
-        "cluster": ("slurm", "local: processes of this machine in place of Slurm jobs, to try things out"),
-        "partition": (None, "Slurm's, as account, qos and constraint; default Slurm's own"),
-        "account": (None, "to charge"),
+        "cluster": ("slurm", "local: processes of this machine instead of Slurm jobs, to try things out"),
+        "partition": (None, "partition; default Slurm's own, as for account, qos and constraint"),
+        "account": (None, "account to charge"),
         "qos": (None, "quality of service"),
         "constraint": (None, "features that a node must have"),
         "gpus": (0, "GPUs of a job"),
         "cpus": (1, "CPU cores of a job, and torch's threads"),
         "mem_gb": (0.0, "GB of memory of a job; 0 is Slurm's own default"),
         "minutes": (240, "time limit of one Slurm job"),
-        "requeues": (3, "how often a job that reaches it is queued again, to go on from its checkpoint"),
+        "requeues": (3, "how often a job that reaches it is queued again, to resume from its checkpoint"),
         "setup": (None, "a shell command before the job, such as `module load cuda`"),
     }
 
@@ -74,7 +76,7 @@ class SlurmLauncher(Launcher):
         self._submitted: list[_Submitted] = []
         self._refused: list[JobResult] = []
         self._accepted = False
-        self._looked = time.monotonic()
+        self._queue_read = time.monotonic()
 
     @property
     def slots(self) -> int:
@@ -88,14 +90,15 @@ class SlurmLauncher(Launcher):
         """Raises `UserError` where not even the first job is accepted."""
         from submitit.core.utils import FailedJobError
 
-        placed = replace(job, device=self._device, threads=self._options["cpus"])
+        options = replace(job.options, device=self._device, threads=self._options["cpus"])
         try:
-            handle = self._executor(job.runs / ".launch" / "slurm").submit(Task(), placed)
+            executor = self._executor(options.runs / ".launch" / "slurm")
+            handle = executor.submit(Task(), replace(job, options=options))
         except FailedJobError as error:
             reason = f"sbatch: {' '.join(str(error).split())[-300:]}"
             if not self._accepted:
                 raise UserError(f"--launcher slurm: {reason}; see --launcher-set") from error
-            self._refused += [JobResult(cell, "interrupted", reason) for cell in job.members]
+            self._refused += [JobResult(cell, Outcome(RunState.INTERRUPTED, reason)) for cell in job.cells]
         else:
             self._accepted = True
             self._submitted.append(_Submitted(job, handle))
@@ -103,19 +106,19 @@ class SlurmLauncher(Launcher):
     def _executor(self, folder: Path) -> submitit.AutoExecutor:
         import submitit
 
-        given = self._options
-        executor = submitit.AutoExecutor(folder, cluster=given["cluster"], slurm_max_num_timeout=given["requeues"])
+        chosen = self._options
+        executor = submitit.AutoExecutor(folder, cluster=chosen["cluster"], slurm_max_num_timeout=chosen["requeues"])
         wanted = {
             "name": "harness",
-            "timeout_min": given["minutes"],
-            "cpus_per_task": given["cpus"],
-            "gpus_per_node": given["gpus"] or None,
-            "mem_gb": given["mem_gb"] or None,
-            "slurm_partition": given["partition"],
-            "slurm_account": given["account"],
-            "slurm_qos": given["qos"],
-            "slurm_constraint": given["constraint"],
-            "slurm_setup": given["setup"] and [given["setup"]],
+            "timeout_min": chosen["minutes"],
+            "cpus_per_task": chosen["cpus"],
+            "gpus_per_node": chosen["gpus"] or None,
+            "mem_gb": chosen["mem_gb"] or None,
+            "slurm_partition": chosen["partition"],
+            "slurm_account": chosen["account"],
+            "slurm_qos": chosen["qos"],
+            "slurm_constraint": chosen["constraint"],
+            "slurm_setup": chosen["setup"] and [chosen["setup"]],
             "slurm_signal_delay_s": round(2 * GRACE),
         }
         executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
@@ -124,46 +127,47 @@ class SlurmLauncher(Launcher):
     def wait(self, seconds: float) -> list[JobResult]:
         end = time.monotonic() + seconds
         while True:
-            if time.monotonic() - self._looked > LOOK_SECONDS:
-                self._look()
-            over = [submitted for submitted in self._submitted if self._is_over(submitted)]
-            self._submitted = [submitted for submitted in self._submitted if submitted not in over]
-            ended = self._refused + [one for submitted in over for one in _ended(submitted)]
+            if time.monotonic() - self._queue_read > QUEUE_SECONDS:
+                self._read_queue()
+            ended = [submitted for submitted in self._submitted if self._has_ended(submitted)]
+            self._submitted = [submitted for submitted in self._submitted if submitted not in ended]
+            results = self._refused + [result for submitted in ended for result in _results(submitted)]
             self._refused = []
             left = end - time.monotonic()
-            if ended or left <= 0:
-                return ended
+            if results or left <= 0:
+                return results
             time.sleep(min(POLL_SECONDS, left))
 
-    def _is_over(self, submitted: _Submitted) -> bool:
+    def _has_ended(self, submitted: _Submitted) -> bool:
         if self._options["cluster"] == "local":
             submitted.state = submitted.handle.state
             return submitted.handle.done()
-        return submitted.handle.paths.result_pickle.exists() or submitted.over >= 2
+        return submitted.handle.paths.result_pickle.exists() or submitted.end_reports >= 2
 
-    def _look(self) -> None:
-        """By `squeue`, for `sacct`, which submitit would ask, knows nothing where Slurm keeps no accounts."""
-        self._looked = time.monotonic()
+    def _read_queue(self) -> None:
+        """By `squeue`: `sacct`, which submitit would call, knows nothing where Slurm keeps no accounts."""
+        self._queue_read = time.monotonic()
         if self._options["cluster"] == "local":
             return
         command = ["squeue", "--me", "--noheader", "--states=all", "--format=%A %T"]
         answer = subprocess.run(command, capture_output=True, text=True)
         if answer.returncode:
-            return  # such as a controller that is away for a while
+            return  # such as when the controller does not answer for a while
         states = dict(line.split() for line in answer.stdout.splitlines())
         for submitted in self._submitted:
             submitted.state = states.get(submitted.handle.job_id, "gone")
-            submitted.over = submitted.over + 1 if submitted.state in (*_OVER, "gone") else 0
+            has_ended = submitted.state in (*_ENDED, "gone")
+            submitted.end_reports = submitted.end_reports + 1 if has_ended else 0
 
     def stop(self, fingerprint: str) -> None:
         for submitted in self._submitted:
-            if not submitted.stopped and any(cell.fingerprint == fingerprint for cell in submitted.job.members):
+            if not submitted.stopped and any(cell.fingerprint == fingerprint for cell in submitted.job.cells):
                 submitted.stopped = True
                 submitted.handle.cancel(check=False)
 
     def close(self) -> None:
         for submitted in self._submitted:
-            self.stop(submitted.job.fingerprint)
+            self.stop(submitted.job.name)
         end = time.monotonic() + GRACE + 15
         while self._submitted and time.monotonic() < end:
             self.wait(POLL_SECONDS)
@@ -180,34 +184,34 @@ def _check_installed(cluster: str) -> None:
     if cluster not in ("slurm", "local"):
         raise UserError(f"--launcher-set cluster={cluster}: give slurm or local")
     if cluster == "slurm" and shutil.which("sbatch") is None:
-        raise UserError("--launcher slurm: `sbatch` is not on PATH; start it on a login node of the cluster")
-    logging.getLogger("submitit").setLevel(logging.ERROR)  # it reports each look at the queue that fails
+        raise UserError("--launcher slurm: `sbatch` is not on PATH; run the command on a login node of the cluster")
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # it reports each call of squeue that fails
 
 
-def _ended(submitted: _Submitted) -> list[JobResult]:
-    """What a job that is over returned or, where its node died, what its run folders are told."""
+def _results(submitted: _Submitted) -> list[JobResult]:
+    """What a job returned that has ended; where its node died, the run folders get a reason."""
     job, handle = submitted.job, submitted.handle
     if handle.paths.result_pickle.exists():
         try:
-            return of_members(job, handle.result())
+            return handle.result()
         except Exception:  # submitit's own, or that of a pickle that cannot be read
             state = "FAILED"
     elif submitted.stopped:  # before it began, or before it could answer
-        return [stopped(cell) for cell in job.members]
+        return [stopped(job.options, cell) for cell in job.cells]
     else:
         state = submitted.state
     reason = f"Slurm job {handle.job_id} ended without a result: {state}; see {handle.paths.stderr}"
-    return [recorded(cell, reason, "interrupted") for cell in job.members]
+    return [record(job.options, cell, Outcome(RunState.INTERRUPTED, reason)) for cell in job.cells]
 
 
 # ---- on the node -----------------------------------------------------------------------------------------------------
 
 
 class Task:
-    """The body of a Slurm job. Signals come to the main thread, which does nothing but to wait.
+    """The body of a Slurm job. Signals come to the main thread, which only waits.
 
     SIGTERM (`scancel`, or a preemption that leaves time) and SIGINT (submitit's local cancel) end the job where it is.
-    submitit calls `checkpoint` before the time limit: the job ends likewise, and goes on when it is begun anew.
+    submitit calls `checkpoint` before the time limit: the job ends likewise, and resumes when it is started again.
     """
 
     def __call__(self, job: Job) -> list[JobResult]:
@@ -215,12 +219,12 @@ class Task:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            self._ended = pool.submit(supervise, job, self._stop)
-            return self._ended.result()
+            self._results = pool.submit(supervise, job, self._stop)
+            return self._results.result()
 
     def checkpoint(self, job: Job) -> submitit.helpers.DelayedSubmission:
         from submitit.helpers import DelayedSubmission
 
         self._stop()
-        self._ended.result()
+        self._results.result()
         return DelayedSubmission(Task(), job)

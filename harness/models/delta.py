@@ -85,6 +85,8 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
         found = find_weights(spec.backbone, known or weights, cache)
         backbone = load_backbone(spec.backbone, found, derive(spec.seed, "backbone"))
     except UserError as error:
+        if error.field == "backbone":
+            raise error.at(path) from None
         if weights != "auto" or not spec.weights.startswith("sha256:"):
             raise
         raise UserError(
@@ -97,7 +99,8 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
             f"{found.identity}; give --weights PATH of the same file"
         )
     try:
-        network = build_segmenter(backbone, method, spec.head, len(header.classes), spec.seed)
+        with located(path):
+            network = build_segmenter(backbone, method, spec.head, len(header.classes), spec.seed)
         network.load_trained_state(load_file(path))
     except (ValueError, UnsupportedMethod) as error:
         raise UserError(f"{path}: does not fit {spec.method} on {spec.backbone}: {error}") from error

@@ -25,8 +25,8 @@ from harness.runs.state import Outcome, RunState
 from harness.spec import Spec
 from harness.util.files import write_json, write_text
 
-Listener = Callable[[Path, bool], None]
-"""Takes a run folder's path after its state was written, and whether that state ends this attempt."""
+Listener = Callable[[Path, bool], object]
+"""Called with a run folder's path after its state was written, and whether that state ends this attempt."""
 
 
 @dataclass(frozen=True)

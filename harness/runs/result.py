@@ -122,6 +122,11 @@ class Measure:
     head_counted: bool | None = None
     """Of parameters: whether the head is counted, which decides which cited figures stand beside it."""
 
+    @property
+    def label(self) -> str:
+        """For a value as it is stored, which is in bytes where an axis shows MiB."""
+        return f"{self.title}, bytes" if self.unit == "bytes" else self.title
+
 
 METRICS: dict[str, Measure] = {
     measure.key: measure
@@ -216,3 +221,6 @@ COSTS: dict[str, Measure] = {
 """What a run costs."""
 
 MEASURES = METRICS | COSTS
+
+MEASURES_BY_NAME: dict[str, Measure] = {measure.name: measure for measure in MEASURES.values() if measure.name}
+"""Those that the command line offers."""

@@ -84,6 +84,18 @@ class RunStore:
         """Which process executes this run now; None where none does."""
         return locks.lock_owner(self._locks, run.fingerprint)
 
+    def record(self, spec: Spec, outcome: Outcome) -> None:
+        """Write how a run ended that has no process any more to write it. A finished run stays as it is.
+
+        Raises `AlreadyLocked`, `UserError` or `OSError`.
+        """
+        run = self.folder(spec)
+        with self.lock(run) as run.lock:
+            if run.result() is None:
+                if run.status() is None:
+                    run.begin(spec, self.attempt(run))
+                run.finish(outcome)
+
     def archive(self, run: RunFolder) -> Path | None:
         """Move what a finished or damaged run left to `.superseded`, so that it can be rerun from the start."""
         if not run.path.exists():

@@ -22,6 +22,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """A line about something that went wrong and stops nothing."""
+    say(f"warning: {text}")
+
+
 class Reporter:
     """Progress of one run. `log` is opened once there is a run folder (`log_to`); before that lines only show."""
 

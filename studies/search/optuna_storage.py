@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 if TYPE_CHECKING:
-    from optuna.optuna_storage import BaseStorage
+    from optuna.storages import BaseStorage
 
 JOURNAL = "journal:"
 
@@ -20,8 +20,8 @@ _SECONDS = 10
 
 def open_storage(url: str) -> BaseStorage:
     """An SQLAlchemy URL or `journal:PATH`. Raises whatever Optuna and the driver raise where it cannot be used."""
-    from optuna.optuna_storage import JournalStorage, RDBStorage, get_storage
-    from optuna.optuna_storage.journal import JournalFileBackend
+    from optuna.storages import JournalStorage, RDBStorage, get_storage
+    from optuna.storages.journal import JournalFileBackend
 
     if url.startswith(JOURNAL):
         path = Path(url.removeprefix(JOURNAL)).absolute()

@@ -18,9 +18,9 @@ from studies.search.spec import OBJECTIVES, Range, SearchSpec
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
-    from optuna.optuna_storage import BaseStorage
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
 WATCHED = "watched"
@@ -184,7 +184,7 @@ def _in_memory(
     """A copy of the study, on which samplers and pruners may write what they like."""
     import optuna
 
-    memory = optuna.optuna_storage.InMemoryStorage()
+    memory = optuna.storages.InMemoryStorage()
     study = optuna.create_study(
         storage=memory,
         study_name=spec.name,  # Hyperband deals its brackets by it

@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from harness.cells.resolve import Request, Resolver
 from harness.errors import UserError
-from harness.launch.job import Outcome
 from harness.runs import locks
 from harness.runs.folder import RunFolder
 from harness.runs.locks import AlreadyLocked, LockLost, RunLock
 from harness.runs.result import RunResult
-from harness.runs.state import Outcome as RunOutcome
-from harness.runs.state import RunState
+from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from studies.search import optuna_storage as optuna_storage
 from studies.search.samplers import WATCHED, Watched, check_sampler, directions, propose, quiet_optuna, watch
@@ -33,7 +31,7 @@ from studies.search.summary import Conclusion, conclude
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.optuna_storage import BaseStorage
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
@@ -101,7 +99,7 @@ class Search:
         self._held = contextlib.ExitStack()
         self._mine: dict[str, int] = {}
         """Fingerprint -> number of the trials that were handed out and have not ended."""
-        self._untold: list[tuple[int, Outcome, str | None]] = []
+        self._untold: list[tuple[int, Outcome]] = []
         self._beats: dict[str, tuple[bytes, float]] = {}
         self._troubles: dict[str, _Trouble] = {}
         self._turn: RunLock | None = None
@@ -143,12 +141,12 @@ class Search:
             found = self._when_possible(self._step)
         return found or None
 
-    def ended(self, fingerprint: str, outcome: Outcome, reason: str | None) -> None:
-        """What became of a trial that `next` handed out."""
+    def ended(self, fingerprint: str, outcome: Outcome) -> None:
+        """How a trial ended that `next` handed out; `running` where another process executes it."""
         number = self._mine.pop(fingerprint)
-        if outcome == "claimed":
+        if outcome.state is RunState.RUNNING:
             self._beats.pop(fingerprint, None)  # whoever executes it gets the whole time of a lease again
-        self._untold.append((number, outcome, reason))
+        self._untold.append((number, outcome))
         self._when_possible(self._refresh)
 
     def poll(self) -> list[str]:
@@ -314,7 +312,7 @@ class Search:
     def _take(self, trial: FrozenTrial) -> TrialJob | bool:
         fingerprint = trial.user_attrs[FINGERPRINT]
         if self._run(fingerprint).result() is not None:
-            self._tell(trial.number, "done", None)
+            self._tell(trial.number, Outcome(RunState.DONE))
             return True
         if trial.user_attrs[WORKER] != self._worker:
             self._note(trial.number, WORKER, self._worker)
@@ -334,7 +332,7 @@ class Search:
         trials = self._load()
         return [fingerprint for fingerprint, number in self._mine.items() if self._pruned_at(trials, number)]
 
-    def _tell(self, number: int, outcome: Outcome, reason: str | None) -> None:
+    def _tell(self, number: int, outcome: Outcome) -> None:
         """Repeated without harm; nothing is told of a trial that is to be gone on with."""
         from optuna.trial import TrialState as State
 
@@ -345,6 +343,7 @@ class Search:
         run = self._run(fingerprint)
         result, status = run.result(), run.status()
         values: list[float] | None = None
+        reason: str | None = None
         if pruned_at := self._pruned_at(trials, number):
             state, reason = State.PRUNED, f"pruned by search {self.spec.name} at step {pruned_at}"
             if result is None:
@@ -353,10 +352,14 @@ class Search:
             state, reason, values = State.COMPLETE, None, self._figures(result)
             if values is None:
                 state, reason = State.FAIL, f"its result has no figure for {' or '.join(self.spec.objectives)}"
-        elif outcome in ("interrupted", "claimed", "done"):  # done, and its result was damaged since
+        elif outcome.state in (
+            RunState.INTERRUPTED,
+            RunState.RUNNING,
+            RunState.DONE,
+        ):  # done, and its result was damaged since
             return
         else:
-            state, reason = State.FAIL, f"{outcome}: {reason}" if reason else outcome
+            state, reason = State.FAIL, str(outcome)
         spent = result.steps if result else status.step if status else 0
         twin = next((t.number for t in trials[:number] if t.user_attrs[FINGERPRINT] == fingerprint), None)
         if twin is not None:
@@ -392,7 +395,7 @@ class Search:
     def _explain(self, run: RunFolder, reason: str) -> None:
         """In the folder of a run that was stopped before its end."""
         with contextlib.suppress(AlreadyLocked), self._store.lock(run) as run.lock:
-            run.finish(RunOutcome(RunState.INTERRUPTED, reason))
+            run.finish(Outcome(RunState.INTERRUPTED, reason))
 
     # ---- small change ------------------------------------------------------------------------------------------------
 
@@ -402,7 +405,7 @@ class Search:
         self._storage.set_trial_user_attr(trial, key, value)
 
     def _run(self, fingerprint: str) -> RunFolder:
-        return RunFolder(self._store.root / fingerprint)
+        return self._store.by_fingerprint(fingerprint)
 
     def _request_of(self, params: dict[str, Any]) -> Request:
         return replace(self._request, settings={**self._request.settings, **params})

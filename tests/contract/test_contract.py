@@ -374,5 +374,5 @@ def test_a_method_that_does_not_import_is_broken_with_its_reason_and_the_rest_go
 
 
 def test_a_name_that_nobody_registered_is_refused() -> None:
-    with pytest.raises(UserError, match="--method spn: no such method; did you mean spm"):
+    with pytest.raises(UserError, match="method spn: no such method; did you mean spm"):
         run_check(["spn"])

@@ -26,6 +26,7 @@ from harness.cells.resolve import Request, resolve
 from harness.cli.listing import rows
 from harness.runs.folder import RunFolder
 from harness.runs.metrics import load_confusions
+from harness.runs.state import RunEnded
 from harness.runs.store import RunStore
 from harness.spec import Budget, Spec, budget
 from tests.support.tiny_cell import STEPS, environment, harness, make_budget, make_dataset, run_arguments
@@ -203,7 +204,7 @@ def test_killed_at_several_moments_it_ends_as_uninterrupted(
         assert codes[-1] in (0, -signal.SIGKILL), command.stderr
     # On a strange machine a moment may pass unseen; the run is then finished before it is killed.
     assert codes.count(-signal.SIGKILL) >= len(moments) / 2
-    assert "going on from step" in run.log_path.read_text()
+    assert "resuming from step" in run.log_path.read_text()
     assert_same(finished(start, colours, longer, tmp_path), whole_longer)
 
 
@@ -240,7 +241,7 @@ def test_asked_to_stop_it_exits_130_with_one_word_and_no_traceback(stopped: Stop
     command = stopped.commands[which]
     assert command.wait() == 130
     assert "Traceback" not in command.stderr
-    assert re.fullmatch(r"error: stopped after step \d+", one_line(command.stderr))
+    assert re.fullmatch(r"error: interrupted: stopped after step \d+", one_line(command.stderr))
 
 
 def test_a_stopped_run_says_where_and_keeps_a_checkpoint_of_that_step(stopped: Stopped) -> None:
@@ -255,11 +256,11 @@ def test_a_stopped_run_says_where_and_keeps_a_checkpoint_of_that_step(stopped: S
 def test_the_same_command_goes_on_after_a_stop_from_a_half_written_curve_and_ends_as_uninterrupted(
     start: Starter, stopped: Stopped, stopped_runs: Path, colours: Path, longer: Path, whole_longer: RunFolder
 ) -> None:
-    assert f"going on from step {step_of(stopped.first_checkpoint)}" in stopped.commands[1].stderr
+    assert f"resuming from step {step_of(stopped.first_checkpoint)}" in stopped.commands[1].stderr
     status = only_run(stopped_runs).status()
     command = start(*run_arguments(colours, longer, stopped_runs))
     assert command.wait() == 0
-    assert status is not None and f"going on from step {status.step}" in command.stderr
+    assert status is not None and f"resuming from step {status.step}" in command.stderr
     assert_same(only_run(stopped_runs), whole_longer)
 
 
@@ -291,7 +292,7 @@ def test_done_it_prints_the_result_touches_nothing_and_leaves_torch_alone(
     done = subprocess.run([*python, *arguments], capture_output=True, text=True, env=environment(), timeout=900)
     assert done.returncode == 0, done.stderr
     result = whole.result()
-    assert result is not None and f"{result['metrics']['miou']:.4f}" in done.stdout
+    assert result is not None and f"{result.metrics.miou:.4f}" in done.stdout
     assert done.stdout.splitlines()[-1] == str(whole.path)
     assert snapshot(whole.path) == before
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
@@ -339,7 +340,7 @@ def test_of_two_started_at_once_one_executes(
     codes = sorted(command.wait() for command in both)
     # Where one was late by the whole of the other's run, it found the result.
     assert codes in ([0, 2], [0, 0]), [command.stderr for command in both]
-    assert only_run(tmp_path).log_path.read_text().count("images to train on") == 1
+    assert only_run(tmp_path).log_path.read_text().count("training on") == 1
     assert_same(only_run(tmp_path), whole)
 
 
@@ -367,7 +368,7 @@ def test_a_truncated_checkpoint_is_named_and_the_run_starts_over(
     command = start(*run_arguments(colours, longer, stopped_runs))
     assert command.wait() == 0, command.stderr
     assert f"{checkpoint.with_suffix('.damaged')} is damaged" in command.stderr
-    assert "going on" not in command.stderr
+    assert "resuming" not in command.stderr
     assert_same(only_run(stopped_runs), whole_longer)
 
 
@@ -382,7 +383,7 @@ def test_one_flipped_bit_in_a_checkpoint_is_seen_and_an_older_one_taken(
     assert step_of(older) < step_of(newer)
     command = start(*run_arguments(colours, longer, stopped_runs))
     assert command.wait() == 0, command.stderr
-    assert f"going on from step {step_of(older)}\n" in command.stderr
+    assert f"resuming from step {step_of(older)}\n" in command.stderr
     assert_same(only_run(stopped_runs), whole_longer)
 
 
@@ -393,7 +394,7 @@ def test_a_damaged_result_is_said_and_done_again(
     damage(only_run(runs).result_path, "truncated")
     command = start(*run_arguments(colours, tiny, runs))
     assert command.wait() == 0, command.stderr
-    assert f"{only_run(runs).result_path} is damaged; the run is done again" in command.stderr
+    assert f"{only_run(runs).result_path} is damaged; the run starts over" in command.stderr
     assert_same(only_run(runs), whole)
 
 
@@ -428,22 +429,22 @@ def test_crops_that_no_memory_holds_end_as_out_of_memory(start: Starter, colours
     huge = make_budget(tmp_path / "huge.yaml", crop=[2**24, 2**24])
     command = start(*run_arguments(colours, huge, tmp_path / "runs", "--workers", "1"))
     assert command.wait() == 1, command.stderr
-    assert one_line(command.stderr).startswith("error: out_of_memory: out of memory after step 0; give a budget with")
+    assert one_line(command.stderr).startswith("error: out of memory: out of memory after step 0; give a budget with")
     assert_row_without_result(only_run(tmp_path / "runs"), "out_of_memory", "out of memory after step 0")
 
 
 def test_a_failure_of_torch_or_numpy_to_allocate_counts_as_out_of_memory() -> None:
     import torch
 
-    from harness.engine.run import _is_out_of_memory
+    from harness.engine.failures import is_out_of_memory
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55, dtype=torch.uint8)
-    assert _is_out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value)
     with pytest.raises(MemoryError) as numpys:
         np.zeros(2**55, np.uint8)
-    assert _is_out_of_memory(numpys.value)
-    assert not _is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_out_of_memory(numpys.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 # A full disk
@@ -478,7 +479,7 @@ def test_a_full_disk_is_one_line_and_with_room_made_the_command_goes_on(
     filler.unlink()
     again = start(*run_arguments(colours, tiny, runs))
     assert again.wait() == 0, again.stderr
-    assert (f"going on from step {STEPS}" in again.stderr) == (where == "delta")
+    assert (f"resuming from step {STEPS}" in again.stderr) == (where == "delta")
     assert_same(RunFolder(run), whole)
 
 
@@ -562,24 +563,25 @@ def handed_to_the_loop(
     colours: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[dict[str, bytes], list[bytes]]]:
     """The head's tensors and the crops of the first epochs that a cell's training would begin with."""
-    from harness.engine import run
-    from harness.engine.training import Interrupted
-    from harness.tracking.mirror import Mirror
+    from harness.engine import training
+    from harness.engine.options import ExecutionOptions
+    from harness.engine.run import execute
 
     def begin(method: str, seed: int) -> tuple[dict[str, bytes], list[bytes]]:
         seen: dict[str, Any] = {}
 
-        def train(learners: Any, feeder: Any) -> None:
-            head = learners[0].network.head.state_dict()
+        def train(states: Any, source: Any) -> None:
+            head = states[0].network.head.state_dict()
             seen["head"] = {name: t.numpy().tobytes() for name, t in head.items()}
-            seen["crops"] = [t.numpy().tobytes() for given in feeder.passes(0) for t in (given.images, given.masks)]
-            raise Interrupted(0)
+            seen["crops"] = [t.numpy().tobytes() for batch in source.passes(0) for t in (batch.images, batch.masks)]
+            raise training.interrupted(0)
 
-        monkeypatch.setattr(run, "train", train)
+        monkeypatch.setattr(training, "train", train)
         store = RunStore(tmp_path)
         cell = resolve(request(colours, tiny, method=method, seed=seed), store, tmp_path)
-        with pytest.raises(Interrupted):
-            run.execute(cell, store, Mirror(tmp_path, "off", print), device="cpu", workers=0, quiet=True)
+        options = ExecutionOptions(runs=tmp_path, device="cpu", workers=0, tracking="off", cache_size=0)
+        with pytest.raises(RunEnded):
+            execute(cell, store, options, quiet=True)
         return seen["head"], seen["crops"]
 
     return begin

@@ -1,4 +1,4 @@
-"""What is frozen is computed once: kept features and cells side by side leave every bit of every result as it was."""
+"""Frozen stages are computed once: cached features and runs side by side change no bit of any result."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ import yaml
 from safetensors import safe_open
 
 from harness.cells.resolve import Cell, Request, resolve
-from harness.engine.run import execute, execute_together
-from harness.engine.training import Interrupted, TrainState
+from harness.engine.options import ExecutionOptions
+from harness.engine.run import execute
+from harness.engine.side_by_side import execute_side_by_side
+from harness.engine.training import TrainState, interrupted
 from harness.features.policy import FeatureCachePolicy
 from harness.features.store import FeatureStream
 from harness.runs.folder import RunFolder
+from harness.runs.state import Outcome, RunEnded, RunState
 from harness.runs.store import RunStore
-from harness.tracking.mirror import Mirror
 from tests.support.tiny_cell import make_dataset
 
 GIGABYTE = 10**9
 Run = Callable[..., RunFolder]
 Alone = Callable[..., tuple[Any, ...]]
+
+
+def options(runs: Path, cache_size: int = 0) -> ExecutionOptions:
+    return ExecutionOptions(runs=runs, device="cpu", workers=0, tracking="off", cache_size=cache_size)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +61,9 @@ def cell(colours: Path, budget: Path) -> Callable[..., tuple[Cell, RunStore]]:
 
 @pytest.fixture(scope="module")
 def run(cell: Callable[..., tuple[Cell, RunStore]]) -> Run:
-    def go(runs: Path, cache_bytes: int = 0, more: int = 0, **fields: Any) -> RunFolder:
+    def go(runs: Path, cache_size: int = 0, expected_reuses: int = 0, **fields: Any) -> RunFolder:
         made, store = cell(runs, **fields)
-        mirror = Mirror(runs, "off", print)
-        return execute(made, store, mirror, device="cpu", workers=0, quiet=True, cache_bytes=cache_bytes, more=more)
+        return execute(made, store, options(runs, cache_size), quiet=True, expected_reuses=expected_reuses)
 
     return go
 
@@ -119,7 +124,7 @@ def test_kept_features_leave_every_bit_as_it_was_whoever_kept_them(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None, backbone: str, number: int
 ) -> None:
     for order, fields in enumerate(METHODS[:number]):
-        again = run(tmp_path, GIGABYTE, more=9, backbone=backbone, **fields)
+        again = run(tmp_path, GIGABYTE, expected_reuses=9, backbone=backbone, **fields)
         assert outcome(again) == alone(backbone=backbone, **fields), fields
         used = float(order in (1, 2, 4))  # the first has nobody to take from, the fourth no use for it
         assert (reuse(again)["training"], reuse(again)["evaluation"]) == (used, used), fields
@@ -128,9 +133,9 @@ def test_kept_features_leave_every_bit_as_it_was_whoever_kept_them(
 def test_what_a_shallow_prefix_kept_is_gone_on_from_by_a_deeper_one(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None
 ) -> None:
-    run(tmp_path, GIGABYTE, more=9, method="spm")
+    run(tmp_path, GIGABYTE, expected_reuses=9, method="spm")
     before = {path.name for path in (tmp_path / ".cache" / "features").iterdir()}
-    deeper = run(tmp_path, GIGABYTE, more=9, method="linear")
+    deeper = run(tmp_path, GIGABYTE, expected_reuses=9, method="linear")
     assert reuse(deeper)["training"] == 1  # no image was augmented again
     added = {path.name for path in (tmp_path / ".cache" / "features").iterdir()} - before
     assert added and not any("stage0" in name or "masks" in name for name in added)
@@ -147,16 +152,16 @@ def test_what_a_shallow_prefix_kept_is_gone_on_from_by_a_deeper_one(
 def test_an_interrupted_run_goes_on_with_kept_features_and_without_them(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None, begun_with: int, ended_with: int
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RunEnded, match="interrupted"):
         patch.setattr(TrainState, "learn", stopping({0.001: 11}))  # within the second file
-        run(tmp_path, begun_with, more=9)
-    assert outcome(run(tmp_path, ended_with, more=9)) == alone()
+        run(tmp_path, begun_with, expected_reuses=9)
+    assert outcome(run(tmp_path, ended_with, expected_reuses=9)) == alone()
 
 
 def test_damaged_and_lost_features_are_computed_again(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None
 ) -> None:
-    run(tmp_path, GIGABYTE, more=9)
+    run(tmp_path, GIGABYTE, expected_reuses=9)
     files = sorted((tmp_path / ".cache" / "features").glob("*.features"))
     assert len(files) > 6
     for number, path in enumerate(files):
@@ -167,7 +172,7 @@ def test_damaged_and_lost_features_are_computed_again(
             content[(number * 7919) % len(content)] ^= 0x40
             path.write_bytes(content if number % 3 == 1 else content[: len(content) // 2])
     for rate in (0.002, 0.003):
-        found = run(tmp_path, GIGABYTE, more=9, settings={"lr": rate})
+        found = run(tmp_path, GIGABYTE, expected_reuses=9, settings={"lr": rate})
         assert outcome(found) == alone(settings={"lr": rate})
     assert reuse(found)["training"] > 0.4
 
@@ -179,7 +184,7 @@ def stopping(at: dict[float, int]) -> Callable[..., None]:
     def act(learner: TrainState, *args: Any) -> None:
         if learner.step == at.get(learner.hyperparameters.lr):
             learner.save()
-            raise Interrupted(learner.step)
+            raise interrupted(learner.step)
         learn(learner, *args)
 
     return act
@@ -196,17 +201,17 @@ def test_features_that_would_not_pay_or_not_fit_are_not_kept_and_it_is_said(
     def log(folder: RunFolder) -> str:
         return folder.log_path.read_text()
 
-    lone = run(tmp_path / "lone", GIGABYTE, more=0)
+    lone = run(tmp_path / "lone", GIGABYTE, expected_reuses=0)
     assert "masks.features" not in kept(tmp_path / "lone") and "training images" not in log(lone)
-    small = run(tmp_path / "small", 300_000, more=9)
+    small = run(tmp_path / "small", 300_000, expected_reuses=9)
     assert "more than half of --cache-size" in log(small)
     assert "masks.features" not in kept(tmp_path / "small")
     read = FeatureStream.read
     monkeypatch.setattr(FeatureStream, "read", lambda *given: time.sleep(0.3) or read(*given))
-    slow = run(tmp_path / "slow", GIGABYTE, more=1)
-    assert "not keeping" in log(slow) and "reading 0.3" in log(slow)
+    slow = run(tmp_path / "slow", GIGABYTE, expected_reuses=1)
+    assert "not caching" in log(slow) and "reading 0.3" in log(slow)
     assert not (tmp_path / "off" / features).exists()
-    run(tmp_path / "off", 0, more=9)
+    run(tmp_path / "off", 0, expected_reuses=9)
     assert not (tmp_path / "off" / features).exists()
 
 
@@ -215,7 +220,7 @@ def test_a_method_that_changes_a_frozen_layer_in_secret_shares_nothing(
 ) -> None:
     from methods.linear import Linear
 
-    run(tmp_path, GIGABYTE, more=9)
+    run(tmp_path, GIGABYTE, expected_reuses=9)
     attach = Linear.attach
 
     def secretly(method: Linear, backbone: Any, num_classes: int) -> None:
@@ -223,7 +228,7 @@ def test_a_method_that_changes_a_frozen_layer_in_secret_shares_nothing(
         backbone.stages[2][0].downsample[-1].eps = 0.5
 
     monkeypatch.setattr(Linear, "attach", secretly)
-    changed = run(tmp_path, GIGABYTE, more=9, settings={"lr": 0.002})
+    changed = run(tmp_path, GIGABYTE, expected_reuses=9, settings={"lr": 0.002})
     assert reuse(changed) == {**reuse(changed), "frozen_stages": 2}
 
 
@@ -231,16 +236,16 @@ def test_cells_side_by_side_end_as_they_do_alone(
     run: Run, alone: Alone, cell: Callable[..., tuple[Cell, RunStore]], tmp_path: Path
 ) -> None:
     made = [cell(tmp_path, **fields)[0] for fields in METHODS]
-    store, mirror = RunStore(tmp_path), Mirror(tmp_path, "off", print)
+    store = RunStore(tmp_path)
     done = run(tmp_path, **METHODS[1])  # one of them is done already
     before = done.result_path.stat().st_mtime_ns
-    outcomes = execute_together(made, store, mirror, device="cpu", workers=0, quiet=True, cache_bytes=0)
-    assert outcomes == [("done", None)] * len(METHODS)
+    outcomes = execute_side_by_side(made, store, options(tmp_path), quiet=True)
+    assert outcomes == [Outcome(RunState.DONE)] * len(METHODS)
     assert done.result_path.stat().st_mtime_ns == before
     for fields, one in zip(METHODS, made, strict=True):
         assert outcome(store.folder(one.spec)) == alone(**fields), fields
     with pytest.raises(ValueError, match="the same images"):
-        execute_together([made[0], cell(tmp_path, seed=1)[0]], store, mirror)
+        execute_side_by_side([made[0], cell(tmp_path, seed=1)[0]], store, options(tmp_path))
 
 
 def test_what_happens_to_one_of_several_cells_leaves_the_others_alone(
@@ -260,18 +265,16 @@ def test_what_happens_to_one_of_several_cells_leaves_the_others_alone(
 
     monkeypatch.setattr(TrainState, "learn", failing)
     with store.lock(store.folder(made[3].spec)):
-        outcomes = execute_together(
-            made, store, Mirror(tmp_path, "off", print), device="cpu", workers=0, quiet=True, cache_bytes=0
-        )
-    assert [state for state, _ in outcomes] == ["done", "out_of_memory", "diverged", "claimed", "done"]
-    assert f"process {os.getpid()}" in str(outcomes[3][1])
-    for one, (state, reason) in zip(made, outcomes, strict=True):
+        outcomes = execute_side_by_side(made, store, options(tmp_path), quiet=True)
+    assert [outcome.state for outcome in outcomes] == ["done", "out_of_memory", "diverged", "running", "done"]
+    assert f"process {os.getpid()}" in str(outcomes[3].reason)
+    for one, ended in zip(made, outcomes, strict=True):
         folder = store.folder(one.spec)
-        if state == "claimed":
+        if ended.state is RunState.RUNNING:
             assert not folder.path.exists()
         else:
             status = json.loads((folder.path / "status.json").read_text())
-            assert (status["state"], status["reason"]) == (state, reason)
+            assert (status["state"], status["reason"]) == (ended.state, ended.reason)
     monkeypatch.setattr(TrainState, "learn", learn)
     for index in (0, 4):
         assert outcome(store.folder(made[index].spec)) == alone(settings={"lr": rates[index]})
@@ -280,15 +283,15 @@ def test_what_happens_to_one_of_several_cells_leaves_the_others_alone(
 def test_several_cells_that_are_interrupted_go_on_from_where_each_of_them_was(
     alone: Alone, cell: Callable[..., tuple[Cell, RunStore]], tmp_path: Path
 ) -> None:
-    store, mirror = RunStore(tmp_path), Mirror(tmp_path, "off", print)
+    store = RunStore(tmp_path)
     rates = (0.001, 0.002, 0.003)
     made = [cell(tmp_path, settings={"lr": rate})[0] for rate in rates]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainState, "learn", stopping({0.001: 4, 0.002: 9, 0.003: 15}))
-        first = execute_together(made, store, mirror, device="cpu", workers=0, quiet=True, cache_bytes=0)
-    assert [state for state, _ in first] == ["interrupted"] * 3
-    second = execute_together(made, store, mirror, device="cpu", workers=0, quiet=True, cache_bytes=0)
-    assert second == [("done", None)] * 3
+        first = execute_side_by_side(made, store, options(tmp_path), quiet=True)
+    assert [outcome.state for outcome in first] == ["interrupted"] * 3
+    second = execute_side_by_side(made, store, options(tmp_path), quiet=True)
+    assert second == [Outcome(RunState.DONE)] * 3
     for one, rate in zip(made, rates, strict=True):
         assert outcome(store.folder(one.spec)) == alone(settings={"lr": rate})
 
@@ -317,7 +320,7 @@ def _weights(folder: Path) -> Path:
 
 @pytest.mark.exhaustive
 def test_another_dataset_size_or_part_is_another_name(run: Run, tmp_path: Path, always_pays: None) -> None:
-    first = run(tmp_path, GIGABYTE, more=9)
+    first = run(tmp_path, GIGABYTE, expected_reuses=9)
     other = make_dataset(tmp_path / "other")
     changed = other / "images" / "train"
     path = sorted(changed.iterdir())[0]

@@ -10,7 +10,7 @@ import pytest
 
 from harness.launch.local import LocalLauncher
 from tests.support.tiny_cell import make_budget
-from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, figures, loaded, run_all
+from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, figures, loaded, run_all, state
 
 LONGER = 40
 """Steps of runs that something is to happen to."""
@@ -48,5 +48,5 @@ def undisturbed(
     with loaded(plugin), LocalLauncher(min(2, len(os.sched_getaffinity(0))), "cpu", {}) as launcher:
         jobs = [cells.job(runs, seed=seed) for seed in range(3)] + [longer_cells.job(runs, SLOW)]
         ended = run_all(launcher, jobs)
-    assert {one.outcome for one in ended.values()} == {"done"}, ended
-    return {job.fingerprint: figures(job) for job in jobs}
+    assert {state(result) for result in ended.values()} == {"done"}, ended
+    return {job.name: figures(job) for job in jobs}

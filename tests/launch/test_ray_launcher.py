@@ -30,6 +30,7 @@ from tests.support.tiny_jobs import (
     only_end,
     run_all,
     start_launcher,
+    state,
     steps_done,
     wait_until,
 )
@@ -79,7 +80,7 @@ def launcher(cluster: Any) -> Iterator[RayLauncher]:
 
 def process_of(job: Job) -> psutil.Process:
     """That of a job which is some steps on its way."""
-    wait_until(lambda: steps_done(job) > 3, what=job.fingerprint)
+    wait_until(lambda: steps_done(job) > 3, what=job.name)
     return psutil.Process(folder(job).status().pid)
 
 
@@ -123,7 +124,7 @@ def test_an_option_out_of_range_is_named(setting: str) -> None:
 
 
 def test_a_device_of_one_machine_is_refused() -> None:
-    with pytest.raises(UserError, match="--device cuda:1: Ray deals the GPUs out"):
+    with pytest.raises(UserError, match="--device cuda:1: Ray assigns the GPUs"):
         RayLauncher(None, "cuda:1", options())
 
 
@@ -141,9 +142,9 @@ def test_two_nodes_give_the_figures_of_the_local_launcher(
     beside = cells.job(tmp_path, "linear", seed=2, threads=None)
     assert launcher.slots == launcher.free == 2
     ended = run_all(launcher, [*jobs[:2], as_one(jobs[2], beside)])
-    assert [ended[job.fingerprint].outcome for job in (*jobs, beside)] == ["done"] * 4, ended
+    assert [state(ended[job.name]) for job in (*jobs, beside)] == ["done"] * 4, ended
     assert [executions(job) for job in (*jobs, beside)] == [(1, 0)] * 4
-    assert [figures(job) for job in jobs] == [undisturbed[job.fingerprint] for job in jobs]
+    assert [figures(job) for job in jobs] == [undisturbed[job.name] for job in jobs]
 
 
 def test_stopped_it_is_interrupted_and_goes_on_from_its_checkpoint(
@@ -152,14 +153,14 @@ def test_stopped_it_is_interrupted_and_goes_on_from_its_checkpoint(
     job = longer_cells.job(tmp_path, SLOW)
     launcher.submit(job)
     process_of(job)
-    launcher.stop(job.fingerprint)
-    assert only_end(launcher).outcome == "interrupted"
+    launcher.stop(job.name)
+    assert state(only_end(launcher)) == "interrupted"
     status = folder(job).status()
     assert status is not None and status.reason == f"stopped after step {status.step}"
     launcher.submit(job)
-    assert only_end(launcher).outcome == "done"
+    assert state(only_end(launcher)) == "done"
     assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.fingerprint]
+    assert figures(job) == undisturbed[job.name]
 
 
 def test_a_job_that_waits_for_a_node_can_be_stopped(launcher: RayLauncher, longer_cells: Cells, tmp_path: Path) -> None:
@@ -169,12 +170,12 @@ def test_a_job_that_waits_for_a_node_can_be_stopped(launcher: RayLauncher, longe
         launcher.submit(job)
     for job in running:
         process_of(job)
-    launcher.stop(waiting.fingerprint)
-    assert only_end(launcher).job == waiting
+    launcher.stop(waiting.name)
+    assert only_end(launcher).cell == waiting.cells[0]
     assert not folder(waiting).path.exists()
     for job in running:
-        launcher.stop(job.fingerprint)
-        assert only_end(launcher).outcome == "interrupted"
+        launcher.stop(job.name)
+        assert state(only_end(launcher)) == "interrupted"
 
 
 def test_the_job_of_a_node_that_is_killed_goes_on_at_another_and_the_terminal_is_spared(
@@ -192,7 +193,7 @@ def test_the_job_of_a_node_that_is_killed_goes_on_at_another_and_the_terminal_is
     process_of(jobs[1])
     kill_node_of(process_of(jobs[0]), cluster)
     ended = all_ends(launcher, 3)
-    assert [ended[job.fingerprint].outcome for job in (*jobs, beside)] == ["done"] * 3, ended
+    assert [state(ended[job.name]) for job in (*jobs, beside)] == ["done"] * 3, ended
     assert [executions(job) for job in (*jobs, beside)] == [(2, 1), (1, 0), (2, 1)]
     assert figures(jobs[0]) == undisturbed[jobs[0].fingerprint]
     wait_until(lambda: launcher.slots == 1)
@@ -225,9 +226,9 @@ def test_a_driver_that_is_killed_takes_its_job_with_it_and_another_finishes_it(
     status = folder(job).status()
     assert status is not None and status.state == "interrupted"
     launcher.submit(job)
-    assert only_end(launcher).outcome == "done"
+    assert state(only_end(launcher)) == "done"
     assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.fingerprint]
+    assert figures(job) == undisturbed[job.name]
 
 
 def test_closed_it_stops_what_runs(launcher: RayLauncher, longer_cells: Cells, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from harness.errors import UserError
 from harness.launch.launcher import LauncherChoice
 from harness.launch.slurm import SlurmLauncher
 from harness.launch.supervise import supervise
+from harness.runs.folder import RunFolder
 from tests.support.tiny_jobs import (
     SLOW,
     Cells,
@@ -24,6 +25,7 @@ from tests.support.tiny_jobs import (
     figures,
     folder,
     only_end,
+    state,
     steps_done,
     wait_until,
 )
@@ -82,10 +84,12 @@ def test_a_job_gives_the_figures_of_the_local_launcher(
     assert launcher.slots == launcher.free == 1
     launcher.submit(as_one(job, beside))
     assert launcher.free == 0
-    assert [(one.job, one.outcome) for one in all_ends(launcher, 2).values()] == [(job, "done"), (beside, "done")]
+    assert [(result.cell, state(result)) for result in all_ends(launcher, 2).values()] == [
+        (cell, "done") for cell in (*job.cells, *beside.cells)
+    ]
     assert launcher.free == 1
     assert executions(job) == executions(beside) == (1, 0)
-    assert figures(job) == undisturbed[job.fingerprint]
+    assert figures(job) == undisturbed[job.name]
 
 
 def test_before_its_time_limit_a_job_is_queued_again_and_goes_on_and_cancelled_it_can_be_gone_on_with(
@@ -101,13 +105,13 @@ def test_before_its_time_limit_a_job_is_queued_again_and_goes_on_and_cancelled_i
     seen = steps_done(job)
     wait_until(lambda: steps_done(job) > seen)
     assert executions(job) == (2, 1)
-    launcher.stop(job.fingerprint)
-    assert only_end(launcher).outcome == "interrupted"
+    launcher.stop(job.name)
+    assert state(only_end(launcher)) == "interrupted"
     status = folder(job).status()
     assert status is not None and status.reason == f"stopped after step {status.step}"
-    assert [one.outcome for one in supervise(job)] == ["done"]
+    assert [state(result) for result in supervise(job)] == ["done"]
     assert executions(job) == (3, 2)
-    assert figures(job) == undisturbed[job.fingerprint]
+    assert figures(job) == undisturbed[job.name]
 
 
 def test_a_job_that_dies_without_a_result_is_interrupted_with_a_reason(
@@ -117,8 +121,9 @@ def test_a_job_that_dies_without_a_result_is_interrupted_with_a_reason(
     launcher.submit(job)
     body().kill()
     ended = all_ends(launcher, 2)
-    for cell in job.members:
-        one, status = ended[cell.fingerprint], folder(cell).status()
-        assert one.outcome == "interrupted" and status is not None
-        assert (status.state, status.reason) == ("interrupted", one.reason)
-        assert str(one.reason).startswith("Slurm job ") and "ended without a result: FINISHED; see " in str(one.reason)
+    for cell in job.cells:
+        outcome, status = ended[cell.fingerprint].outcome, RunFolder(tmp_path / cell.fingerprint).status()
+        assert outcome.state == "interrupted" and status is not None
+        assert (status.state, status.reason) == ("interrupted", outcome.reason)
+        reason = str(outcome.reason)
+        assert reason.startswith("Slurm job ") and "ended without a result: FINISHED; see " in reason

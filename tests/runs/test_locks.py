@@ -52,7 +52,7 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("other machines and clocks need a C compiler and LD_PRELOAD")
     library = tmp_path_factory.mktemp("interpose") / "interpose.so"
-    source = Path(__file__).with_name("interpose.c")
+    source = Path(warm_start.__file__).with_name("interpose.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
     machines = Machines(tmp_path_factory.mktemp("outputs"), library, tmp_path_factory.mktemp("told"))
     yield machines
@@ -74,7 +74,7 @@ def endless(longer_cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> Ce
 
 def run(machines: Machines, cells: Cells, job: Job) -> Started:
     more = ["--method", SLOW, "--plugin", cells.plugin, "--checkpoint-seconds", "0", "--quiet"]
-    return machines(*run_arguments(cells.dataset, cells.budget, job.runs, *more))
+    return machines(*run_arguments(cells.dataset, cells.budget, job.options.runs, *more))
 
 
 def begun(machines: Machines, cells: Cells, job: Job) -> Started:
@@ -94,7 +94,7 @@ def undisturbed(
     slow, tiny = longer_cells.job(runs, SLOW), cells.job(runs)
     started = [run(preloaded, longer_cells, slow), preloaded(*run_arguments(cells.dataset, cells.budget, runs))]
     assert [one.wait() for one in started] == [0, 0], [one.stderr for one in started]
-    return {job.fingerprint: figures(job) for job in (slow, tiny)}
+    return {job.name: figures(job) for job in (slow, tiny)}
 
 
 def error(started: Started) -> str:
@@ -119,7 +119,7 @@ def test_a_run_of_another_machine_is_refused_while_that_one_lives_and_clocks_jum
     code = second.wait()
     first.signal_group(signal.SIGTERM)
     assert code == 2 and second.stdout == ""
-    assert f"{job.fingerprint} is being executed by process {first.pid} on machine-{first.pid};" in error(second)
+    assert f"{job.name} is being executed by process {first.pid} on machine-{first.pid};" in error(second)
     assert first.wait() == 130, first.stderr
     assert executions(job) == (1, 0)
 
@@ -134,11 +134,11 @@ def test_a_machine_that_stops_past_its_lease_is_taken_over_from_and_leaves_witho
     second = run(machines, longer_cells, job)
     assert second.wait() == 0, second.stderr
     assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.fingerprint]
+    assert figures(job) == undisturbed[job.name]
     before = contents(job)
     first.signal_group(signal.SIGCONT)
     assert first.wait() == 2, first.stderr
-    assert f"{job.fingerprint} was taken over by another machine" in error(first)
+    assert f"{job.name} was taken over by another machine" in error(first)
     assert contents(job) == before
 
 
@@ -182,7 +182,7 @@ def test_of_two_that_begin_a_run_at_once_one_executes(
     # Where one was late by the whole of the other's run, it found the result.
     assert codes in ([0, 2], [0, 0]), [started.stderr for started in both]
     assert executions(job) == (1, 0)
-    assert figures(job) == undisturbed[job.fingerprint]
+    assert figures(job) == undisturbed[job.name]
 
 
 @pytest.mark.exhaustive
@@ -199,7 +199,7 @@ def test_on_one_machine_a_stop_of_any_length_loses_nothing(
     assert code == 2 and f"is being executed by process {first.pid} on " in error(second)
     assert first.wait() == 0, first.stderr
     assert executions(job) == (1, 0)
-    assert figures(job) == undisturbed[job.fingerprint]
+    assert figures(job) == undisturbed[job.name]
 
 
 @pytest.mark.exhaustive
@@ -210,7 +210,7 @@ def test_a_clock_that_jumps_changes_no_figure(
     job = longer_cells.job(tmp_path, SLOW)
     started = run(machines, longer_cells, job)
     assert started.wait() == 0, started.stderr
-    assert figures(job) == undisturbed[job.fingerprint]
+    assert figures(job) == undisturbed[job.name]
 
 
 CONTENDERS = """

@@ -52,7 +52,7 @@ def finished(runs: Path) -> list[RunFolder]:
 def executions(run: RunFolder) -> int:
     """How often the run was begun from its first step."""
     text = run.log_path.read_text()
-    return text.count("images to train on") - text.count("going on from step")
+    return text.count("training on") - text.count("resuming from step")
 
 
 def figures(runs: Path) -> dict[str, Any]:
@@ -62,8 +62,8 @@ def figures(runs: Path) -> dict[str, Any]:
         result = run.result()
         assert result is not None
         names, matrices = load_confusions(run.confusions_path)
-        kept = ("metrics", "parameters", "delta_bytes", "steps", "images")
-        found[run.fingerprint] = [{key: result[key] for key in kept}, names, matrices.tolist()]
+        fields = {"metrics", "parameters", "delta_bytes", "steps", "images"}
+        found[run.fingerprint] = [result.model_dump(include=fields), names, matrices.tolist()]
     return found
 
 
@@ -117,7 +117,7 @@ def test_cells_and_trials_of_one_process_come_to_the_same_study(
     runs = tmp_path / "runs"
     done = compare(tuned, runs, "--together", "2")
     assert done.returncode == 0, done.stderr
-    assert "local: 1 at a time, of up to 2 cells together\n" in done.stderr
+    assert "local: 1 jobs at a time, of up to 2 cells each\n" in done.stderr
     assert figures(runs) == figures(uninterrupted)
     assert len({run.status().pid for run in finished(runs)}) == 3  # of each search's trials, and of the cells
 
@@ -229,11 +229,11 @@ def test_no_bad_cell_stops_the_others(tmp_path: Path, colours: Path) -> None:
     cells = {cell["label"]: cell for cell in json.loads(done.stdout)}
     assert done.returncode == 1
     assert {label: cell["state"] for label, cell in cells.items()} == {
-        "raise": "failed", "hang": "failed", "memory": "out_of_memory", "diverge": "diverged",
+        "raise": "failed", "hang": "timed_out", "memory": "out_of_memory", "diverge": "diverged",
         "vpt_deep": "unsupported", "linear": "done",
     }  # fmt: skip
     assert cells["raise"]["reason"] == "RuntimeError: a bug of the method"
-    assert cells["hang"]["reason"] == "took longer than its limit of 6 s (--time-limit)"
+    assert cells["hang"]["reason"] == "took longer than its time limit of 0.1 min (--time-limit)"
     assert "not one" not in done.stderr and "Traceback" not in done.stderr
     for cell in cells.values():  # each is a visible row of its own, for `list runs` and reports too
         status = RunFolder(tmp_path / "runs" / cell["fingerprint"]).status()
@@ -261,7 +261,7 @@ def test_damaged_results_and_checkpoints_are_set_aside_and_done_again(
     assert done.stderr.count("the run is executed again") == 1
     assert figures(runs) == figures(uninterrupted)
     assert [path.name[:16] for path in (runs / ".superseded").iterdir()] == [first.fingerprint]
-    assert "is damaged and not gone on from" in second.log_path.read_text()
+    assert "is damaged and was skipped" in second.log_path.read_text()
 
 
 def test_the_plan_of_a_finished_study_needs_neither_torch_nor_optuna(tmp_path: Path, colours: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which cells and trials a drive has executed by one process, and what a search and a study make of it."""
+"""Which cells and trials the scheduler puts into one job, and how a search and a study end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from harness.cells.resolve import Resolver
-from harness.launch.job import Job, JobResult, Outcome
+from harness.engine.options import ExecutionOptions
+from harness.launch.job import Job, JobCell, JobResult
 from harness.launch.launcher import Launcher
 from harness.method import methods
+from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from studies.compare import LiveTable
 from studies.plan import Plan, make_plan
-from studies.scheduler import ExecutionOptions, Scheduler, SearchTask
+from studies.scheduler import Scheduler, SearchTask
 from studies.search.search import TrialJob
 from studies.search.spec import declared_space
 from studies.study import load_study
@@ -27,11 +29,11 @@ from tests.support.studies_at_hand import finish, write_study
 
 
 class AtOnce(Launcher):
-    """Jobs that cost nothing: their runs are written as finished ones in the order of submission, by `execute`."""
+    """Jobs that cost nothing: their cells end in the order of submission, as `execute` says."""
 
     name = "at once"
 
-    def __init__(self, slots: int, execute: Callable[[Job], Outcome]):
+    def __init__(self, slots: int, execute: Callable[[JobCell], RunState]):
         self._slots, self._execute = slots, execute
         self.jobs: list[Job] = []
         self._running: list[Job] = []
@@ -53,7 +55,7 @@ class AtOnce(Launcher):
         if not self._running:
             time.sleep(seconds)
             return []
-        return [JobResult(cell, self._execute(cell), "as it was told") for cell in self._running.pop(0).members]
+        return [JobResult(cell, Outcome(self._execute(cell), "a test")) for cell in self._running.pop(0).cells]
 
     def stop(self, fingerprint: str) -> None:
         raise AssertionError("nothing of this runs long enough")
@@ -64,31 +66,31 @@ class AtOnce(Launcher):
 
 @dataclass
 class Driven:
-    """A study that was driven to its end."""
+    """A study that was executed to its end."""
 
     plan: Plan
     jobs: list[Job]
 
     def shape(self) -> list[list[tuple[str, int]]]:
         """Method and seed of each cell of each job."""
-        return [[(cell.request.method, cell.request.seed) for cell in job.members] for job in self.jobs]
+        return [[(cell.request.method, cell.request.seed) for cell in job.cells] for job in self.jobs]
 
 
 def driven(
-    tmp_path: Path, colours: Path, slots: int, together: int, execute: Callable[[Job], Outcome] | None = None,
+    tmp_path: Path, colours: Path, slots: int, together: int, execute: Callable[[JobCell], RunState] | None = None,
     quiet: bool = True, **fields: Any,
 ) -> Driven:  # fmt: skip
     store = RunStore(tmp_path / "runs")
     plan = make_plan(load_study(write_study(tmp_path / "s.yaml", colours, **fields)), store, tmp_path)
-    options = ExecutionOptions(store, tmp_path, tracking="off", together=together, cache_bytes=123)
+    options = ExecutionOptions(runs=store.root, data=tmp_path, tracking="off", together=together, cache_size=123)
     resolve = Resolver(store, tmp_path)
 
-    def done(job: Job) -> Outcome:
-        finish(store.root, resolve(job.request).spec)
-        return "done"
+    def done(cell: JobCell) -> RunState:
+        finish(store.root, resolve(cell.request).spec)
+        return RunState.DONE
 
     launcher = AtOnce(slots, execute or done)
-    with LiveTable(plan, options, quiet) as table:
+    with LiveTable(plan, store, quiet) as table:
         Scheduler(launcher, options, resolve, plan.cells, [], table.update).run()
     return Driven(plan, launcher.jobs)
 
@@ -103,8 +105,8 @@ def test_cells_that_see_the_same_images_share_a_job(
         [("bias", 0)],
         [("bias", 1)],
     ]
-    assert [job.more for job in found.jobs] == [1, 1, 0, 0]
-    assert {job.cache_bytes for job in found.jobs} == {123}
+    assert [job.expected_reuses for job in found.jobs] == [1, 1, 0, 0]
+    assert {job.options.cache_size for job in found.jobs} == {123}
     assert {cell.state for cell in found.plan.cells} == {"done"}
     lines = capsys.readouterr().err.splitlines()
     for label in ("linear", "spm", "full", "bias"):  # each for itself, as it begins and as it ends
@@ -117,9 +119,9 @@ def test_backbones_heads_and_data_decide_what_the_same_images_are(tmp_path: Path
     found = driven(
         tmp_path, colours, slots=1, together=9, backbones=backbones, heads=["fpn:16", "linear"], methods=["linear"]
     )
-    of_one = [{(cell.request.backbone, cell.request.seed) for cell in job.members} for job in found.jobs]
+    of_one = [{(cell.request.backbone, cell.request.seed) for cell in job.cells} for job in found.jobs]
     assert of_one == [{(name, seed)} for name in ("resnet10t", "resnet18") for seed in (0, 1)]
-    assert [[cell.request.head for cell in job.members] for job in found.jobs] == [["fpn:16", "linear"]] * 4
+    assert [[cell.request.head for cell in job.cells] for job in found.jobs] == [["fpn:16", "linear"]] * 4
 
 
 METHODS = ["linear", "spm", "full", "bias", "norm"]
@@ -133,7 +135,7 @@ def test_no_job_has_so_many_cells_that_a_slot_has_none(
     tmp_path: Path, colours: Path, slots: int, together: int, sizes: list[int]
 ) -> None:
     found = driven(tmp_path, colours, slots, together, methods=METHODS, seeds=1)
-    assert [len(job.members) for job in found.jobs] == sizes
+    assert [len(job.cells) for job in found.jobs] == sizes
 
 
 def test_rows_that_come_to_the_same_run_have_it_executed_once(tmp_path: Path, colours: Path) -> None:
@@ -146,12 +148,12 @@ def test_rows_that_come_to_the_same_run_have_it_executed_once(tmp_path: Path, co
 def test_what_is_interrupted_again_and_again_is_tried_alone_at_last(tmp_path: Path, colours: Path) -> None:
     """As where the node of a cluster dies of one of them, and cannot say of which."""
 
-    def dies_of_spm(job: Job) -> Outcome:
-        alone = len(launched[-1].members) == 1
-        if alone and job.request.method != "spm":
-            finish(job.runs, Resolver(RunStore(job.runs), job.data)(job.request).spec)
-            return "done"
-        return "interrupted"
+    def dies_of_spm(cell: JobCell) -> RunState:
+        alone = len(launched[-1].cells) == 1
+        if alone and cell.request.method != "spm":
+            finish(store.root, Resolver(store, tmp_path)(cell.request).spec)
+            return RunState.DONE
+        return RunState.INTERRUPTED
 
     launched: list[Job] = []
 
@@ -162,9 +164,9 @@ def test_what_is_interrupted_again_and_again_is_tried_alone_at_last(tmp_path: Pa
 
     store = RunStore(tmp_path / "runs")
     plan = make_plan(load_study(write_study(tmp_path / "s.yaml", colours, seeds=1)), store, tmp_path)
-    options = ExecutionOptions(store, tmp_path, tracking="off", together=2)
+    options = ExecutionOptions(runs=store.root, data=tmp_path, tracking="off", together=2)
     Scheduler(Seen(1, dies_of_spm), options, Resolver(store, tmp_path), plan.cells, []).run()
-    assert [len(job.members) for job in launched] == [2, 2, 2, 1, 1]
+    assert [len(job.cells) for job in launched] == [2, 2, 2, 1, 1]
     assert {cell.label: cell.state for cell in plan.cells} == {"linear": "done", "spm": "interrupted"}
 
 
@@ -179,30 +181,30 @@ def place(tmp_path: Path, colours: Path, tiny: Path) -> Place:
 def searched(place: Place, trials: int, together: int, **options: Any) -> tuple[list, list[Job]]:
     """The trials of a search that was driven to its end on one slot, and the jobs that they were in."""
 
-    def done(job: Job) -> Outcome:
-        carry_out(place, TrialJob(0, job.request, job.fingerprint))
-        return "done"
+    def done(cell: JobCell) -> RunState:
+        carry_out(place, TrialJob(0, cell.request, cell.fingerprint))
+        return RunState.DONE
 
     launcher = AtOnce(1, done)
-    options = ExecutionOptions(place.store, place.root, tracking="off", together=together)
+    execution = ExecutionOptions(runs=place.root, data=place.root, tracking="off", together=together)
     with place.open(trials, **options) as search:
-        Scheduler(launcher, options, Resolver(place.store, place.root), [], [SearchTask(search)]).run()
+        Scheduler(launcher, execution, Resolver(place.store, place.root), [], [SearchTask(search)]).run()
         return search.trials, launcher.jobs
 
 
 def test_as_many_trials_as_share_a_job_are_proposed_before_one_of_them_ends(place: Place) -> None:
     """Of TPE, which draws the first ten by chance."""
     trials, jobs = searched(place, 10, together=4)
-    assert [len(job.members) for job in jobs] == [4, 4, 2]
-    assert [job.more for job in jobs] == [6, 2, 0]
+    assert [len(job.cells) for job in jobs] == [4, 4, 2]
+    assert [job.expected_reuses for job in jobs] == [6, 2, 0]
     one_by_one, jobs = searched(replace(place, root=place.root.with_name("one by one")), 10, together=1)
-    assert [len(job.members) for job in jobs] == [1] * 10
+    assert [len(job.cells) for job in jobs] == [1] * 10
     assert one_by_one == trials
 
 
 def test_trials_that_a_pruner_may_end_are_in_jobs_of_their_own(place: Place) -> None:
     _, jobs = searched(place, 3, together=3, pruner="median")
-    assert [len(job.members) for job in jobs] == [1, 1, 1]
+    assert [len(job.cells) for job in jobs] == [1, 1, 1]
 
 
 # The command

@@ -19,6 +19,7 @@ from typing import Any
 from harness.cells.resolve import Request, Resolver
 from harness.runs.folder import RunFolder
 from harness.runs.locks import AlreadyLocked
+from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from studies.search.search import Search, TrialJob
 from studies.search.spec import Range, Trial
@@ -111,9 +112,9 @@ def drive(place: Place, search: Search, seconds: float = 0.0) -> list[Trial]:
             time.sleep(seconds)
             carry_out(place, job)
         except AlreadyLocked as error:
-            search.ended(job.fingerprint, "claimed", error.lock_owner)
+            search.ended(job.fingerprint, Outcome(RunState.RUNNING, error.lock_owner))
         else:
-            search.ended(job.fingerprint, "done", None)
+            search.ended(job.fingerprint, Outcome(RunState.DONE))
     return search.trials
 
 

@@ -17,11 +17,13 @@ from safetensors.numpy import load_file
 
 from harness.cells import plugins
 from harness.cells.resolve import Request, resolve
-from harness.launch.job import Job, JobResult
+from harness.engine.options import ExecutionOptions
+from harness.launch.job import Job, JobCell, JobResult
 from harness.launch.launcher import Launcher
 from harness.method import methods
 from harness.runs.folder import RunFolder
 from harness.runs.metrics import load_confusions
+from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from tests.support.tiny_cell import environment
 
@@ -141,7 +143,7 @@ def loaded(plugin: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Cells:
-    """Makes jobs of one dataset and budget; all that a job may be given besides is an argument."""
+    """Makes jobs of one cell each, of one dataset and budget."""
 
     dataset: Path
     budget: Path
@@ -149,39 +151,45 @@ class Cells:
 
     def job(self, runs: Path, method: str = "spm", seed: int = 0, settings: dict[str, Any] | None = None,
             **options: Any) -> Job:  # fmt: skip
+        """`options`: fields of `ExecutionOptions`."""
         request = Request(
             method, "resnet10t", "random", str(self.dataset), "fpn:16", str(self.budget), seed, settings=settings or {}
         )
         fingerprint = resolve(request, RunStore(runs), self.dataset).spec.fingerprint
-        given = {"device": "cpu", "tracking": "off", "workers": 0, "threads": 1, "plugins": (str(self.plugin),)}
-        return Job(request, fingerprint, runs, self.dataset, **{**given, **options})
+        usual = {"device": "cpu", "tracking": "off", "workers": 0, "threads": 1, "plugins": (self.plugin,)}
+        chosen = ExecutionOptions(runs=runs, data=self.dataset, **{**usual, **options})
+        return Job((JobCell(request, fingerprint),), chosen)
 
 
 def as_one(*jobs: Job) -> Job:
-    """One job of the cells of several, under the circumstances of the first."""
-    first, *others = jobs
-    return replace(first, beside=tuple((other.request, other.fingerprint) for other in others))
+    """One job of the cells of several, with the options of the first."""
+    return replace(jobs[0], cells=tuple(cell for job in jobs for cell in job.cells))
 
 
 def folder(job: Job) -> RunFolder:
-    return RunFolder(job.runs / job.fingerprint)
+    """That of its first cell."""
+    return RunFolder(job.options.runs / job.name)
+
+
+def state(result: JobResult) -> RunState:
+    return result.outcome.state
 
 
 def executions(job: Job) -> tuple[int, int]:
-    """How often the run was begun, and how often it went on from a step."""
+    """How often the run was started, and how often it was resumed from a checkpoint."""
     log = folder(job).log_path.read_text()
-    return log.count("images to train on"), log.count("going on from step")
+    return log.count("training on"), log.count("resuming from step")
 
 
 def figures(job: Job) -> dict[str, Any]:
-    """What may not depend on where and in how many attempts a run was executed."""
+    """What must not depend on where and in how many attempts a run was executed."""
     result = folder(job).result()
     assert result is not None, folder(job).status()
-    kept = {key: result[key] for key in ("metrics", "parameters", "steps", "images", "train_flops")}
+    found = result.model_dump(include={"metrics", "parameters", "steps", "images", "train_flops"})
     tensors = load_file(folder(job).delta_path)
     names, confusions = load_confusions(folder(job).confusions_path)
-    kept["confusions"] = names, confusions.tolist()
-    return {**kept, "delta": {name: (tensor.dtype.str, tensor.tobytes()) for name, tensor in tensors.items()}}
+    found["confusions"] = names, confusions.tolist()
+    return {**found, "delta": {name: (tensor.dtype.str, tensor.tobytes()) for name, tensor in tensors.items()}}
 
 
 HANGS = 900
@@ -206,7 +214,7 @@ def run_all(launcher: Launcher, jobs: Iterable[Job]) -> dict[str, JobResult]:
         while waiting and launcher.free > 0:
             job = waiting.pop(0)
             launcher.submit(job)
-            running += len(job.members)
+            running += len(job.cells)
         found = all_ends(launcher, 1)
         running -= len(found)
         ended |= found
@@ -219,7 +227,7 @@ def all_ends(launcher: Launcher, count: int, seconds: float = HANGS) -> dict[str
     end = time.monotonic() + seconds
     while len(ended) < count:
         assert time.monotonic() < end, f"waited for too long; ended so far: {list(ended.values())}"
-        ended |= {one.job.fingerprint: one for one in launcher.wait(1)}
+        ended |= {result.cell.fingerprint: result for result in launcher.wait(1)}
     return ended
 
 

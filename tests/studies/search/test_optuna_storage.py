@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
+from harness.runs.state import Outcome, RunState
 from tests.support import postgres
 from tests.support.postgres import Postgres
 from tests.support.searching import Place, carry_out, drive, start, work
@@ -59,7 +60,7 @@ def test_a_server_that_goes_away_and_comes_back_costs_no_trial(place: Place, ser
         server.stop()
         try:
             carry_out(place, job)
-            search.ended(job.fingerprint, "done", None)
+            search.ended(job.fingerprint, Outcome(RunState("done")))
             assert search.next() is None
             assert search.poll() == []
             assert not search.finished

@@ -90,14 +90,14 @@ def test_what_a_sampler_proposes_does_not_depend_on_which_process_asks_it(
         jobs = [job for _ in range(trials) if (job := search.next())]
         for job in jobs:
             carry_out(at_once, job)
-            search.ended(job.fingerprint, "done", None)
+            search.ended(job.fingerprint, Outcome(RunState("done")))
     assert search.trials == whole
     for _ in range(trials):
         with another.open(trials, space, sampler=sampler) as search:
             job = search.next()
             assert job is not None
             carry_out(another, job)
-            search.ended(job.fingerprint, "done", None)
+            search.ended(job.fingerprint, Outcome(RunState("done")))
     assert search.trials == whole
     assert len({tuple(trial.settings.values()) for trial in whole}) == trials
 
@@ -195,7 +195,7 @@ def test_a_trial_that_was_interrupted_is_taken_up_again(place: Place) -> None:
         job = search.next()
         assert job is not None
         assert search.next() is None
-        search.ended(job.fingerprint, "interrupted", "stopped after step 3")
+        search.ended(job.fingerprint, Outcome(RunState("interrupted"), "stopped after step 3"))
         assert search.next() == job
 
 
@@ -215,9 +215,9 @@ def test_a_trial_that_fails_counts_and_says_why(place: Place, outcome: str) -> N
     with place.open(2) as search:
         job = search.next()
         assert job is not None
-        search.ended(job.fingerprint, outcome, "there was no room")
+        search.ended(job.fingerprint, Outcome(RunState(outcome), "there was no room"))
         assert drive(place, search)[0].state == "failed"
-        assert search.trials[0].reason == f"{outcome}: there was no room"
+        assert search.trials[0].reason == f"{RunState(outcome).label}: there was no room"
         assert len(search.trials) == 2
 
 
@@ -226,7 +226,7 @@ def test_a_result_without_the_objective_is_a_failed_trial(place: Place) -> None:
         job = search.next()
         assert job is not None
         carry_out(place, job, miou=None)
-        search.ended(job.fingerprint, "done", None)
+        search.ended(job.fingerprint, Outcome(RunState("done")))
         assert (search.trials[0].state, search.trials[0].reason) == ("failed", "its result has no figure for miou")
 
 
@@ -250,7 +250,7 @@ def test_what_is_pruned_counts_with_the_steps_that_it_took(place: Place) -> None
             job = search.next()
             assert job is not None
             carry_out(place, job)
-            search.ended(job.fingerprint, "done", None)
+            search.ended(job.fingerprint, Outcome(RunState("done")))
         job = search.next()
         assert job is not None
         run = place.run(job.fingerprint)
@@ -259,7 +259,7 @@ def test_what_is_pruned_counts_with_the_steps_that_it_took(place: Place) -> None
             run.append_curve({"step": 1, "miou_train": 0.0})
             assert search.poll() == [job.fingerprint]
             run.finish(Outcome(RunState.INTERRUPTED, "stopped after step 2", 2))
-        search.ended(job.fingerprint, "interrupted", "stopped after step 2")
+        search.ended(job.fingerprint, Outcome(RunState("interrupted"), "stopped after step 2"))
         assert search.finished
         trial = search.trials[7]
     assert (trial.state, trial.values, trial.steps) == ("pruned", None, 2)
@@ -279,7 +279,7 @@ def test_the_curve_prunes_and_not_the_clock(place: Place, another: Place, pruner
             assert job is not None
             carry_out(another, job)
             search.poll()
-            search.ended(job.fingerprint, "done", None)
+            search.ended(job.fingerprint, Outcome(RunState("done")))
     assert search.trials == whole
 
 
@@ -290,9 +290,9 @@ def test_the_curve_prunes_and_not_the_clock(place: Place, another: Place, pruner
     ("said", "trials", "options"),
     [
         ("--trials 0: give at least 1", 0, {}),
-        ("--sampler tpr: no such sampler; did you mean tpe?", 1, {"sampler": "tpr"}),
-        ("--pruner mediant: no such pruner; did you mean median?", 1, {"pruner": "mediant"}),
-        ("--objective moiu: no such objective; did you mean miou?", 1, {"objectives": ("moiu",)}),
+        ("sampler tpr: no such sampler; did you mean tpe?", 1, {"sampler": "tpr"}),
+        ("pruner mediant: no such pruner; did you mean median?", 1, {"pruner": "mediant"}),
+        ("objective moiu: no such objective; did you mean miou?", 1, {"objectives": ("moiu",)}),
         ("--pruner median: Optuna prunes", 1, {"pruner": "median", "objectives": ("miou", "trained")}),
         ("--sampler grid: lr=0.0001:0.01:log is continuous; give --space lr=A|B|C", 1, {"sampler": "grid"}),
         ("--trials 11: the grid has 10 points; give at most as many", 11, {"sampler": "grid", "space": GRID}),

@@ -12,7 +12,10 @@ from PIL import Image
 
 from harness.cells.recipe import read_recipe
 from harness.cells.resolve import resolve
-from harness.tracking.mirror import EXPERIMENT, PARENT, SEARCH, Mirror, sync, tracking_uri
+from harness.runs.state import Outcome, RunState
+from harness.tracking.mirror import Mirror, sync
+from harness.tracking.mlflow_store import EXPERIMENT, PARENT, tracking_uri
+from harness.tracking.records import SEARCH
 from studies.search.summary import Conclusion
 from tests.support.searching import SPACE, STEPS, Place, drive
 
@@ -111,7 +114,7 @@ def test_a_search_in_which_nothing_came_out_says_so(place: Place, tmp_path: Path
     with replace(place, root=tmp_path / "runs").open(1) as search:
         job = search.next()
         assert job is not None
-        search.ended(job.fingerprint, "diverged", "the loss was not finite at step 1")
+        search.ended(job.fingerprint, Outcome(RunState("diverged"), "the loss was not finite at step 1"))
         conclusion = search.conclude()
     assert conclusion.lines() == [
         f"1 of 1 trials: 1 failed; 0 of {STEPS} steps spent",

@@ -1,0 +1,54 @@
+"""What a run computes on: the device, the processes that share a batch, and torch's settings for reproducible bits."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+
+from harness.errors import UserError
+from harness.spec import Precision
+
+
+def make_fabric(device: str, precision: Precision) -> Fabric:
+    """Device placement, mixed precision and, under a `torchrun`-style launch, processes that share a batch.
+
+    `device` is `auto`, `cpu`, `cuda` or `cuda:N`. Raises `UserError` for another or for one that is absent.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+        raise UserError(f"--device {device}: give auto, cpu, cuda or cuda:N")
+    kind, _, index = device.partition(":")
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: torch sees no CUDA device here; give cpu, or see `harness doctor`")
+    if index and int(index) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator=kind,
+        devices=[int(index)] if index and processes == 1 else processes,
+        num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // processes),
+        strategy="ddp" if "LOCAL_WORLD_SIZE" in os.environ else "auto",
+        # Without torchrun this process is the whole launch, also inside a Slurm job.
+        plugins=[] if "LOCAL_WORLD_SIZE" in os.environ else [LightningEnvironment()],
+        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def make_reproducible() -> None:
+    """Ask torch for the same bits from the same seed. Kernels without a deterministic form warn in the log of torch."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def default_workers() -> int:
+    """Data-loading processes beside this one: none where they would take the only core from the network."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, available // 2)

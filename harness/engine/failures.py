@@ -1,0 +1,58 @@
+"""What an exception means for a run: the one place where it becomes an `Outcome`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness.errors import UserError
+from harness.models.network import UnsupportedMethod
+from harness.runs.locks import AlreadyLocked, LockLost
+from harness.runs.state import Outcome, RunEnded, RunState
+from harness.util.files import is_disk_full
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """How a run ends that raises `error`; `running` where another process executes it, or has taken it over."""
+    match error:
+        case RunEnded():
+            return error.outcome
+        case AlreadyLocked():
+            return Outcome(RunState.RUNNING, error.lock_owner)
+        case LockLost():
+            return Outcome(RunState.RUNNING, str(error))
+        case KeyboardInterrupt():
+            return Outcome(RunState.INTERRUPTED, "stopped")
+        case UserError():
+            return Outcome(RunState.FAILED, str(error))
+    return Outcome(RunState.FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def explained(error: BaseException, folder: Path, step: int) -> BaseException:
+    """The error to raise instead, where the cause is known: `UserError` or `RunEnded`; else the error itself.
+
+    `step`: optimiser steps done by then.
+    """
+    if isinstance(error, UnsupportedMethod):
+        return RunEnded(Outcome(RunState.UNSUPPORTED, str(error)))
+    if is_disk_full(error):
+        return UserError(f"{folder}: {error.strerror}; make room and run the command again to resume")
+    if is_out_of_memory(error):
+        reason = (
+            f"out of memory after step {step}; give a budget with a larger `accumulate` or smaller crops, a lighter "
+            "head, or a device with more memory"
+        )
+        return RunEnded(Outcome(RunState.OUT_OF_MEMORY, reason))
+    return error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch raises its own kind on a GPU and a plain RuntimeError from the CPU's allocator or for a loader's numpy."""
+    texts = ("can't allocate memory", "Caught MemoryError in DataLoader worker")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether the cause is unknown, so that the traceback is needed."""
+    return not isinstance(error, (RunEnded, UserError, KeyboardInterrupt))

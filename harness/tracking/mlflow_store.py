@@ -1,0 +1,211 @@
+"""The experiment `harness` in one MLflow store: finding, creating and updating its runs. MLflow is imported on use.
+
+Everything is sent in a way that a second time changes nothing. What is sent is `records.py`, when is `mirror.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from harness.runs.state import RunState
+from harness.tracking.records import ATTEMPT, FINGERPRINT, SEARCH, MetricRow, MLflowRecord
+from harness.util.files import atomically
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+EXPERIMENT = "harness"
+OFF = "off"
+"""The tracking URI that turns MLflow off."""
+
+STATE, REASON = "harness.state", "harness.reason"
+MIRRORED = "harness.mirrored"
+"""Tag: the last step of the curve that MLflow has, and the digest of all that it has."""
+PARENT = "mlflow.parentRunId"
+"""Tag by which MLflow nests runs."""
+
+_ENVIRONMENT = {
+    # A server that does not answer delays a run by one request, once. No retries: a request to create a run that
+    # timed out may have been carried out, and a second one would create a second run.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    # The user need not know of the creation of the schema.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_LONGEST_TAG = 5000  # characters
+_LARGEST_BATCH = 800  # metrics in one request; MLflow takes 1000 of metrics, params and tags together
+
+
+def tracking_uri(runs: Path, uri: str | None) -> str | None:
+    """Where MLflow runs are stored: `uri`, else MLFLOW_TRACKING_URI, else SQLite in `runs`; None for "off"."""
+    local = f"sqlite:///{(runs.absolute() / 'mlflow.db').as_posix()}"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+    return None if uri == OFF else uri
+
+
+def artifacts_uri(runs: Path) -> str:
+    """Where a database store puts its files."""
+    return (runs.absolute() / "mlartifacts").as_uri()
+
+
+def is_database(uri: str) -> bool:
+    return urlsplit(uri).scheme.split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+class MLflowStore:
+    """A connection to one store. Every call raises whatever MLflow raises."""
+
+    def __init__(self, runs: Path, uri: str) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        if not is_database(uri):
+            self._client = MlflowClient(uri)
+            self._experiment = self._find_or_create_experiment()
+            return
+        artifacts = artifacts_uri(runs)
+        with _database(runs, uri, artifacts):
+            self._client = MlflowClient(uri)
+            self._experiment = self._find_or_create_experiment(artifacts)
+
+    def answers(self) -> bool:
+        try:
+            return self._client.get_experiment_by_name(EXPERIMENT) is not None
+        except Exception:
+            return False
+
+    def running(self) -> list[str]:
+        """The fingerprints of the runs that MLflow shows as running."""
+        found = self._search(f"attributes.status = 'RUNNING' AND tags.`{FINGERPRINT}` LIKE '%'")
+        return [run.data.tags[FINGERPRINT] for run in found]
+
+    def update(self, record: MLflowRecord) -> bool:
+        """Send what MLflow does not have yet; False where it had everything."""
+        run = self._find(record) or self._client.create_run(
+            self._experiment, record.started, record.identity, record.name
+        )
+        mirrored = run.data.tags.get(MIRRORED, "-1")
+        sent = int(mirrored.split()[0])
+        complete = f"{max(sent, record.last_step)} {record.digest}"
+        if mirrored != complete:
+            for path, folder in record.artifacts:
+                self._client.log_artifact(run.info.run_id, str(path), folder)
+            self._set_status(run, record)
+            rows = [row for row in record.curve if row.step > sent] + record.values
+            tags = {STATE: record.outcome.state.value, REASON: record.outcome.reason or "", MIRRORED: complete}
+            self._log(run.info.run_id, rows, record.params, tags)
+        return self._nest(run, record.trials) or mirrored != complete
+
+    def _nest(self, parent: Run, trials: frozenset[str]) -> bool:
+        """Put the runs of trials under their search's run; True where one was not. Shared runs stay where they are."""
+        if not trials:
+            return False
+        run_id = parent.info.run_id
+        searches = {run.info.run_id for run in self._search(f"tags.`{SEARCH}` LIKE '%'")}
+        nested = {run.data.tags[FINGERPRINT] for run in self._search(f"tags.`{PARENT}` = '{run_id}'")}
+        changed = False
+        for fingerprint in trials - nested:
+            for run in self._search(f"tags.`{FINGERPRINT}` = '{fingerprint}'"):
+                if run.data.tags.get(PARENT) not in searches:
+                    self._client.set_tag(run.info.run_id, PARENT, run_id)
+                    changed = True
+        return changed
+
+    def _log(self, run_id: str, rows: list[MetricRow], params: dict[str, str], tags: dict[str, str]) -> None:
+        """In one request where it can hold everything. The tags go with the last: without them all is sent again."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(*row) for row in rows]
+        while len(metrics) > _LARGEST_BATCH:
+            self._client.log_batch(run_id, metrics[:_LARGEST_BATCH])
+            metrics = metrics[_LARGEST_BATCH:]
+        self._client.log_batch(
+            run_id,
+            metrics,
+            [Param(name, text) for name, text in params.items()],
+            [RunTag(name, text[:_LONGEST_TAG]) for name, text in tags.items()],
+        )
+
+    def _search(self, condition: str) -> list[Run]:
+        """The runs that meet a condition, by start time and id: in one order for every process."""
+        found: list[Run] = []
+        token: str | None = ""
+        while token is not None:
+            page = self._client.search_runs([self._experiment], condition, page_token=token or None)
+            found += page
+            token = page.token or None
+        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def _set_status(self, run: Run, record: MLflowRecord) -> None:
+        status = record.outcome.state.mlflow
+        if status == run.info.status:
+            return
+        if status == "RUNNING":
+            self._client.update_run(run.info.run_id, status)
+        else:
+            self._client.set_terminated(run.info.run_id, status, record.changed)
+
+    def _find(self, record: MLflowRecord) -> Run | None:
+        """The MLflow run of the record. Ends what a killed earlier attempt left running."""
+        key, value = next(iter(record.identity.items()))
+        found = self._search(f"tags.`{key}` = '{value}'")
+        for run in found:
+            if int(run.data.tags.get(ATTEMPT, 1)) < record.attempt and run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, RunState.INTERRUPTED.mlflow, record.changed)
+        # There are two where a run and a `sync` created one at the same time, or where a request that timed out was
+        # carried out all the same. Every process keeps the same one.
+        same = [run for run in found if record.identity.items() <= run.data.tags.items()]
+        for other in same[1:]:
+            self._client.delete_run(other.info.run_id)
+        return same[0] if same else None
+
+    def _find_or_create_experiment(self, artifacts: str | None = None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if (experiment := self._client.get_experiment_by_name(EXPERIMENT)) is None:
+            try:
+                return self._client.create_experiment(EXPERIMENT, artifacts)
+            except MlflowException:  # another process was faster
+                if (experiment := self._client.get_experiment_by_name(EXPERIMENT)) is None:
+                    raise
+        return experiment.experiment_id
+
+
+@contextmanager
+def _database(runs: Path, uri: str, artifacts: str) -> Iterator[None]:
+    """Be the only process that prepares the database: those that create a schema at the same time make each other fail.
+
+    Raises at once where no database answers: MLflow itself tries ten times, over 100 s.
+    """
+    import sqlalchemy
+
+    file = sqlalchemy.make_url(uri).database if uri.startswith("sqlite") else None
+    runs.mkdir(parents=True, exist_ok=True)
+    with FileLock((Path(file).parent if file else runs) / ".mlflow.lock", timeout=60):
+        if file and not Path(file).exists():
+            _create_sqlite(Path(file), artifacts)
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            sqlalchemy.inspect(engine).get_table_names()
+        finally:
+            engine.dispose()
+        yield
+
+
+def _create_sqlite(path: Path, artifacts: str) -> None:
+    """Create the whole schema in a temporary file and rename it: MLflow cannot use one that is half made."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for unfinished in path.parent.glob(f".{path.name}.*.tmp*"):  # of a process that was killed
+        unfinished.unlink(missing_ok=True)
+    with atomically(path) as temporary:
+        SqlAlchemyStore(f"sqlite:///{temporary}", artifacts).engine.dispose()
