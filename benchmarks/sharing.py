@@ -108,7 +108,7 @@ def _runs(setting: Setting, backbone: str, trials: int) -> tuple[list[tuple[floa
         with _store(setting) as store:
             keeping = run_cells(setting, cells[:1], store, cache_size=CACHE_SIZE, expected_reuses=trials - 1)
             kept = run_cells(setting, cells[1:2], store, cache_size=CACHE_SIZE)
-            found = store.folder(cells[1].spec).result().reuse.model_dump()
+            found = store.folder(cells[1].spec).read_result().reuse.model_dump()
         rounds.append((alone, together, keeping, kept))
     return list(zip(*rounds, strict=True)), found
 

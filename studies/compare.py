@@ -104,7 +104,7 @@ def record_unsupported(plan: Plan, store: RunStore) -> None:
 
 
 def describe(plan: Plan) -> list[str]:
-    """The plan in a few lines: how many cells of what, how far they are, what does not go, how long it may take."""
+    """The plan in a few lines: its axes, the states of its cells, what is unsupported, and how long it may take."""
     study = plan.study
     axes = {"methods": study.methods, "backbones": study.backbones, "datasets": study.datasets, "heads": study.heads,
             "seeds": study.seeds}  # fmt: skip
@@ -118,22 +118,24 @@ def describe(plan: Plan) -> list[str]:
             min(study.tune.trials, sum(t.state != "running" for t in row.folder.trials())) for row in plan.searches
         ]
         lines.append(
-            f"  {len(plan.searches)} searches of {study.tune.trials} trials on the dev part, {sum(ended)} ended"
+            f"  {len(plan.searches)} searches of {study.tune.trials} trials on the dev split, {sum(ended)} trials ended"
         )
     lines += [f"  {note}" for note in notes(plan)]
     seconds = plan.seconds_left()
     if work_left(plan):
         known = (
-            f"{duration(seconds)} of training in one process" if seconds is not None else "unknown until one is done"
+            f"{duration(seconds)} of training in one process"
+            if seconds is not None
+            else "unknown until one cell is done"
         )
         lines.append(f"  estimated: {known}")
     return lines
 
 
 def notes(plan: Plan) -> list[str]:
-    """Why cells are without a figure: each reason once, with the number of its cells."""
+    """Why cells have no score: each reason once, with the number of its cells."""
     counted = Counter(
-        (cell.state, cell.reason or "no reason is known")
+        (cell.state, cell.reason or "unknown reason")
         for cell in plan.cells
         if cell.state in (*FAILED, "unsupported", "damaged")
     )
@@ -147,7 +149,7 @@ def duration(seconds: float) -> str:
 
 
 def table(plan: Plan) -> list[dict[str, str]]:
-    """One line a method, backbone, dataset and head: mIoU over the seeds that are done, and what became of the rest."""
+    """One line a method, backbone, dataset and head: mIoU over the seeds that are done, and the states of the rest."""
     searches = {id(cell): row for row in plan.searches for cell in row.cells}
     tuned = plan.study.tune is not None
     return [_line(row, searches.get(id(row["cells"][0])), tuned) for row in rows_of(plan)]
@@ -164,7 +166,7 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
         "head": row["head"],
         "method": row["label"],
         "mIoU": f"{statistics.fmean(values):.4f}{spread}" if values else "-",
-        "seeds": f"{states['done']}/{len(cells)}",
+        "seeds": f"{states[RunState.DONE]}/{len(cells)}",
         **({"trials": _trials(search) if search else "-"} if tuned else {}),
         "state": ", ".join(state if count == len(cells) else f"{count} {state}" for state, count in states.items()),
     }
@@ -235,7 +237,7 @@ class LiveTable(Live):
         if self._live is not None:
             self._live.update(self._drawn(), refresh=True)
         elif isinstance(changed, PlannedCell):
-            self.line(f"{_title(changed)}: {changed.state}" + self._figure(changed))
+            self.line(f"{_title(changed)}: {changed.state}" + self._score(changed))
         elif isinstance(changed, SearchTask):
             name, text = changed.search.spec.name, trials_so_far(changed.search)
             if self._last_lines.get(name) != text:
@@ -245,7 +247,7 @@ class LiveTable(Live):
             self.line(self._summary())
 
     @staticmethod
-    def _figure(cell: PlannedCell) -> str:
+    def _score(cell: PlannedCell) -> str:
         if cell.state == "done" and cell.miou is not None:
             return f", mIoU {cell.miou:.4f}"
         return f" ({cell.reason})" if cell.reason else ""
@@ -253,10 +255,11 @@ class LiveTable(Live):
     def _summary(self) -> str:
         count = self._plan.count()
         left = len(self._plan.left)
-        done = count["done"] - self._done_before
+        done = count[RunState.DONE] - self._done_before
         passed = time.monotonic() - self._began
         rest = f", about {duration(passed / done * left)} left" if done and not self._plan.searches else ""
-        return f"{count['done']} of {len(self._plan.cells)} cells done, {left} left, {duration(passed)} so far{rest}"
+        cells = f"{count[RunState.DONE]} of {len(self._plan.cells)} cells done, {left} left"
+        return f"{cells}, {duration(passed)} so far{rest}"
 
     def _drawn(self) -> Any:
         from rich.table import Table
@@ -270,7 +273,7 @@ class LiveTable(Live):
         return drawn
 
     def _progress(self, cells: list[PlannedCell]) -> str:
-        """The step of what runs; from its folder, wherever it runs."""
+        """The steps of cells that run anywhere, from their folders."""
         steps = []
         for cell in cells:
             if cell.state == "running" and cell.fingerprint is not None:
@@ -283,8 +286,8 @@ def trials_so_far(search: Search) -> str:
     """One line: how many trials there are, and the best of them."""
     ended = [trial for trial in search.trials if trial.state != "running"]
     best = search.folder.best(len(search.trials))
-    figure = f", best {', '.join(f'{value:.4g}' for value in best.values or ())} (trial {best.number})" if best else ""
-    return f"search {search.spec.name}: {len(ended)} trials ended, {len(search.trials) - len(ended)} run{figure}"
+    values = f", best {', '.join(f'{value:.4g}' for value in best.values or ())} (trial {best.number})" if best else ""
+    return f"search {search.spec.name}: {len(ended)} trials ended, {len(search.trials) - len(ended)} running{values}"
 
 
 def _title(cell: PlannedCell) -> str:

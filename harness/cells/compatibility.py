@@ -1,4 +1,4 @@
-"""Which methods go with which backbones: asked before anything is run, remembered, and planned without torch."""
+"""Which methods support which backbones: found out before anything is executed, cached, and planned without torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import multiprocessing
 from collections.abc import Sequence
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +14,70 @@ import harness
 from harness.cells.plugins import load as load_plugins
 from harness.cells.plugins import loaded_files
 from harness.cells.resolve import Cell
+from harness.method import Hyperparameters, methods
 from harness.util.files import sha256
 from harness.util.json_cache import cached_json, read_cached_json
 
+Question = tuple[str, dict[str, Any], str]
+"""Method, its hyperparameters, backbone."""
+
 
 def reasons_against(cells: Sequence[Cell], cache: Path) -> list[str | None]:
-    """For each cell the reason why its method does not go with its backbone, or None where it does.
+    """For each cell the reason why its method does not support its backbone, or None where it does.
 
-    Networks are built once for each pair that was never asked about, in a process of their own.
+    Networks are built once for each pair that is not in the cache, in a process of their own.
     """
     keys = [_key(cell) for cell in cells]
-    unknown = {repr(key): (key, cell.spec) for key, cell in zip(keys, cells, strict=True)
-               if read_cached_json(cache, "support", key) is None}  # fmt: skip
+    unknown = {
+        repr(key): (key, (cell.spec.method, cell.spec.hyperparameters, cell.spec.backbone))
+        for key, cell in zip(keys, cells, strict=True)
+        if read_cached_json(cache, "support", key) is None
+    }
     if unknown:
-        asked = [(spec.method, spec.hyperparameters, spec.backbone) for _, spec in unknown.values()]
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["harness.launch.preload"])
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(send, asked, [str(path) for path in loaded_files()]))
-        process.start()
-        send.close()
-        try:
-            answers = receive.recv()
-        except EOFError:  # the process died: the runs themselves will say
-            answers = []
-        finally:
-            process.join()
+        answers = _ask([question for _, question in unknown.values()])
         for (key, _), answer in zip(unknown.values(), answers, strict=False):
-            cached_json(cache, "support", key, lambda answer=answer: answer)
+            cached_json(cache, "support", key, lambda answer=answer: [answer])
     return [(read_cached_json(cache, "support", key) or [None])[0] for key in keys]
 
 
 def _key(cell: Cell) -> list[Any]:
+    """What the answer depends on: not the hyperparameters that every method has, which say how it is trained."""
     spec = cell.spec
     code = spec.method_code or sha256(Path(inspect.getfile(cell.method)))
-    tuned = {name: value for name, value in spec.hyperparameters.items() if name not in ("lr", "weight_decay")}
-    return [harness.__version__, version("timm"), spec.method, code, tuned, spec.backbone]
+    own = {name: value for name, value in spec.hyperparameters.items() if name not in Hyperparameters.model_fields}
+    return [harness.__version__, version("timm"), spec.method, code, own, spec.backbone]
 
 
-def _answer(send: Any, asked: list[tuple[str, dict[str, Any], str]], plugin_files: list[str]) -> None:
-    """One list of a reason or None for each."""
-    from harness.method import methods
-    from harness.models.backbones import families
+def _ask(questions: list[Question]) -> list[str | None]:
+    """One answer a question; none where the process died: the runs themselves will find out."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["harness.launch.preload"])
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(send, questions, [str(path) for path in loaded_files()]))
+    process.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        return []
+    finally:
+        process.join()
+
+
+def _answer(send: Connection, questions: list[Question], plugin_files: list[str]) -> None:
+    """The body of the process."""
+    from harness.models.backbones import families  # torch is only imported in this process
 
     load_plugins(plugin_files)
     backbones: dict[str, Any] = {}
-    answers: list[list[str | None]] = []
-    for method, hyperparameters, backbone in asked:
+    answers: list[str | None] = []
+    for method, hyperparameters, backbone in questions:
         try:
             if backbone not in backbones:
                 backbones[backbone] = families.cut(backbone, families.create(backbone))
             kind = methods.get(method)
-            said = kind(kind.Hyperparameters.model_validate(hyperparameters)).supports(backbones[backbone])
-            answers.append([None if said else f"{method} on {backbone}: {said}"])
+            supported = kind(kind.Hyperparameters.model_validate(hyperparameters)).supports(backbones[backbone])
+            answers.append(None if supported else f"{method} on {backbone}: {supported}")
         except Exception:  # not an answer: the run will meet it, and record it
-            answers.append([None])
+            answers.append(None)
     send.send(answers)

@@ -250,7 +250,7 @@ def check(
     """Check that a method keeps the contract, on one tiny network of every family."""
     if bool(names) == all_:
         raise UserError("check: give the names of methods, or --all")
-    from harness.contract.checks import run_check
+    from harness.contract.matrix import run_check
     from harness.method import methods
 
     raise typer.Exit(run_check(methods.names() if all_ else names or [], json_))

@@ -146,7 +146,7 @@ class BatchSource:
         workers = self._workers if indices else 0
         return DataLoader(
             self._stream,
-            batch_sampler=[self._images_of(index) for index in indices],
+            batch_sampler=[list(self._images_of(index)) for index in indices],
             num_workers=workers,
             # A job's process was started by a fork server, and its workers would import and decode everything again.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -11,6 +12,12 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 
 from harness.errors import UserError
 from harness.spec import Precision
+
+_PRECISIONS: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
 def make_fabric(device: str, precision: Precision) -> Fabric:
@@ -35,7 +42,7 @@ def make_fabric(device: str, precision: Precision) -> Fabric:
         strategy="ddp" if "LOCAL_WORLD_SIZE" in os.environ else "auto",
         # Without torchrun this process is the whole launch, also inside a Slurm job.
         plugins=[] if "LOCAL_WORLD_SIZE" in os.environ else [LightningEnvironment()],
-        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
+        precision=_PRECISIONS[precision],
     )
     fabric.launch()
     return fabric
@@ -49,6 +56,6 @@ def make_reproducible() -> None:
 
 
 def default_workers() -> int:
-    """Data-loading processes beside this one: none where they would take the only core from the network."""
+    """Data-loading processes of a run: none where they would take the only core from the network."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, available // 2)

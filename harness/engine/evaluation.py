@@ -5,7 +5,6 @@ Everything is counted at the labels' own resolution, in int64, one matrix an ima
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -150,11 +149,12 @@ def _loaded(
         yield index, dataset.load(samples[index])  # so that what a dataset reads once is not read by several threads
     with ThreadPoolExecutor(LOADERS) as threads:
         try:
-            for index in itertools.chain(indices[1:], [None]):
-                if index is not None:
-                    waiting.append((index, threads.submit(dataset.load, samples[index])))
-                while waiting and (index is None or len(waiting) > ahead):
+            for index in indices[1:]:
+                waiting.append((index, threads.submit(dataset.load, samples[index])))
+                if len(waiting) > ahead:
                     first, pair = waiting.popleft()
                     yield first, pair.result()
+            for first, pair in waiting:
+                yield first, pair.result()
         finally:
             threads.shutdown(cancel_futures=True)

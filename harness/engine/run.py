@@ -123,7 +123,7 @@ def train(prepared: Prepared, expected_reuses: int = 0) -> Trained:
 
 
 def begin(prepared: Prepared) -> TrainState:
-    """Open the run folder; the state is to be given to `training.train`."""
+    """Open the run folder; `training.train` takes the state."""
     attempt, network = prepared.attempt, prepared.network
     spec = attempt.cell.spec
     attempt.begin()
@@ -173,10 +173,10 @@ def finish_training(prepared: Prepared, state: TrainState, alone: bool = True) -
 
 
 def _peak_memory(prepared: Prepared, meters: Meters, alone: bool) -> int | None:
-    """Bytes: on a GPU as its allocator measured; on a CPU, which keeps no such account, as a step's shapes say.
+    """Bytes: on a GPU as its allocator measured, on a CPU, where nothing measures it, by a step's shapes.
 
-    None where the number would not be the method's own (measured beside other networks, or with a part of the work
-    cached), or would be for float32 where the step has another precision.
+    None where the number would not be the method's own: on a GPU with other networks or with cached features, on a CPU
+    in another precision than float32, for which the shapes are counted.
     """
     device, precision = prepared.attempt.fabric.device, prepared.attempt.cell.spec.budget.precision
     if device.type == "cuda":

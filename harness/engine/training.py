@@ -283,7 +283,7 @@ def _count(meters: Meters, logits: Tensor, masks: Tensor) -> None:
     if meters.matrix.numel() == 0:
         meters.matrix = torch.zeros(classes, classes, dtype=torch.int64)
     meters.matrix = meters.matrix.to(logits.device)
-    meters.matrix += confusion(logits.argmax(1), labels_at(masks, logits.shape[-2:]), classes)
+    meters.matrix += confusion(logits.argmax(1), labels_at(masks, (logits.shape[-2], logits.shape[-1])), classes)
 
 
 def _point(step: int, lr: float, meters: Meters) -> CurvePoint:

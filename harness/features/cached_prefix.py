@@ -83,21 +83,21 @@ class CachedPrefix:
         policy; with images, also `inputs`: by name the tensor and the seconds that making it took.
         """
         known = start if isinstance(start, CachedPass) else None
-        outputs = known.outputs if known else None
+        outputs = start.outputs if isinstance(start, CachedPass) else start
         seconds = list(known.seconds) if known else []
         computed = dict(inputs or {})
         for stage in range(len(seconds), self.stages):
             began = self._clock()
-            outputs = self.backbone.prefix(start if outputs is None else outputs, stage + 1)
+            outputs = self.backbone.prefix(outputs, stage + 1)
             seconds.append(self._clock() - began)
             computed[f"stage{stage}"] = outputs.outputs[stage], seconds[stage]
-        assert outputs is not None
+        assert isinstance(outputs, StageOutputs)
         if computed and self._stream is not None and self._policy is not None and self._policy.writes:
             self._policy.write(self._stream, index, computed)
         return CachedPass(outputs, tuple(seconds), known.cached if known else 0, known.inputs if known else {})
 
     def finish(self) -> None:
-        """No pass follows, though nobody said how many there are: see `FeatureStream.finish`."""
+        """Complete a stream whose number of passes was unknown: see `FeatureStream.finish`."""
         if self._stream is not None and self._policy is not None and self._policy.writes:
             self._stream.finish()
 

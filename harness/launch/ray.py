@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -76,9 +77,9 @@ class RayLauncher(Launcher):
             self._ray.shutdown()
             raise
 
-    def _gpus_of_a_job(self, device: str, given: str | None) -> float:
-        if given is not None:
-            return float(given)
+    def _gpus_of_a_job(self, device: str, requested: str | None) -> float:
+        if requested is not None:
+            return float(requested)
         if device == "auto":
             return float(any(node.get("GPU", 0) >= 1 for node in self._nodes()))
         return float(device == "cuda")
@@ -196,7 +197,7 @@ def _connect(address: str) -> Any:
         ray.init(
             address=address,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": variables} if variables else None,
         )
     except (OSError, RuntimeError, ValueError) as error:

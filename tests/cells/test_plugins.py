@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.cells import plugins
-from harness.contract.checks import broken, check_method
+from harness.contract import broken, check_method
 from harness.errors import UserError
 from harness.method import methods
 from harness.util.files import sha256

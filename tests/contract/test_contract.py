@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from harness import method
-from harness.contract import checks
-from harness.contract.checks import CHECKS, CheckResult, broken, check_method, matrix, run_check, tiny_backbones
+from harness.contract import matrix
+from harness.contract.cases import CLASSES
+from harness.contract.checks import CHECKS
+from harness.contract.matrix import CheckResult, broken, check_method, run_check, tiny_backbones
 from harness.errors import UserError
 from harness.method import Method, Unsupported, hyperparameter, methods
 from harness.models.backbones.families import families
@@ -97,7 +99,7 @@ class WrongCount(Good):
 
 class RightForOneNumberOfClasses(Good):
     def parameter_count(self, backbone, num_classes):
-        return super().parameter_count(backbone, num_classes) + (num_classes - checks.CLASSES)
+        return super().parameter_count(backbone, num_classes) + (num_classes - CLASSES)
 
 
 class Shared(Good):
@@ -258,7 +260,7 @@ def verdict(cls: type[Method], backbone: str = "resnet10t") -> list[str]:
 
 
 @pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
-def test_a_good_method_passes_every_check_in_order(backbone: str) -> None:
+def test_good_method_passes_every_check(backbone: str) -> None:
     outcomes = check_method(Good, [backbone])
     assert [outcome.check for outcome in outcomes[1:]] == [check.__name__.replace("_", " ") for check in CHECKS]
     assert {outcome.status for outcome in outcomes} == {"ok"}
@@ -275,7 +277,7 @@ def test_a_good_method_passes_every_check_in_order(backbone: str) -> None:
         ),
         (RightForOneNumberOfClasses, "trains as many parameters as it says: good on resnet10t: trains 4160 parameters"),
         (Shared, "shares no state between instances: training one instance changes another: backbone.gaps.0.mix"),
-        (Nothing, "trains as many parameters as it says: trains nothing here, silently"),
+        (Nothing, "trains as many parameters as it says: trains nothing here and does not say so"),
         (Crashes, "trains as many parameters as it says: crashes: KeyError: 'layer5'"),
         (CrashesInTraining, "trains: crashes: RuntimeError: no maps"),
         (Random, "is deterministic at a seed: two builds at one seed differ: backbone.gaps.0.mix.weight"),
@@ -292,26 +294,26 @@ def test_a_good_method_passes_every_check_in_order(backbone: str) -> None:
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_a_broken_method_is_caught_by_the_check_that_says_so(
+def test_each_check_catches_the_method_that_breaks_it(
     cls: type[Method], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "TWO_PROCESSES_ON", ())
+    monkeypatch.setattr(matrix, "TWO_PROCESSES_ON", ())
     assert any(line.startswith(expected) for line in verdict(cls)), verdict(cls)
 
 
 @pytest.mark.parametrize("cls", [HeadOnly, OtherStartAndSaysSo])
-def test_what_a_method_says_of_itself_is_no_breach(cls: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "TWO_PROCESSES_ON", ())
+def test_declared_exceptions_are_accepted(cls: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "TWO_PROCESSES_ON", ())
     assert verdict(cls) == []
 
 
 @pytest.mark.exhaustive
-def test_a_parameter_in_no_graph_fails_in_two_processes_and_a_good_method_still_passes_after_it() -> None:
+def test_unused_parameter_fails_in_two_processes_and_the_next_method_passes() -> None:
     assert any("two processes: one of two processes failed" in line for line in verdict(NeverUsed))
     assert verdict(Good) == []
 
 
-def test_an_unsupported_backbone_is_one_outcome_with_the_methods_reason() -> None:
+def test_unsupported_backbone_is_one_result_with_the_reason() -> None:
     outcomes = check_method(ConvolutionsOnly, ["test_vit"])
     assert outcomes[1:] == [CheckResult("answers whether it is supported", "test_vit", "unsupported", "for CNNs")]
 
@@ -327,16 +329,16 @@ def test_an_unsupported_backbone_is_one_outcome_with_the_methods_reason() -> Non
         (hyperparameter(5, "help", ge=0, le=2), "crashes: ValidationError"),
     ],
 )
-def test_a_hyperparameter_is_described_in_full(field: object, expected: str) -> None:
+def test_incomplete_hyperparameter_is_rejected(field: object, expected: str) -> None:
     (line,) = verdict(knobs(x=field))
     assert line.startswith(f"described: {expected}")
 
 
-def test_run_check_prints_the_matrix_and_says_by_its_exit_code_whether_all_is_well(
+def test_run_check_prints_the_matrix_and_sets_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(checks, "TWO_PROCESSES_ON", ())
-    monkeypatch.setattr(checks.families, "families", lambda: ["new_one", "resnet", "vision_transformer"])
+    monkeypatch.setattr(matrix, "TWO_PROCESSES_ON", ())
+    monkeypatch.setattr(matrix.families, "families", lambda: ["new_one", "resnet", "vision_transformer"])
     monkeypatch.setattr(methods, "_known", {"good": ConvolutionsOnly})
     assert run_check(["good"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -353,13 +355,13 @@ def test_run_check_prints_the_matrix_and_says_by_its_exit_code_whether_all_is_we
     assert states == ["skipped", "broken", "broken"]
 
 
-def test_the_reason_of_many_families_is_printed_once() -> None:
-    row = checks.MatrixRow("a", "resnet", "resnet10t", "broken", "trains: crashes", 0.0, [])
-    other = checks.MatrixRow("a", "deit", "deit_tiny", "broken", "trains: crashes", 0.0, [])
-    assert matrix([row, other])[-1] == "broken: a on resnet, deit: trains: crashes"
+def test_reason_shared_by_families_is_printed_once() -> None:
+    row = matrix.MatrixRow("a", "resnet", "resnet10t", "broken", "trains: crashes", 0.0, [])
+    other = matrix.MatrixRow("a", "deit", "deit_tiny", "broken", "trains: crashes", 0.0, [])
+    assert matrix.matrix([row, other])[-1] == "broken: a on resnet, deit: trains: crashes"
 
 
-def test_a_method_that_does_not_import_is_broken_with_its_reason_and_the_rest_goes_on(
+def test_method_that_fails_to_import_is_broken_and_others_are_checked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from importlib.metadata import EntryPoint
@@ -367,7 +369,7 @@ def test_a_method_that_does_not_import_is_broken_with_its_reason_and_the_rest_go
     points = [EntryPoint("lost", "no_such_package:Lost", "harness.methods")]
     monkeypatch.setattr("harness.util.registry.entry_points", lambda group: points)
     monkeypatch.setattr(methods, "_known", {"good": ConvolutionsOnly})
-    monkeypatch.setattr(checks.families, "families", lambda: ["vision_transformer"])
+    monkeypatch.setattr(matrix.families, "families", lambda: ["vision_transformer"])
     assert run_check(["good", "lost"]) == 1
     last = capsys.readouterr().out.splitlines()[1]
     assert last.split() == ["vision_transformer", "unsupported", "broken"]

@@ -1,4 +1,4 @@
-"""What a step takes is counted on shapes alone; here it is held against steps that are taken."""
+"""The cost of a step, counted on shapes alone, compared with real steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLASSES = 3
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["", "deterministic"])
 def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
-    """As a run asks torch to be."""
+    """As runs set torch."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(request.param, warn_only=True)
     yield
@@ -39,25 +39,25 @@ def network_of(method: str, backbone: str) -> Segmenter:
 
 @pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("method", ["linear", "spm", "full"])
-def test_peak_memory_is_the_most_that_real_steps_hold(method: str, backbone: str) -> None:
+def test_peak_memory_equals_that_of_real_steps(method: str, backbone: str) -> None:
     """With the gradients of real data and AdamW's own state, updated in place as a run does."""
     images, side = 2, 96
     network = network_of(method, backbone).train()
     counted = step_cost(network, Budget(name="one", steps=1, batch_size=images, crop=(side, side)))
     optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)
     batch = torch.rand(images, 3, side, side), torch.randint(CLASSES, (images, side, side), dtype=torch.uint8)
-    with PeakMemoryMode([*network.parameters(), *network.buffers()]) as held:
+    with PeakMemoryMode([*network.parameters(), *network.buffers()]) as memory:
         for _ in range(2):
             loss, _ = network(*batch)
             loss.backward()
             del loss
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    assert counted.peak_bytes == pytest.approx(held.peak, rel=0.03)
+    assert counted.peak_bytes == pytest.approx(memory.peak, rel=0.03)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224"])
-def test_peak_memory_is_near_what_torch_allocates(backbone: str) -> None:
+def test_peak_memory_is_close_to_what_torch_allocates(backbone: str) -> None:
     """Maps of 256×256, beside which what kernels take for themselves is little."""
     images, side = 4, 256
     network = network_of("spm", backbone).train()
@@ -76,7 +76,7 @@ def test_peak_memory_is_near_what_torch_allocates(backbone: str) -> None:
 
 
 @pytest.mark.parametrize(("groups", "transposed"), [(1, False), (4, False), (16, False), (4, True)])
-def test_gradients_of_a_convolution_take_its_arithmetic_each(groups: int, transposed: bool) -> None:
+def test_each_gradient_of_a_convolution_costs_as_much_as_the_convolution(groups: int, transposed: bool) -> None:
     made = nn.ConvTranspose2d if transposed else nn.Conv2d
     convolution = made(16, 16, 3, groups=groups)
     x = torch.rand(2, 16, 8, 8, requires_grad=True)
@@ -88,7 +88,7 @@ def test_gradients_of_a_convolution_take_its_arithmetic_each(groups: int, transp
     assert backward.get_total_flops() == 2 * forward.get_total_flops() > 0
 
 
-def test_a_step_in_parts_takes_the_arithmetic_of_one_and_less_memory() -> None:
+def test_accumulation_needs_the_same_flops_and_less_memory() -> None:
     network = network_of("full", "resnet10t")
     whole, parts = (
         step_cost(network, Budget(name="one", steps=1, batch_size=8, accumulate=accumulate, crop=(64, 64)))

@@ -1,4 +1,4 @@
-"""Figures against mmsegmentation's own, and that every way of predicting counts the same pixels."""
+"""Metrics against mmsegmentation's own; every way of predicting counts the same pixels."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def maps(
     return torch.from_numpy(prediction.astype(np.uint8)), torch.from_numpy(mask.astype(np.uint8))
 
 
-# Confusion matrices and figures
+# Confusion matrices and metrics
 
 
-def test_figures_of_a_two_by_two_matrix_by_hand() -> None:
+def test_metrics_of_a_two_by_two_matrix() -> None:
     # Labels: 6 of class 0 and 4 of class 1. Predicted: 7 and 3.
-    figures = metrics(np.array([[5, 1], [2, 2]]))
-    assert figures.iou == pytest.approx((5 / (6 + 7 - 5), 2 / (4 + 3 - 2)))
-    assert figures.acc == pytest.approx((5 / 6, 2 / 4))
-    assert figures.dice == pytest.approx((10 / 13, 4 / 7))
-    assert figures.miou == pytest.approx((5 / 8 + 2 / 5) / 2)
-    assert figures.aacc == pytest.approx(7 / 10)
-    assert figures.absent == 0
+    found = metrics(np.array([[5, 1], [2, 2]]))
+    assert found.iou == pytest.approx((5 / (6 + 7 - 5), 2 / (4 + 3 - 2)))
+    assert found.acc == pytest.approx((5 / 6, 2 / 4))
+    assert found.dice == pytest.approx((10 / 13, 4 / 7))
+    assert found.miou == pytest.approx((5 / 8 + 2 / 5) / 2)
+    assert found.aacc == pytest.approx(7 / 10)
+    assert found.absent == 0
 
 
-def test_rows_are_labels_and_columns_are_predictions_and_ignored_pixels_count_nowhere() -> None:
+def test_confusion_has_labels_as_rows_and_leaves_ignored_pixels_out() -> None:
     mask = torch.tensor([[0, 1], [1, IGNORE_INDEX]], dtype=torch.uint8)
     prediction = torch.tensor([[1, 1], [0, 1]], dtype=torch.uint8)
     assert confusion(prediction, mask, 2).tolist() == [[0, 1], [1, 1]]
 
 
 @pytest.mark.parametrize(("classes", "absent"), [(2, ()), (5, (3,)), (19, (0, 18)), (150, range(40, 150))])
-def test_figures_are_those_of_mmsegmentation(classes: int, absent: Sequence[int]) -> None:
+def test_metrics_equal_those_of_mmsegmentation(classes: int, absent: Sequence[int]) -> None:
     pairs = [maps(seed, classes, absent) for seed in range(4)]
     areas = [IoUMetric.intersect_and_union(*pair, classes, IGNORE_INDEX) for pair in pairs]
     theirs = IoUMetric.total_area_to_metrics(
@@ -69,22 +69,22 @@ def test_figures_are_those_of_mmsegmentation(classes: int, absent: Sequence[int]
     assert ours.absent == len(absent)
 
 
-def test_a_class_that_is_predicted_and_never_labelled_counts_as_zero_not_as_absent() -> None:
-    figures = metrics(np.array([[3, 1], [0, 0]]))
-    assert (figures.iou, figures.acc) == ((0.75, 0.0), (0.75, None))
-    assert (figures.miou, figures.macc, figures.absent) == (0.375, 0.75, 0)
+def test_class_that_is_only_predicted_scores_zero() -> None:
+    found = metrics(np.array([[3, 1], [0, 0]]))
+    assert (found.iou, found.acc) == ((0.75, 0.0), (0.75, None))
+    assert (found.miou, found.macc, found.absent) == (0.375, 0.75, 0)
 
 
-def test_nothing_labelled_is_no_figure_rather_than_a_zero() -> None:
-    figures = metrics(np.zeros((3, 3), np.int64))
-    assert (figures.miou, figures.macc, figures.aacc, figures.mdice, figures.absent) == (None, None, None, None, 3)
+def test_metrics_without_labels_are_undefined() -> None:
+    found = metrics(np.zeros((3, 3), np.int64))
+    assert (found.miou, found.macc, found.aacc, found.mdice, found.absent) == (None, None, None, None, 3)
 
 
-def test_counts_of_a_large_dataset_do_not_overflow() -> None:
+def test_large_counts_do_not_overflow() -> None:
     assert metrics(np.full((2, 2), 2**31, np.int64)).miou == pytest.approx(1 / 3)
 
 
-def test_confusions_come_back_as_they_were_saved(tmp_path: Path) -> None:
+def test_saved_confusions_load_unchanged(tmp_path: Path) -> None:
     matrices = np.stack([confusion(*maps(seed, 150), 150).numpy() for seed in range(3)])
     save_confusions(tmp_path / "c.npz", ["train/a", "b", "ü"], matrices)
     names, loaded = load_confusions(tmp_path / "c.npz")
@@ -99,7 +99,7 @@ def test_confusions_come_back_as_they_were_saved(tmp_path: Path) -> None:
 
 
 class Pixelwise(nn.Module):
-    """Three logits a pixel, from that pixel alone; remembers the sizes that it was given."""
+    """Three logits a pixel, from that pixel alone; records the sizes of its inputs."""
 
     def __init__(self, stride: int = 1) -> None:
         super().__init__()
@@ -122,9 +122,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(8, 8), (20, 31), (9, 40), (5, 30), (30, 5), (3, 4), (1, 1)])
 @pytest.mark.parametrize("stride", [(8, 8), (3, 5), (1, 1)])
-def test_sliding_windows_predict_a_pixelwise_network_as_the_whole_image_does(
-    size: tuple[int, int], stride: tuple[int, int]
-) -> None:
+def test_windows_predict_the_same_as_whole_images(size: tuple[int, int], stride: tuple[int, int]) -> None:
     images = [picture(*size), picture(*size, seed=1)]
     network = Pixelwise()
     slid = predictor(network, evaluation="slide", stride=stride)(images)
@@ -153,12 +151,12 @@ def test_overlapping_windows_are_averaged() -> None:
 
 
 @dataclass(frozen=True)
-class Held(SegmentationDataset):
+class InMemory(SegmentationDataset):
     """Pairs in memory, as test."""
 
     pairs: tuple[Pair, ...]
     scale: tuple[int, int] | None = None
-    name: str = "held"
+    name: str = "in memory"
     classes: tuple[str, ...] = ("a", "b", "c")
     palette: tuple[tuple[int, int, int], ...] = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
     digest: str = "0"
@@ -170,15 +168,17 @@ class Held(SegmentationDataset):
         return self.pairs[sample.source]
 
 
-def held(sizes: Sequence[tuple[int, int]]) -> Held:
-    return Held(tuple(Pair(picture(*size, seed=n), maps(n, 3, size=size)[1].numpy()) for n, size in enumerate(sizes)))
+def in_memory(sizes: Sequence[tuple[int, int]]) -> InMemory:
+    return InMemory(
+        tuple(Pair(picture(*size, seed=n), maps(n, 3, size=size)[1].numpy()) for n, size in enumerate(sizes))
+    )
 
 
 SIZES = [(8, 8), (8, 8), (8, 8), (8, 8), (6, 9), (8, 8), (7, 7), (7, 7)]
 
 
-def test_images_of_mixed_sizes_in_batches_count_as_they_do_one_by_one() -> None:
-    dataset, network = held(SIZES), Pixelwise(stride=2)
+def test_batches_of_mixed_sizes_count_as_single_images() -> None:
+    dataset, network = in_memory(SIZES), Pixelwise(stride=2)
     together = evaluate(predictor(network), dataset, dataset.samples("test"))
     assert [shape[0] for shape in network.seen] == [3, 1, 1, 1, 2]
     single = evaluate(predictor(network, batch_size=1), dataset, dataset.samples("test"))
@@ -187,8 +187,8 @@ def test_images_of_mixed_sizes_in_batches_count_as_they_do_one_by_one() -> None:
     assert together.sum((1, 2)).tolist() == labelled
 
 
-def test_processes_that_share_the_images_count_each_once() -> None:
-    dataset = held(SIZES)
+def test_processes_count_each_image_once() -> None:
+    dataset = in_memory(SIZES)
     alone = evaluate(predictor(Pixelwise()), dataset, dataset.samples("test"))
     shares = [
         evaluate(predictor(Pixelwise()), dataset, dataset.samples("test"), share=slice(r, None, 3)) for r in range(3)
@@ -198,10 +198,10 @@ def test_processes_that_share_the_images_count_each_once() -> None:
     assert evaluate(predictor(Pixelwise()), dataset, [], share=slice(2, None, 3)).shape == (0, 3, 3)
 
 
-def test_counting_is_at_the_labels_own_size_when_the_network_sees_another() -> None:
+def test_predictions_are_counted_at_the_size_of_the_labels() -> None:
     blocks = np.kron(np.array([[0, 1], [2, 0]], np.uint8), np.ones((10, 10), np.uint8))
     image = np.array([[255, 128, 128], [128, 0, 128], [128, 128, 255]], np.uint8)[blocks]
-    dataset, network = Held((Pair(image, blocks),), scale=(40, 40)), Pixelwise()
+    dataset, network = InMemory((Pair(image, blocks),), scale=(40, 40)), Pixelwise()
     matrices = evaluate(predictor(network, scale=dataset.scale), dataset, dataset.samples("test"))
     assert network.seen == [(1, 3, 40, 40)]
     assert matrices.sum() == blocks.size
@@ -209,7 +209,7 @@ def test_counting_is_at_the_labels_own_size_when_the_network_sees_another() -> N
 
 
 def test_evaluation_leaves_the_network_in_evaluation_mode() -> None:
-    dataset, network = held(SIZES[:1]), nn.Sequential(Pixelwise(), nn.BatchNorm2d(3))
+    dataset, network = in_memory(SIZES[:1]), nn.Sequential(Pixelwise(), nn.BatchNorm2d(3))
     network.train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     evaluate(predictor(network), dataset, dataset.samples("test"))

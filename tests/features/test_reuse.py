@@ -70,19 +70,19 @@ def run(cell: Callable[..., tuple[Cell, RunStore]]) -> Run:
 
 @pytest.fixture(scope="module")
 def alone(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, ...]]:
-    """The outcome of a cell that shares nothing with any."""
+    """The outcome of a cell that shares nothing."""
     runs = tmp_path_factory.mktemp("alone")
-    return lambda **fields: outcome(run(runs, **fields))  # one that is done is answered at once
+    return lambda **fields: outcome(run(runs, **fields))  # a finished one is not executed again
 
 
 @pytest.fixture
 def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network so small is computed as fast as it is read; the decision has a test of its own."""
+    """A network so small is computed as fast as it is read; the cost model has a test of its own."""
     monkeypatch.setattr(FeatureCachePolicy, "_decide", lambda *_: None)
 
 
 def outcome(folder: RunFolder) -> tuple[Any, ...]:
-    """All that the figures of a run are, to the bit."""
+    """All results of a run, to the bit."""
     result = folder.result()
     assert result is not None
     with safe_open(folder.delta_path, "pt") as stored:
@@ -109,7 +109,7 @@ METHODS = [
     {"method": "full"},
     {"method": "linear", "settings": {"lr": 0.01}},
 ]
-"""Four, one, three and no untouched stages."""
+"""Four, one, three and no frozen stages."""
 
 
 @pytest.mark.parametrize(
@@ -120,17 +120,17 @@ METHODS = [
         pytest.param("vit_tiny_patch16_224", 2, marks=pytest.mark.exhaustive),
     ],
 )
-def test_kept_features_leave_every_bit_as_it_was_whoever_kept_them(
+def test_cached_features_change_no_bit(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None, backbone: str, number: int
 ) -> None:
     for order, fields in enumerate(METHODS[:number]):
-        again = run(tmp_path, GIGABYTE, expected_reuses=9, backbone=backbone, **fields)
-        assert outcome(again) == alone(backbone=backbone, **fields), fields
-        used = float(order in (1, 2, 4))  # the first has nobody to take from, the fourth no use for it
-        assert (reuse(again)["training"], reuse(again)["evaluation"]) == (used, used), fields
+        found = run(tmp_path, GIGABYTE, expected_reuses=9, backbone=backbone, **fields)
+        assert outcome(found) == alone(backbone=backbone, **fields), fields
+        used = float(order in (1, 2, 4))  # the cache is empty for the first, and of no use to the fourth
+        assert (reuse(found)["training"], reuse(found)["evaluation"]) == (used, used), fields
 
 
-def test_what_a_shallow_prefix_kept_is_gone_on_from_by_a_deeper_one(
+def test_deeper_prefix_starts_from_a_cached_shallow_one(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None
 ) -> None:
     run(tmp_path, GIGABYTE, expected_reuses=9, method="spm")
@@ -143,19 +143,19 @@ def test_what_a_shallow_prefix_kept_is_gone_on_from_by_a_deeper_one(
 
 
 @pytest.mark.parametrize(
-    ("begun_with", "ended_with"),
+    ("first_size", "second_size"),
     [
         (GIGABYTE, GIGABYTE),
         *(pytest.param(*sizes, marks=pytest.mark.exhaustive) for sizes in ((GIGABYTE, 0), (0, GIGABYTE))),
     ],
 )
-def test_an_interrupted_run_goes_on_with_kept_features_and_without_them(
-    run: Run, alone: Alone, tmp_path: Path, always_pays: None, begun_with: int, ended_with: int
+def test_interrupted_run_resumes_with_and_without_cached_features(
+    run: Run, alone: Alone, tmp_path: Path, always_pays: None, first_size: int, second_size: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunEnded, match="interrupted"):
         patch.setattr(TrainState, "learn", stopping({0.001: 11}))  # within the second file
-        run(tmp_path, begun_with, expected_reuses=9)
-    assert outcome(run(tmp_path, ended_with, expected_reuses=9)) == alone()
+        run(tmp_path, first_size, expected_reuses=9)
+    assert outcome(run(tmp_path, second_size, expected_reuses=9)) == alone()
 
 
 def test_damaged_and_lost_features_are_computed_again(
@@ -178,7 +178,7 @@ def test_damaged_and_lost_features_are_computed_again(
 
 
 def stopping(at: dict[float, int]) -> Callable[..., None]:
-    """In place of `TrainState.learn`: as a signal would stop it, at a step for each learning rate."""
+    """A `TrainState.learn` that stops as a signal would, at a step for each learning rate."""
     learn = TrainState.learn
 
     def act(learner: TrainState, *args: Any) -> None:
@@ -190,24 +190,22 @@ def stopping(at: dict[float, int]) -> Callable[..., None]:
     return act
 
 
-def test_features_that_would_not_pay_or_not_fit_are_not_kept_and_it_is_said(
-    run: Run, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_features_that_do_not_pay_or_fit_are_not_cached(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
     features = Path(".cache") / "features"
 
-    def kept(runs: Path) -> set[str]:
+    def cached(runs: Path) -> set[str]:
         return {path.name.rpartition("-")[2] for path in (runs / features).glob("*.features")}
 
     def log(folder: RunFolder) -> str:
         return folder.log_path.read_text()
 
     lone = run(tmp_path / "lone", GIGABYTE, expected_reuses=0)
-    assert "masks.features" not in kept(tmp_path / "lone") and "training images" not in log(lone)
+    assert "masks.features" not in cached(tmp_path / "lone") and "training images" not in log(lone)
     small = run(tmp_path / "small", 300_000, expected_reuses=9)
     assert "more than half of --cache-size" in log(small)
-    assert "masks.features" not in kept(tmp_path / "small")
+    assert "masks.features" not in cached(tmp_path / "small")
     read = FeatureStream.read
-    monkeypatch.setattr(FeatureStream, "read", lambda *given: time.sleep(0.3) or read(*given))
+    monkeypatch.setattr(FeatureStream, "read", lambda *arguments: time.sleep(0.3) or read(*arguments))
     slow = run(tmp_path / "slow", GIGABYTE, expected_reuses=1)
     assert "not caching" in log(slow) and "reading 0.3" in log(slow)
     assert not (tmp_path / "off" / features).exists()
@@ -215,9 +213,7 @@ def test_features_that_would_not_pay_or_not_fit_are_not_kept_and_it_is_said(
     assert not (tmp_path / "off" / features).exists()
 
 
-def test_a_method_that_changes_a_frozen_layer_in_secret_shares_nothing(
-    run: Run, tmp_path: Path, always_pays: None, monkeypatch: Any
-) -> None:
+def test_changed_frozen_layer_is_not_cached(run: Run, tmp_path: Path, always_pays: None, monkeypatch: Any) -> None:
     from methods.linear import Linear
 
     run(tmp_path, GIGABYTE, expected_reuses=9)
@@ -232,7 +228,7 @@ def test_a_method_that_changes_a_frozen_layer_in_secret_shares_nothing(
     assert reuse(changed) == {**reuse(changed), "frozen_stages": 2}
 
 
-def test_cells_side_by_side_end_as_they_do_alone(
+def test_cells_side_by_side_end_as_alone(
     run: Run, alone: Alone, cell: Callable[..., tuple[Cell, RunStore]], tmp_path: Path
 ) -> None:
     made = [cell(tmp_path, **fields)[0] for fields in METHODS]
@@ -248,7 +244,7 @@ def test_cells_side_by_side_end_as_they_do_alone(
         execute_side_by_side([made[0], cell(tmp_path, seed=1)[0]], store, options(tmp_path))
 
 
-def test_what_happens_to_one_of_several_cells_leaves_the_others_alone(
+def test_failure_of_one_cell_leaves_the_others_unchanged(
     alone: Alone, cell: Callable[..., tuple[Cell, RunStore]], tmp_path: Path, monkeypatch: Any
 ) -> None:
     rates = (0.001, 0.002, 9.0, 0.004, 0.003)
@@ -280,7 +276,7 @@ def test_what_happens_to_one_of_several_cells_leaves_the_others_alone(
         assert outcome(store.folder(made[index].spec)) == alone(settings={"lr": rates[index]})
 
 
-def test_several_cells_that_are_interrupted_go_on_from_where_each_of_them_was(
+def test_interrupted_cells_resume_from_their_own_steps(
     alone: Alone, cell: Callable[..., tuple[Cell, RunStore]], tmp_path: Path
 ) -> None:
     store = RunStore(tmp_path)
@@ -296,7 +292,7 @@ def test_several_cells_that_are_interrupted_go_on_from_where_each_of_them_was(
         assert outcome(store.folder(one.spec)) == alone(settings={"lr": rate})
 
 
-def test_an_evaluation_in_windows_is_shared_by_seeds(run: Run, alone: Alone, tmp_path: Path, budget: Path) -> None:
+def test_seeds_share_a_cached_sliding_evaluation(run: Run, alone: Alone, tmp_path: Path, budget: Path) -> None:
     sliding = tmp_path / "slide.yaml"
     fields = {**yaml.safe_load(budget.read_text()), "evaluation": "slide", "stride": [24, 24]}
     sliding.write_text(yaml.safe_dump(fields))
@@ -308,7 +304,7 @@ def test_an_evaluation_in_windows_is_shared_by_seeds(run: Run, alone: Alone, tmp
 
 
 def _weights(folder: Path) -> Path:
-    """Of one file, so that they do not depend on the seed."""
+    """In a file, so that they do not depend on the seed."""
     from safetensors.torch import save_file
 
     from harness.models.backbones.families import create
@@ -319,7 +315,7 @@ def _weights(folder: Path) -> Path:
 
 
 @pytest.mark.exhaustive
-def test_another_dataset_size_or_part_is_another_name(run: Run, tmp_path: Path, always_pays: None) -> None:
+def test_features_of_other_data_are_not_shared(run: Run, tmp_path: Path, always_pays: None) -> None:
     first = run(tmp_path, GIGABYTE, expected_reuses=9)
     other = make_dataset(tmp_path / "other")
     changed = other / "images" / "train"

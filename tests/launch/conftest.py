@@ -1,4 +1,4 @@
-"""What tests of launchers share: jobs, and how those cells end where nothing happens to them."""
+"""Jobs for the tests of launchers, and how they end when nothing disturbs them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from harness.launch.local import LocalLauncher
 from tests.support.tiny_cell import make_budget
-from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, figures, loaded, run_all, state
+from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, loaded, results_of, run_all, state
 
 LONGER = 40
-"""Steps of runs that something is to happen to."""
+"""Steps of runs that are disturbed."""
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +43,10 @@ def known(plugin: Path) -> Iterator[None]:
 def undisturbed(
     cells: Cells, longer_cells: Cells, plugin: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict]:
-    """The figures of the cells that tests disturb, by fingerprint, from the local launcher with one thread a job."""
+    """Results of the cells that tests disturb, by fingerprint, from the local launcher with one thread a job."""
     runs = tmp_path_factory.mktemp("undisturbed")
     with loaded(plugin), LocalLauncher(min(2, len(os.sched_getaffinity(0))), "cpu", {}) as launcher:
         jobs = [cells.job(runs, seed=seed) for seed in range(3)] + [longer_cells.job(runs, SLOW)]
         ended = run_all(launcher, jobs)
     assert {state(result) for result in ended.values()} == {"done"}, ended
-    return {job.name: figures(job) for job in jobs}
+    return {job.name: results_of(job) for job in jobs}

@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster of a head and two nodes, all on this machine, and what the death of each part leaves."""
+"""Jobs on a real Ray cluster of a head and two nodes on this machine, and the death of each part."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.support.tiny_jobs import (
     all_ends,
     as_one,
     executions,
-    figures,
     folder,
     only_end,
+    results_of,
     run_all,
     start_launcher,
     state,
@@ -46,7 +46,7 @@ def cluster() -> Iterator[Any]:
 
     on_terminate = signal.getsignal(signal.SIGTERM)
     place = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    # A node that is gone is missed within seconds. Workers are as nice as everyone: at Ray's own 15 a job stands still
+    # Dead nodes are noticed within seconds. Workers have normal priority: at Ray's own niceness of 15 a job starves
     # beside the other tests.
     health = {"initial_delay_ms": 500, "period_ms": 500, "failure_threshold": 4}
     system = {"worker_niceness": 0, **{f"health_check_{name}": value for name, value in health.items()}}
@@ -67,7 +67,7 @@ def cluster() -> Iterator[Any]:
         cluster.wait_for_nodes()
         yield cluster
         cluster.shutdown()
-    signal.signal(signal.SIGTERM, on_terminate)  # the cluster's is another
+    signal.signal(signal.SIGTERM, on_terminate)  # the cluster has set another
     shutil.rmtree(place, ignore_errors=True)
 
 
@@ -79,7 +79,7 @@ def launcher(cluster: Any) -> Iterator[RayLauncher]:
 
 
 def process_of(job: Job) -> psutil.Process:
-    """That of a job which is some steps on its way."""
+    """The process of a job, once it has made some steps."""
     wait_until(lambda: steps_done(job) > 3, what=job.name)
     return psutil.Process(folder(job).status().pid)
 
@@ -100,9 +100,7 @@ def options(**settings: str) -> dict[str, Any]:
     return RayLauncher.read_options(settings)
 
 
-def test_where_no_cluster_answers_the_user_is_told_how_to_start_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_error_without_a_cluster_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for address in ("auto", "127.0.0.1:9"):
@@ -110,44 +108,44 @@ def test_where_no_cluster_answers_the_user_is_told_how_to_start_one(
             RayLauncher(None, "auto", options(address=address))
 
 
-def test_without_ray_the_user_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"ray is not installed; pip install \"segmentation-tuning-harness\[ray\]\""):
         RayLauncher(None, "auto", options())
 
 
 @pytest.mark.parametrize("setting", ["cpus=0", "gpus=-1", "gpus=many", "memory=-0.5", "retries=-1"])
-def test_an_option_out_of_range_is_named(setting: str) -> None:
+def test_option_out_of_range_is_named(setting: str) -> None:
     name, _, value = setting.partition("=")
     with pytest.raises(UserError, match=f"--launcher-set {setting}: give a number of at least"):
         RayLauncher(None, "auto", options(**{name: value}))
 
 
-def test_a_device_of_one_machine_is_refused() -> None:
+def test_device_index_is_refused() -> None:
     with pytest.raises(UserError, match="--device cuda:1: Ray assigns the GPUs"):
         RayLauncher(None, "cuda:1", options())
 
 
-def test_a_job_that_no_node_has_room_for_is_refused_and_signals_are_left_alone(cluster: Any) -> None:
+def test_job_too_large_for_every_node_is_refused(cluster: Any) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with pytest.raises(UserError, match=r"no node of the cluster has cpus=2, gpus=0 and memory=0 for a job"):
         RayLauncher(None, "auto", options(address=cluster.address, cpus="2"))
     assert signal.signal(signal.SIGTERM, before) is signal.SIG_DFL
 
 
-def test_two_nodes_give_the_figures_of_the_local_launcher(
+def test_two_nodes_give_the_results_of_the_local_launcher(
     launcher: RayLauncher, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     jobs = [cells.job(tmp_path, seed=seed, threads=None) for seed in range(3)]
-    beside = cells.job(tmp_path, "linear", seed=2, threads=None)
+    second = cells.job(tmp_path, "linear", seed=2, threads=None)
     assert launcher.slots == launcher.free == 2
-    ended = run_all(launcher, [*jobs[:2], as_one(jobs[2], beside)])
-    assert [state(ended[job.name]) for job in (*jobs, beside)] == ["done"] * 4, ended
-    assert [executions(job) for job in (*jobs, beside)] == [(1, 0)] * 4
-    assert [figures(job) for job in jobs] == [undisturbed[job.name] for job in jobs]
+    ended = run_all(launcher, [*jobs[:2], as_one(jobs[2], second)])
+    assert [state(ended[job.name]) for job in (*jobs, second)] == ["done"] * 4, ended
+    assert [executions(job) for job in (*jobs, second)] == [(1, 0)] * 4
+    assert [results_of(job) for job in jobs] == [undisturbed[job.name] for job in jobs]
 
 
-def test_stopped_it_is_interrupted_and_goes_on_from_its_checkpoint(
+def test_stopped_job_resumes_from_its_checkpoint(
     launcher: RayLauncher, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     job = longer_cells.job(tmp_path, SLOW)
@@ -160,10 +158,10 @@ def test_stopped_it_is_interrupted_and_goes_on_from_its_checkpoint(
     launcher.submit(job)
     assert state(only_end(launcher)) == "done"
     assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
 
 
-def test_a_job_that_waits_for_a_node_can_be_stopped(launcher: RayLauncher, longer_cells: Cells, tmp_path: Path) -> None:
+def test_waiting_job_can_be_stopped(launcher: RayLauncher, longer_cells: Cells, tmp_path: Path) -> None:
     running = [longer_cells.job(tmp_path, SLOW, seed=seed) for seed in range(2)]
     waiting = longer_cells.job(tmp_path, SLOW, seed=2)
     for job in (*running, waiting):
@@ -178,7 +176,7 @@ def test_a_job_that_waits_for_a_node_can_be_stopped(launcher: RayLauncher, longe
         assert state(only_end(launcher)) == "interrupted"
 
 
-def test_the_job_of_a_node_that_is_killed_goes_on_at_another_and_the_terminal_is_spared(
+def test_job_of_a_killed_node_resumes_on_another(
     launcher: RayLauncher,
     cluster: Any,
     longer_cells: Cells,
@@ -187,15 +185,15 @@ def test_the_job_of_a_node_that_is_killed_goes_on_at_another_and_the_terminal_is
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     jobs = [longer_cells.job(tmp_path, SLOW, seed=seed) for seed in range(2)]
-    beside = longer_cells.job(tmp_path, "linear")
-    for job in (as_one(jobs[0], beside), jobs[1]):
+    second = longer_cells.job(tmp_path, "linear")
+    for job in (as_one(jobs[0], second), jobs[1]):
         launcher.submit(job)
     process_of(jobs[1])
     kill_node_of(process_of(jobs[0]), cluster)
     ended = all_ends(launcher, 3)
-    assert [state(ended[job.name]) for job in (*jobs, beside)] == ["done"] * 3, ended
-    assert [executions(job) for job in (*jobs, beside)] == [(2, 1), (1, 0), (2, 1)]
-    assert figures(jobs[0]) == undisturbed[jobs[0].fingerprint]
+    assert [state(ended[job.name]) for job in (*jobs, second)] == ["done"] * 3, ended
+    assert [executions(job) for job in (*jobs, second)] == [(2, 1), (1, 0), (2, 1)]
+    assert results_of(jobs[0]) == undisturbed[jobs[0].name]
     wait_until(lambda: launcher.slots == 1)
     assert capfd.readouterr() == ("", "")
 
@@ -212,7 +210,7 @@ with RayLauncher(None, "auto", RayLauncher.read_options({"address": address})) a
 
 
 @pytest.mark.exhaustive
-def test_a_driver_that_is_killed_takes_its_job_with_it_and_another_finishes_it(
+def test_job_of_a_killed_driver_ends_and_another_finishes_it(
     launcher: RayLauncher, cluster: Any, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     job = longer_cells.job(tmp_path, SLOW)
@@ -228,10 +226,10 @@ def test_a_driver_that_is_killed_takes_its_job_with_it_and_another_finishes_it(
     launcher.submit(job)
     assert state(only_end(launcher)) == "done"
     assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
 
 
-def test_closed_it_stops_what_runs(launcher: RayLauncher, longer_cells: Cells, tmp_path: Path) -> None:
+def test_closing_stops_running_jobs(launcher: RayLauncher, longer_cells: Cells, tmp_path: Path) -> None:
     job = longer_cells.job(tmp_path, SLOW)
     launcher.submit(job)
     process = process_of(job)

@@ -1,4 +1,4 @@
-"""Jobs through submitit, with its local processes in Slurm's place: the same files, signals and results."""
+"""Jobs through submitit, with local processes instead of Slurm: the same files, signals and results."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.support.tiny_jobs import (
     all_ends,
     as_one,
     executions,
-    figures,
     folder,
     only_end,
+    results_of,
     state,
     steps_done,
     wait_until,
@@ -45,7 +45,7 @@ def options(**settings: str) -> dict[str, Any]:
 
 
 def body() -> psutil.Process:
-    """The process that Slurm would have started on a node."""
+    """The process that Slurm would start on a node."""
 
     def found() -> list[psutil.Process]:
         below = psutil.Process().children(recursive=True)
@@ -56,7 +56,7 @@ def body() -> psutil.Process:
     return process
 
 
-def test_without_slurm_or_submitit_the_user_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_slurm_or_submitit_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="`sbatch` is not on PATH; start it on a login node"):
         SlurmLauncher(None, "auto", options())
@@ -66,33 +66,33 @@ def test_without_slurm_or_submitit_the_user_is_told_what_is_missing(monkeypatch:
 
 
 @pytest.mark.parametrize("setting", ["cpus=0", "gpus=-1", "mem_gb=-2.0", "minutes=0", "requeues=-1"])
-def test_an_option_out_of_range_is_named(setting: str) -> None:
+def test_option_out_of_range_is_named(setting: str) -> None:
     name, _, value = setting.partition("=")
     with pytest.raises(UserError, match=f"--launcher-set {setting}: give a number of at least"):
         SlurmLauncher(None, "auto", options(**{name: value}))
 
 
-def test_a_cluster_of_another_kind_is_refused() -> None:
+def test_unknown_cluster_is_refused() -> None:
     with pytest.raises(UserError, match="--launcher-set cluster=debug: give slurm or local"):
         SlurmLauncher(None, "auto", options(cluster="debug"))
 
 
-def test_a_job_gives_the_figures_of_the_local_launcher(
+def test_job_gives_the_results_of_the_local_launcher(
     launcher: SlurmLauncher, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
-    job, beside = (cells.job(tmp_path, method, threads=None) for method in ("spm", "linear"))
+    job, second = (cells.job(tmp_path, method, threads=None) for method in ("spm", "linear"))
     assert launcher.slots == launcher.free == 1
-    launcher.submit(as_one(job, beside))
+    launcher.submit(as_one(job, second))
     assert launcher.free == 0
     assert [(result.cell, state(result)) for result in all_ends(launcher, 2).values()] == [
-        (cell, "done") for cell in (*job.cells, *beside.cells)
+        (cell, "done") for cell in (*job.cells, *second.cells)
     ]
     assert launcher.free == 1
-    assert executions(job) == executions(beside) == (1, 0)
-    assert figures(job) == undisturbed[job.name]
+    assert executions(job) == executions(second) == (1, 0)
+    assert results_of(job) == undisturbed[job.name]
 
 
-def test_before_its_time_limit_a_job_is_queued_again_and_goes_on_and_cancelled_it_can_be_gone_on_with(
+def test_job_at_its_time_limit_is_queued_again_and_a_cancelled_one_resumes(
     launcher: SlurmLauncher, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     job = longer_cells.job(tmp_path, SLOW)
@@ -111,12 +111,10 @@ def test_before_its_time_limit_a_job_is_queued_again_and_goes_on_and_cancelled_i
     assert status is not None and status.reason == f"stopped after step {status.step}"
     assert [state(result) for result in supervise(job)] == ["done"]
     assert executions(job) == (3, 2)
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
 
 
-def test_a_job_that_dies_without_a_result_is_interrupted_with_a_reason(
-    launcher: SlurmLauncher, cells: Cells, tmp_path: Path
-) -> None:
+def test_job_that_dies_is_interrupted_with_a_reason(launcher: SlurmLauncher, cells: Cells, tmp_path: Path) -> None:
     job = as_one(cells.job(tmp_path), cells.job(tmp_path, "linear"))
     launcher.submit(job)
     body().kill()

@@ -24,8 +24,8 @@ from tests.support.tiny_jobs import (
     all_ends,
     as_one,
     executions,
-    figures,
     folder,
+    results_of,
     run_all,
     state,
     steps_done,
@@ -123,9 +123,9 @@ def test_cells_of_one_process_end_as_they_do_alone(
     side_by_side: tuple[dict[str, Ended], dict[str, Ended]], alone: dict[str, Ended], undisturbed: dict[str, dict]
 ) -> None:
     surviving, dying = side_by_side
-    assert figures(surviving["linear"].job) == figures(alone["linear"].job)
+    assert results_of(surviving["linear"].job) == results_of(alone["linear"].job)
     for spm in (surviving["spm"], dying["spm"]):
-        assert spm.outcome.state == "done" and figures(spm.job) == undisturbed[spm.job.name]
+        assert spm.outcome.state == "done" and results_of(spm.job) == undisturbed[spm.job.name]
     for method, one in [*surviving.items(), *dying.items()]:
         if method in BAD:
             one.assert_recorded(*BAD[method][1:])
@@ -171,7 +171,7 @@ def test_cells_of_one_process_stop_together_and_resume_together_after_a_kill(
     assert str(results[locked.name].outcome.reason).startswith(f"process {os.getpid()} on ")
     assert not folder(locked).path.exists()
     assert [executions(one) for one in (slow, quick)] == [(3, 2)] * 2
-    assert figures(slow) == undisturbed[slow.name]
+    assert results_of(slow) == undisturbed[slow.name]
 
 
 def test_job_that_is_stopped_before_it_starts_leaves_nothing(cells: Cells, tmp_path: Path) -> None:
@@ -203,4 +203,4 @@ def test_full_disk_fails_the_job_and_with_space_it_is_done(
     assert result.outcome.state == "failed" and "No space left on device" in str(result.outcome.reason), result
     filler.unlink()
     assert [state(result) for result in supervise(job)] == ["done"]
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.contract.checks import Case
+from harness.contract.cases import Case
 from harness.method import Unsupported
 from harness.models.backbones import families
 from harness.models.network import UnsupportedMethod, build_segmenter
@@ -53,7 +53,7 @@ def pristine():
 
     def get(name):
         if name not in built:
-            built[name] = Case(SSF, name).bare()
+            built[name] = Case(SSF, name).frozen_backbone()
             generator = torch.Generator().manual_seed(0)
             for parameter in built[name].parameters():
                 if parameter.abs().max() < 1e-3:

@@ -19,7 +19,7 @@ import pytest
 from harness.launch.job import Job
 from tests.support import warm_start
 from tests.support.tiny_cell import environment, make_budget, run_arguments
-from tests.support.tiny_jobs import SLOW, Cells, executions, figures, folder, steps_done
+from tests.support.tiny_jobs import SLOW, Cells, executions, folder, results_of, steps_done
 from tests.support.warm_start import Started, Starter
 
 LEASE = 3.0
@@ -89,12 +89,12 @@ def begun(machines: Machines, cells: Cells, job: Job) -> Started:
 def undisturbed(
     preloaded: Machines, cells: Cells, longer_cells: Cells, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict]:
-    """The figures of the two cells that are disturbed below, by fingerprint."""
+    """The results_of of the two cells that are disturbed below, by fingerprint."""
     runs = tmp_path_factory.mktemp("undisturbed")
     slow, tiny = longer_cells.job(runs, SLOW), cells.job(runs)
     started = [run(preloaded, longer_cells, slow), preloaded(*run_arguments(cells.dataset, cells.budget, runs))]
     assert [one.wait() for one in started] == [0, 0], [one.stderr for one in started]
-    return {job.name: figures(job) for job in (slow, tiny)}
+    return {job.name: results_of(job) for job in (slow, tiny)}
 
 
 def error(started: Started) -> str:
@@ -134,7 +134,7 @@ def test_a_machine_that_stops_past_its_lease_is_taken_over_from_and_leaves_witho
     second = run(machines, longer_cells, job)
     assert second.wait() == 0, second.stderr
     assert executions(job) == (2, 1)
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
     before = contents(job)
     first.signal_group(signal.SIGCONT)
     assert first.wait() == 2, first.stderr
@@ -182,7 +182,7 @@ def test_of_two_that_begin_a_run_at_once_one_executes(
     # Where one was late by the whole of the other's run, it found the result.
     assert codes in ([0, 2], [0, 0]), [started.stderr for started in both]
     assert executions(job) == (1, 0)
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
 
 
 @pytest.mark.exhaustive
@@ -199,7 +199,7 @@ def test_on_one_machine_a_stop_of_any_length_loses_nothing(
     assert code == 2 and f"is being executed by process {first.pid} on " in error(second)
     assert first.wait() == 0, first.stderr
     assert executions(job) == (1, 0)
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
 
 
 @pytest.mark.exhaustive
@@ -210,7 +210,7 @@ def test_a_clock_that_jumps_changes_no_figure(
     job = longer_cells.job(tmp_path, SLOW)
     started = run(machines, longer_cells, job)
     assert started.wait() == 0, started.stderr
-    assert figures(job) == undisturbed[job.name]
+    assert results_of(job) == undisturbed[job.name]
 
 
 CONTENDERS = """

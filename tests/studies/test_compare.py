@@ -1,4 +1,4 @@
-"""`harness compare` as its users meet it: real processes, bad cells, kills and races, and the table is the same."""
+"""`harness compare` in real processes: bad cells, kills and races, and the results are the same."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def finished(runs: Path) -> list[RunFolder]:
 
 
 def executions(run: RunFolder) -> int:
-    """How often the run was begun from its first step."""
+    """How often the run was started from its first step."""
     text = run.log_path.read_text()
     return text.count("training on") - text.count("resuming from step")
 
 
-def figures(runs: Path) -> dict[str, Any]:
-    """Everything about every run that a repetition must give again, by fingerprint."""
+def results_of(runs: Path) -> dict[str, Any]:
+    """Everything about every run that a repetition must reproduce, by fingerprint."""
     found = {}
     for run in finished(runs):
         result = run.result()
@@ -77,7 +77,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its runs, that nothing disturbed. Not to be changed."""
+    """Its runs, which nothing interrupted. Not to be changed."""
     runs = tmp_path_factory.mktemp("uninterrupted")
     done = compare(tuned, runs, "--jobs", "2")
     assert done.returncode == 0, done.stderr
@@ -85,11 +85,11 @@ def uninterrupted(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return runs
 
 
-def test_it_runs_every_cell_once_and_then_only_reads(tuned: Path, uninterrupted: Path) -> None:
+def test_compare_executes_every_cell_once_and_then_only_reads(tuned: Path, uninterrupted: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
-    told = compare(tuned, uninterrupted, "--json")
-    cells = json.loads(told.stdout)
-    assert told.returncode == 0 and told.stderr == ""
+    done = compare(tuned, uninterrupted, "--json")
+    cells = json.loads(done.stdout)
+    assert done.returncode == 0 and done.stderr == ""
     assert [(cell["label"], cell["seed"], cell["state"]) for cell in cells] == [
         ("linear", 0, "done"),
         ("spm", 0, "done"),
@@ -99,7 +99,7 @@ def test_it_runs_every_cell_once_and_then_only_reads(tuned: Path, uninterrupted:
     assert all(executions(run) == 1 for run in finished(uninterrupted))
 
 
-def test_a_cell_takes_the_best_of_its_own_search(tuned: Path, uninterrupted: Path) -> None:
+def test_cell_takes_the_best_hyperparameters_of_its_search(tuned: Path, uninterrupted: Path) -> None:
     plan = make_plan(load_study(tuned), RunStore(uninterrupted), uninterrupted)
     for row in plan.searches:
         trials = row.folder.trials()
@@ -111,27 +111,25 @@ def test_a_cell_takes_the_best_of_its_own_search(tuned: Path, uninterrupted: Pat
 
 
 @pytest.mark.exhaustive
-def test_cells_and_trials_of_one_process_come_to_the_same_study(
+def test_cells_and_trials_that_share_a_process_have_the_same_results(
     tuned: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     done = compare(tuned, runs, "--together", "2")
     assert done.returncode == 0, done.stderr
     assert "local: 1 jobs at a time, of up to 2 cells each\n" in done.stderr
-    assert figures(runs) == figures(uninterrupted)
+    assert results_of(runs) == results_of(uninterrupted)
     assert len({run.status().pid for run in finished(runs)}) == 3  # of each search's trials, and of the cells
 
 
-def test_a_study_that_is_stopped_and_killed_ends_with_the_same_figures(
-    tuned: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_stopped_and_killed_study_ends_with_the_same_results(tuned: Path, uninterrupted: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     stopped = start(tuned, runs, "--jobs", "2")
     wait_until(lambda: any(run.curve() for run in RunStore(runs)))
     stopped.send_signal(signal.SIGINT)
-    _, said = stopped.communicate(timeout=900)
-    assert stopped.returncode == 130, said
-    assert said.endswith("stopped; the same command goes on\n") and "Traceback" not in said
+    _, errors = stopped.communicate(timeout=900)
+    assert stopped.returncode == 130, errors
+    assert errors.endswith("stopped; the same command goes on\n") and "Traceback" not in errors
     assert not any(is_running(run) for run in RunStore(runs))
 
     killed = start(tuned, runs, "--jobs", "2")
@@ -145,9 +143,9 @@ def test_a_study_that_is_stopped_and_killed_ends_with_the_same_figures(
     for run in RunStore(runs):
         if is_running(run):
             os.kill(run.status().pid, signal.SIGKILL)  # a worker, too
-    _, said = last.communicate()
-    assert last.returncode == 0, said
-    assert figures(runs) == figures(uninterrupted)
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors
+    assert results_of(runs) == results_of(uninterrupted)
 
 
 def is_running(run: RunFolder) -> bool:
@@ -156,17 +154,17 @@ def is_running(run: RunFolder) -> bool:
 
 
 @pytest.mark.exhaustive
-def test_launchers_that_race_execute_each_cell_once(colours: Path, tmp_path: Path) -> None:
+def test_racing_commands_execute_each_cell_once(colours: Path, tmp_path: Path) -> None:
     study = write_study(tmp_path / "s.yaml", colours)
     racers = [start(study, tmp_path / "runs") for _ in range(2)]
-    said = [racer.communicate() for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0], said
-    assert said[0][0] == said[1][0]
+    outputs = [racer.communicate() for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
     assert [executions(run) for run in finished(tmp_path / "runs")] == [1] * 4
 
 
 @pytest.mark.exhaustive
-def test_a_cell_of_a_machine_that_dies_while_others_wait_for_it_is_taken_over(colours: Path, tmp_path: Path) -> None:
+def test_cell_of_a_dead_machine_is_taken_over(colours: Path, tmp_path: Path) -> None:
     study, runs = write_study(tmp_path / "s.yaml", colours, methods=["linear"], seeds=1), tmp_path / "runs"
     (cell,) = make_plan(load_study(study), RunStore(runs), tmp_path).cells
     lease = runs / ".locks" / f"{cell.fingerprint}.lease"
@@ -176,13 +174,13 @@ def test_a_cell_of_a_machine_that_dies_while_others_wait_for_it_is_taken_over(co
         waiting = start(study, runs, env=environment(HARNESS_LEASE="3"), stderr=handle)
     beats = 0
 
-    def is_waited_for() -> bool:  # the other machine beats until then, and never again
+    def is_awaited() -> bool:  # until then the other machine renews its lease, and never after
         nonlocal beats
         beats += 1
         lease.write_text(json.dumps({"id": "0" * 16, "machine": "elsewhere/0", "pid": 1}) + f"\n{beats:012d}\n")
         return waiting.poll() is not None or "executed by process 1 on elsewhere" in errors.read_text()
 
-    wait_until(is_waited_for)
+    wait_until(is_awaited)
     assert waiting.wait(timeout=900) == 0, errors.read_text()
     assert [executions(run) for run in finished(runs)] == [1]
 
@@ -193,7 +191,7 @@ BAD = """
     from harness import method
 
     class Bad(Method):
-        name, summary, source = "bad", "does what is asked for", "this test"
+        name, summary, source = "bad", "fails as it is asked to", "this test"
         head_only = True
 
         class Hyperparameters(method.Hyperparameters):
@@ -219,7 +217,7 @@ BAD = """
 
 
 @pytest.mark.exhaustive
-def test_no_bad_cell_stops_the_others(tmp_path: Path, colours: Path) -> None:
+def test_bad_cells_do_not_stop_the_others(tmp_path: Path, colours: Path) -> None:
     plugin = tmp_path / "bad.py"
     plugin.write_text(textwrap.dedent(BAD))
     ways = ["raise", "hang", "memory", "diverge"]
@@ -235,7 +233,7 @@ def test_no_bad_cell_stops_the_others(tmp_path: Path, colours: Path) -> None:
     assert cells["raise"]["reason"] == "RuntimeError: a bug of the method"
     assert cells["hang"]["reason"] == "took longer than its time limit of 0.1 min (--time-limit)"
     assert "not one" not in done.stderr and "Traceback" not in done.stderr
-    for cell in cells.values():  # each is a visible row of its own, for `list runs` and reports too
+    for cell in cells.values():  # each has a run folder, for `list runs` and reports too
         status = RunFolder(tmp_path / "runs" / cell["fingerprint"]).status()
         assert status is not None and (status.state, status.reason) == (cell["state"], cell["reason"])
 
@@ -245,7 +243,7 @@ def test_no_bad_cell_stops_the_others(tmp_path: Path, colours: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_damaged_results_and_checkpoints_are_set_aside_and_done_again(
+def test_damaged_results_and_checkpoints_are_archived_and_computed_again(
     tuned: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     runs = Path(shutil.copytree(uninterrupted, tmp_path / "runs"))
@@ -259,19 +257,19 @@ def test_damaged_results_and_checkpoints_are_set_aside_and_done_again(
     done = compare(tuned, runs, "--jobs", "2")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the run is executed again") == 1
-    assert figures(runs) == figures(uninterrupted)
+    assert results_of(runs) == results_of(uninterrupted)
     assert [path.name[:16] for path in (runs / ".superseded").iterdir()] == [first.fingerprint]
     assert "is damaged and was skipped" in second.log_path.read_text()
 
 
-def test_the_plan_of_a_finished_study_needs_neither_torch_nor_optuna(tmp_path: Path, colours: Path) -> None:
+def test_finished_study_is_planned_without_torch_or_optuna(tmp_path: Path, colours: Path) -> None:
     study = write_study(tmp_path / "s.yaml", colours, methods=["linear", "spm", "full", "lora"], seeds=20)
     for cell in make_plan(load_study(study), RunStore(tmp_path / "runs"), tmp_path).cells:
         assert cell.spec is not None
         finish(tmp_path / "runs", cell.spec)
     code = f"""
         import sys
-        from harness import cli
+        import harness.cli.main as cli
         for arguments in (["compare", {str(study)!r}], ["list", "runs"]):
             sys.argv = ["harness", *arguments, "--runs", {str(tmp_path / "runs")!r}]
             try:
@@ -281,10 +279,10 @@ def test_the_plan_of_a_finished_study_needs_neither_torch_nor_optuna(tmp_path: P
         heavy = {{"torch", "optuna", "mlflow", "pandas", "matplotlib", "ray"}} & set(sys.modules)
         assert not heavy, heavy
     """
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment()
     )
-    assert told.returncode == 0, told.stderr
-    lines = told.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
     assert sum(line.split()[-2:] == ["20/20", "done"] for line in lines) == 4
     assert len(lines) == 5 + 81

@@ -65,7 +65,7 @@ class AtOnce(Launcher):
 
 
 @dataclass
-class Driven:
+class Executed:
     """A study that was executed to its end."""
 
     plan: Plan
@@ -76,10 +76,10 @@ class Driven:
         return [[(cell.request.method, cell.request.seed) for cell in job.cells] for job in self.jobs]
 
 
-def driven(
+def execute(
     tmp_path: Path, colours: Path, slots: int, together: int, execute: Callable[[JobCell], RunState] | None = None,
     quiet: bool = True, **fields: Any,
-) -> Driven:  # fmt: skip
+) -> Executed:  # fmt: skip
     store = RunStore(tmp_path / "runs")
     plan = make_plan(load_study(write_study(tmp_path / "s.yaml", colours, **fields)), store, tmp_path)
     options = ExecutionOptions(runs=store.root, data=tmp_path, tracking="off", together=together, cache_size=123)
@@ -92,13 +92,13 @@ def driven(
     launcher = AtOnce(slots, execute or done)
     with LiveTable(plan, store, quiet) as table:
         Scheduler(launcher, options, resolve, plan.cells, [], table.update).run()
-    return Driven(plan, launcher.jobs)
+    return Executed(plan, launcher.jobs)
 
 
-def test_cells_that_see_the_same_images_share_a_job(
+def test_cells_of_the_same_images_share_a_job(
     tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = driven(tmp_path, colours, slots=1, together=3, methods=["linear", "spm", "full", "bias"])
+    found = execute(tmp_path, colours, slots=1, together=3, methods=["linear", "spm", "full", "bias"])
     assert found.shape() == [
         [("linear", 0), ("spm", 0), ("full", 0)],
         [("linear", 1), ("spm", 1), ("full", 1)],
@@ -109,14 +109,14 @@ def test_cells_that_see_the_same_images_share_a_job(
     assert {job.options.cache_size for job in found.jobs} == {123}
     assert {cell.state for cell in found.plan.cells} == {"done"}
     lines = capsys.readouterr().err.splitlines()
-    for label in ("linear", "spm", "full", "bias"):  # each for itself, as it begins and as it ends
+    for label in ("linear", "spm", "full", "bias"):  # one line when it starts and one when it ends
         own = [line.rpartition("seed ")[2] for line in lines if line.startswith(f"{label} on ")]
-        assert sorted(own) == [f"{seed}: {said}" for seed in (0, 1) for said in ("done, mIoU 0.5000", "running")]
+        assert sorted(own) == [f"{seed}: {state}" for seed in (0, 1) for state in ("done, mIoU 0.5000", "running")]
 
 
-def test_backbones_heads_and_data_decide_what_the_same_images_are(tmp_path: Path, colours: Path) -> None:
+def test_cells_of_different_backbones_do_not_share_a_job(tmp_path: Path, colours: Path) -> None:
     backbones = [{"backbone": name, "weights": "random"} for name in ("resnet10t", "resnet18")]
-    found = driven(
+    found = execute(
         tmp_path, colours, slots=1, together=9, backbones=backbones, heads=["fpn:16", "linear"], methods=["linear"]
     )
     of_one = [{(cell.request.backbone, cell.request.seed) for cell in job.cells} for job in found.jobs]
@@ -131,22 +131,22 @@ METHODS = ["linear", "spm", "full", "bias", "norm"]
     ("slots", "together", "sizes"),
     [(1, 1, [1, 1, 1, 1, 1]), (1, 8, [5]), (2, 8, [3, 2]), (2, 2, [2, 2, 1]), (4, 3, [2, 1, 1, 1]), (5, 5, [1] * 5)],
 )
-def test_no_job_has_so_many_cells_that_a_slot_has_none(
+def test_no_slot_stays_without_a_job(
     tmp_path: Path, colours: Path, slots: int, together: int, sizes: list[int]
 ) -> None:
-    found = driven(tmp_path, colours, slots, together, methods=METHODS, seeds=1)
+    found = execute(tmp_path, colours, slots, together, methods=METHODS, seeds=1)
     assert [len(job.cells) for job in found.jobs] == sizes
 
 
-def test_rows_that_come_to_the_same_run_have_it_executed_once(tmp_path: Path, colours: Path) -> None:
+def test_rows_of_the_same_run_execute_it_once(tmp_path: Path, colours: Path) -> None:
     rows = ["linear", {"method": "linear", "label": "the same"}, "spm"]
-    found = driven(tmp_path, colours, slots=1, together=3, methods=rows, seeds=1)
+    found = execute(tmp_path, colours, slots=1, together=3, methods=rows, seeds=1)
     assert found.shape() == [[("linear", 0), ("spm", 0)]]
     assert {cell.state for cell in found.plan.cells} == {"done"}
 
 
-def test_what_is_interrupted_again_and_again_is_tried_alone_at_last(tmp_path: Path, colours: Path) -> None:
-    """As where the node of a cluster dies of one of them, and cannot say of which."""
+def test_run_that_is_interrupted_repeatedly_is_tried_alone(tmp_path: Path, colours: Path) -> None:
+    """As when one of them kills the node of a cluster, and it is unknown which."""
 
     def dies_of_spm(cell: JobCell) -> RunState:
         alone = len(launched[-1].cells) == 1
@@ -179,7 +179,7 @@ def place(tmp_path: Path, colours: Path, tiny: Path) -> Place:
 
 
 def searched(place: Place, trials: int, together: int, **options: Any) -> tuple[list, list[Job]]:
-    """The trials of a search that was driven to its end on one slot, and the jobs that they were in."""
+    """The trials of a search that was executed on one slot, and the jobs that they were in."""
 
     def done(cell: JobCell) -> RunState:
         carry_out(place, TrialJob(0, cell.request, cell.fingerprint))
@@ -192,8 +192,8 @@ def searched(place: Place, trials: int, together: int, **options: Any) -> tuple[
         return search.trials, launcher.jobs
 
 
-def test_as_many_trials_as_share_a_job_are_proposed_before_one_of_them_ends(place: Place) -> None:
-    """Of TPE, which draws the first ten by chance."""
+def test_trials_share_a_job_without_changing_what_is_proposed(place: Place) -> None:
+    """With TPE, whose first ten trials are random."""
     trials, jobs = searched(place, 10, together=4)
     assert [len(job.cells) for job in jobs] == [4, 4, 2]
     assert [job.expected_reuses for job in jobs] == [6, 2, 0]
@@ -202,7 +202,7 @@ def test_as_many_trials_as_share_a_job_are_proposed_before_one_of_them_ends(plac
     assert one_by_one == trials
 
 
-def test_trials_that_a_pruner_may_end_are_in_jobs_of_their_own(place: Place) -> None:
+def test_trials_with_a_pruner_have_jobs_of_their_own(place: Place) -> None:
     _, jobs = searched(place, 3, together=3, pruner="median")
     assert [len(job.cells) for job in jobs] == [1, 1, 1]
 
@@ -216,9 +216,9 @@ def search_arguments(place: Place, *more: str) -> list[str | Path]:
     return ["search", *cell, *places, "--device", "cpu", "--workers", "0", "--tracking", "off", *more]
 
 
-def test_a_search_trains_real_trials_in_one_process_with_the_figures_of_their_runs(place: Place) -> None:
-    said = call(*search_arguments(place, "--trials", "2", "--together", "2", "--cache-size", "1MB"))
-    assert said.code == 0, said.err
+def test_search_trains_trials_side_by_side(place: Place) -> None:
+    output = call(*search_arguments(place, "--trials", "2", "--together", "2", "--cache-size", "1MB"))
+    assert output.code == 0, output.err
     with place.open(2, declared_space(methods.get("spm"))) as search:
         assert [trial.state for trial in search.trials] == ["complete"] * 2
         for trial in search.trials:
@@ -229,7 +229,7 @@ def test_a_search_trains_real_trials_in_one_process_with_the_figures_of_their_ru
 
 
 @pytest.mark.parametrize("command", ["compare", "search"])
-def test_a_size_that_is_none_is_refused_before_anything_is_done(place: Place, command: str, tmp_path: Path) -> None:
+def test_invalid_cache_size_is_refused_first(place: Place, command: str, tmp_path: Path) -> None:
     study = write_study(tmp_path / "s.yaml", place.dataset)
     arguments = search_arguments(place) if command == "search" else ["compare", study, "--runs", place.root]
     assert refusal(*arguments, "--cache-size", "8 gigs").startswith("--cache-size 8 gigs: not a size; give a number")

@@ -1,4 +1,4 @@
-"""Jobs of tiny cells for launchers: well-behaved ones, slow ones, and ones that do what a cell should not."""
+"""Jobs of tiny cells for launchers: good ones, slow ones, and ones that fail in every way."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from harness.runs.store import RunStore
 from tests.support.tiny_cell import environment
 
 PLUGIN = '''\
-"""Methods that train no tensor of their own, and at the fifth step do what their name says."""
+"""Methods that train no tensor of their own, and at the fifth step do as they are called."""
 
 import ctypes
 import os
@@ -130,7 +130,7 @@ SLOW = "takes_its_time"
 
 @contextlib.contextmanager
 def loaded(plugin: Path) -> Iterator[None]:
-    """The plugin's methods are known to this process; to a job's they are by what the job says."""
+    """Register the plugin's methods in this process; a job's process loads them by the job's options."""
     with (
         mock.patch.dict(methods._known),
         mock.patch.dict(plugins._loaded),
@@ -181,7 +181,7 @@ def executions(job: Job) -> tuple[int, int]:
     return log.count("training on"), log.count("resuming from step")
 
 
-def figures(job: Job) -> dict[str, Any]:
+def results_of(job: Job) -> dict[str, Any]:
     """What must not depend on where and in how many attempts a run was executed."""
     result = folder(job).result()
     assert result is not None, folder(job).status()
@@ -193,7 +193,7 @@ def figures(job: Job) -> dict[str, Any]:
 
 
 HANGS = 900
-"""Seconds after which a wait is given up: far more than a busy machine takes to start what is waited for."""
+"""Seconds after which a wait fails: far more than a busy machine needs."""
 
 
 def wait_until(reached: Callable[[], object], seconds: float = HANGS, what: object = "") -> None:
@@ -222,7 +222,7 @@ def run_all(launcher: Launcher, jobs: Iterable[Job]) -> dict[str, JobResult]:
 
 
 def all_ends(launcher: Launcher, count: int, seconds: float = HANGS) -> dict[str, JobResult]:
-    """How at least so many cells of the submitted jobs ended, by fingerprint."""
+    """Results of at least `count` cells of the submitted jobs, by fingerprint."""
     ended: dict[str, JobResult] = {}
     end = time.monotonic() + seconds
     while len(ended) < count:
@@ -232,12 +232,12 @@ def all_ends(launcher: Launcher, count: int, seconds: float = HANGS) -> dict[str
 
 
 def only_end(launcher: Launcher) -> JobResult:
-    """How the next job ended."""
+    """The result of the next job."""
     (ended,) = all_ends(launcher, 1).values()
     return ended
 
 
 def start_launcher(code: str, pickled: bytes, **variables: str) -> subprocess.Popen[bytes]:
-    """A Python process for a launcher to be killed in. The code finds what was pickled, in hex, in `sys.argv[1]`."""
+    """A Python process in which a launcher can be killed. `sys.argv[1]` is what was pickled, in hex."""
     command = [sys.executable, "-c", code, pickled.hex()]
     return subprocess.Popen(command, env=environment(**variables), start_new_session=True)

@@ -1,7 +1,7 @@
 """`python -m harness` in a process of its own, without its imports each time: a process that has them forks.
 
-Imports are nine tenths of a tiny run. What is started here has its own process group, signals and exit code, and is
-told apart from a cold start by nothing that a run does. Run as a script, this file is the process that forks.
+Imports are nine tenths of a tiny run. A command started here has its own process group, signals and exit code, and
+behaves as after a cold start. Run as a script, this file is the process that forks.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _serve() -> None:
                 os.setsid()
                 _become(Path(asked["outputs"]))
                 sys.argv = ["harness", *asked["start"]]
-                return harness.cli.main()
+                return harness.cli.main.main()
         print(json.dumps(answer), flush=True)
 
 
