@@ -1,4 +1,4 @@
-"""One folder a report: page, plots, tables, data. Built beside its place and put there whole."""
+"""One report: tables, plots, data and the page, written to a temporary folder that then takes its place."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ import pandas as pd
 from harness.errors import UserError, did_you_mean
 from harness.util.files import write_text
 from reports.analysis.comparison import Comparison, check_metric, compare
-from reports.read.cited import Published, match
+from reports.read.cited import PublishedScore, match
 from reports.read.collect import Collected, SearchRecord
 from reports.render import formats, page, plots, tables
 from reports.render.formats import Table
+from reports.render.numbers import NumberFormat
 
 MARKER = ".harness-report"
-ABSENT = "Without a figure"
-"""The page has a list of its own of these."""
+ABSENT = "Runs without a score"
+"""The page has its own list of these."""
 FILTERS = ["method", "label", "backbone", "dataset", "head", "budget", "seed", "state"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user can choose of a report."""
+    """A user's choices for a report."""
 
     metric: str = "miou"
     reference: str = "linear"
     layout: tables.TableLayout = field(default_factory=tables.TableLayout)
-    numbers: tables.NumberFormat = field(default_factory=tables.NumberFormat)
+    numbers: NumberFormat = field(default_factory=NumberFormat)
     title: str = "Report"
 
 
-def write_report(collected: Collected, published: Sequence[Published], out: Path, options: Options) -> Comparison:
+def write_report(collected: Collected, published: Sequence[PublishedScore], out: Path, options: Options) -> Comparison:
     """Write the whole report to `out`, in place of an earlier one. The same runs give the same bytes.
 
-    Raises `UserError` where `out` holds something else, or an option names what the runs have not; a report that was
-    there is then left as it is.
+    Raises `UserError` where `out` is no report, or an option names something that no run has; an earlier report is then
+    left as it is.
     """
     check_metric(collected, options.metric)
     references = _references(collected.reported, options.reference)
@@ -51,14 +52,14 @@ def write_report(collected: Collected, published: Sequence[Published], out: Path
         in_miou = comparison if options.metric == "miou" else compare(collected, "miou", references)
         cited = match(published, comparison, options.metric)
         cited_miou = cited if options.metric == "miou" else match(published, in_miou, "miou")
-        built = _tables(comparison, cited, collected, options)
-        _write_tables(folder / "tables", comparison, cited, collected, built)
+        sections = _tables(comparison, cited, collected, options)
+        _write_tables(folder / "tables", comparison, cited, collected, sections)
         _write_data(folder / "data.parquet", collected)
-        drawings = plots.draw_all(collected, cited_miou, in_miou.significance, folder / "plots")
-        told = [page.Section(some[0].name, heading, some) for heading, some in built.items() if some]
+        saved = plots.draw_all(collected, cited_miou, in_miou.significance, folder / "plots")
         page.write_page(
-            folder / "index.html", collected, drawings, cited_miou, comparison.significance,
-            tables=[section for section in told if section.heading != ABSENT],
+            folder / "index.html", collected, saved, cited_miou, comparison.significance,
+            tables=[page.Section(some[0].name, heading, some) for heading, some in sections.items()
+                    if some and heading != ABSENT],
             title=options.title, reference=references[0] if references else options.reference,
         )  # fmt: skip
     return comparison
@@ -66,7 +67,7 @@ def write_report(collected: Collected, published: Sequence[Published], out: Path
 
 def filtered(collected: Collected, filters: Sequence[str]) -> Collected:
     """The runs that match every `NAME=PATTERN,PATTERN`. Raises `UserError` for another form, or where none does."""
-    chosen, searches = pd.Series(True, index=collected.runs.index), collected.searches
+    mask, searches = pd.Series(True, index=collected.runs.index), collected.searches
     for text in filters:
         name, equals, patterns = text.partition("=")
         if not equals or not patterns:
@@ -74,32 +75,32 @@ def filtered(collected: Collected, filters: Sequence[str]) -> Collected:
         if name not in FILTERS:
             raise UserError(f"--filter {text}: {name}: no such name; {did_you_mean(name, FILTERS)}")
         values = collected.runs[name].astype(str)
-        chosen &= values.map(partial(_matches, patterns=patterns))
-        searches = [one for one in searches if _serves(one, name, patterns)]
-        if not chosen.any():
+        mask &= values.map(partial(_matches, patterns=patterns))
+        searches = [search for search in searches if _search_matches(search, name, patterns)]
+        if not mask.any():
             raise UserError(f"--filter {text}: no run is left; there are: {', '.join(sorted(set(values))[:20])}")
-    return replace(collected.select(chosen), searches=searches)
+    return replace(collected.select(mask), searches=searches)
 
 
 def _matches(value: str, patterns: str) -> bool:
     return any(fnmatchcase(value, pattern) for pattern in patterns.split(","))
 
 
-def _serves(search: SearchRecord, name: str, patterns: str) -> bool:
+def _search_matches(search: SearchRecord, name: str, patterns: str) -> bool:
     """A search has neither label nor state, and its seed is not its runs'."""
-    told = {**search.definition, "budget": search.definition["budget"]["name"]}
-    return name in ("label", "state", "seed") or _matches(str(told[name]), patterns)
+    values = {**search.definition, "budget": search.definition["budget"]["name"]}
+    return name in ("label", "state", "seed") or _matches(str(values[name]), patterns)
 
 
-def _references(runs: pd.DataFrame, wanted: str) -> list[str]:
-    """The labels that every method is held against: the one asked for and full, as far as the runs have them.
+def _references(runs: pd.DataFrame, name: str) -> list[str]:
+    """The labels that every method is compared with: the one asked for, and full, as far as there are runs of them.
 
-    A name is a label's, or else a method's, which may have several.
+    A name is a label's, or else a method's, which may have several labels.
     """
     found: dict[str, None] = {}
-    for name in (wanted, "full"):
-        labels = set(runs["label"]) & {name} or set(runs.loc[runs["method"] == name, "label"])
-        if not labels and name == wanted != Options.reference:
+    for reference in (name, "full"):
+        labels = set(runs["label"]) & {reference} or set(runs.loc[runs["method"] == reference, "label"])
+        if not labels and reference == name != Options.reference:
             raise UserError(f"--reference {name}: no such method; {did_you_mean(name, set(runs['label']))}")
         found |= dict.fromkeys(sorted(labels))
     return list(found)
@@ -108,10 +109,11 @@ def _references(runs: pd.DataFrame, wanted: str) -> list[str]:
 def _tables(
     comparison: Comparison, cited: pd.DataFrame, collected: Collected, options: Options
 ) -> dict[str, list[Table]]:
+    """By the heading of their section."""
     numbers = options.numbers
     return {
         "Results": tables.result_tables(comparison, cited, options.layout, numbers),
-        "Against the references": tables.significance_tables(comparison, numbers),
+        "Comparisons": tables.significance_tables(comparison, numbers),
         "Over all settings": tables.overall_tables(comparison, numbers),
         "Published": tables.published_table(cited, comparison.metric, numbers),
         ABSENT: tables.absent_table(comparison, [(one.folder, one.reason) for one in collected.skipped]),
@@ -119,18 +121,18 @@ def _tables(
 
 
 def _write_tables(
-    folder: Path, comparison: Comparison, cited: pd.DataFrame, collected: Collected, built: dict[str, list[Table]]
+    folder: Path, comparison: Comparison, cited: pd.DataFrame, collected: Collected, sections: dict[str, list[Table]]
 ) -> None:
-    for table in [table for some in built.values() for table in some]:
+    for table in [table for some in sections.values() for table in some]:
         write_text(folder / f"{table.name}.md", formats.markdown(table))
         write_text(folder / f"{table.name}.tex", formats.latex(table))
     together = "\n".join(
-        f"## {heading}\n\n" + "\n".join(map(formats.markdown, some)) for heading, some in built.items() if some
+        f"## {heading}\n\n" + "\n".join(map(formats.markdown, some)) for heading, some in sections.items() if some
     )
     write_text(folder / "all.md", together)
     for name, frame in {
         "results": comparison.summary,
-        "runs": _without_places(comparison.runs),
+        "runs": _without_paths(comparison.runs),
         "significance": comparison.significance,
         "improvement": comparison.improvement,
         "averages": comparison.averages,
@@ -143,14 +145,14 @@ def _write_tables(
 
 
 def _write_data(path: Path, collected: Collected) -> None:
-    """Every run, the trials of searches too, with all its figures and the IoU of its classes as lists."""
+    """Every run, the trials of searches too, with all its measures and the IoU of its classes as lists."""
     classes = collected.per_class.groupby("fingerprint").agg(class_names=("name", list), class_iou=("iou", list))
-    runs = _without_places(collected.runs).merge(classes, how="left", left_on="fingerprint", right_index=True)
+    runs = _without_paths(collected.runs).merge(classes, how="left", left_on="fingerprint", right_index=True)
     runs.astype({"dirty": "boolean"}).to_parquet(path, index=False)
 
 
-def _without_places(runs: pd.DataFrame) -> pd.DataFrame:
-    """A path is of one machine; the fingerprint finds the run on any."""
+def _without_paths(runs: pd.DataFrame) -> pd.DataFrame:
+    """A path is valid on one machine only; the fingerprint finds the run on any."""
     return runs.drop(columns="path")
 
 
@@ -158,24 +160,24 @@ def _without_places(runs: pd.DataFrame) -> pd.DataFrame:
 def replacing(out: Path) -> Iterator[Path]:
     """A new folder beside `out` that takes its place once it is whole.
 
-    Raises `UserError` where `out` is a file, or a folder with something in it that is no report.
+    Raises `UserError` where `out` is a file, or a folder that is neither empty nor a report.
     """
     out = out.resolve()
     foreign = out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file()))
     if foreign:
-        raise UserError(f"--out {out}: is there and no report of the harness; choose another folder")
+        raise UserError(f"--out {out}: exists and is not a report of the harness; choose another folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; choose another folder") from error
     try:
-        folder = beside / "report"
+        folder = temporary / "report"
         folder.mkdir()
         (folder / MARKER).write_text("Written by `harness report`, which replaces this folder as a whole.\n")
         yield folder
         if out.exists():
-            out.rename(beside / "earlier")
+            out.rename(temporary / "earlier")
         folder.rename(out)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -21,7 +21,7 @@ def pytest_configure() -> None:
 LONG = (
     "test_compare", "test_locks", "test_resume", "test_execute", "test_equality", "test_ray_launcher",
     "test_supervise", "test_reuse", "test_plugins", "test_mirror", "test_slurm_launcher", "test_contract",
-    "test_report_command", "test_benchmarks",
+    "test_report", "test_benchmarks",
 )  # fmt: skip
 """Files that take minutes, of processes that are waited for: begun first, so that none is left alone at the end."""
 

@@ -70,7 +70,7 @@ class Resolver:
         dataset = self._dataset(request.dataset)
         spec = Spec(
             method=request.method,
-            hyperparameters=hyperparameters.non_default(),
+            hyperparameters=hyperparameters.spec_values(),
             method_code=self._code(request.method),
             backbone=request.backbone,
             weights=weights.identity,

@@ -76,7 +76,7 @@ class Description(BaseModel):
     def _consistent(self) -> Description:
         for name in self.classes:
             if self.classes.count(name) > 1:
-                raise InvalidField("classes", "is there twice", name)
+                raise InvalidField("classes", "is listed twice", name)
         if self.palette is not None and len(self.palette) != len(self.classes):
             raise InvalidField("palette", f"has {len(self.palette)} colours for {len(self.classes)} classes")
         for label in self.ignore:

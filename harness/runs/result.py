@@ -118,14 +118,24 @@ class Measure:
     better: Literal["higher", "lower"]
     of: Callable[[RunResult], float | int | None]
     name: str | None = None
-    """What `--columns`, `--sort` and `--objective` call it; None: none of them offers it."""
+    """What `--objective` calls it; None: it is no objective."""
+    column: str | None = None
+    """What the result tables, `--columns` and `--sort` call a cost; None: the tables leave it out."""
+    table_unit: str | None = None
+    """What its column is written in, where that is not the usual unit of its kind."""
+    plotted: bool = False
+    """Whether it is an axis of the trade-off plots."""
     head_counted: bool | None = None
-    """Of parameters: whether the head is counted, which decides which cited figures stand beside it."""
+    """Of parameters: whether the head is counted, which decides which cited scores stand beside it."""
 
     @property
     def label(self) -> str:
         """For a value as it is stored, which is in bytes where an axis shows MiB."""
         return f"{self.title}, bytes" if self.unit == "bytes" else self.title
+
+    @property
+    def integer(self) -> bool:
+        return self.unit in ("count", "bytes", "flops")
 
 
 METRICS: dict[str, Measure] = {
@@ -145,11 +155,13 @@ COSTS: dict[str, Measure] = {
         Measure(
             "trained_method",
             "trained parameters",
-            "parameters that the method trains, the head apart",
+            "trained parameters of the method, without the head",
             "count",
             "lower",
             lambda r: r.parameters.method,
             "method",
+            column="trained",
+            plotted=True,
             head_counted=False,
         ),
         Measure(
@@ -160,15 +172,17 @@ COSTS: dict[str, Measure] = {
             "lower",
             lambda r: r.parameters.head,
             "head",
+            column="head",
         ),
         Measure(
             "trained",
             "trained parameters with the head",
-            "trained parameters, method and head",
+            "trained parameters of method and head",
             "count",
             "lower",
             lambda r: r.parameters.trainable,
             "trained",
+            plotted=True,
             head_counted=True,
         ),
         Measure(
@@ -179,15 +193,28 @@ COSTS: dict[str, Measure] = {
             "lower",
             lambda r: r.parameters.backbone,
         ),
-        Measure("delta_bytes", "delta", "size of the delta, MiB", "bytes", "lower", lambda r: r.delta_bytes, "delta"),
+        Measure(
+            "delta_bytes",
+            "delta",
+            "size of the delta, MiB",
+            "bytes",
+            "lower",
+            lambda r: r.delta_bytes,
+            "delta",
+            column="delta",
+            plotted=True,
+        ),
         Measure(
             "peak_memory_bytes",
             "peak memory",
-            "peak memory while training, MiB",
+            "peak memory during training, MiB",
             "bytes",
             "lower",
             lambda r: r.peak_memory_bytes,
             "memory",
+            column="memory",
+            table_unit="GiB",
+            plotted=True,
         ),
         Measure(
             "train_seconds",
@@ -197,6 +224,8 @@ COSTS: dict[str, Measure] = {
             "lower",
             lambda r: r.train_seconds,
             "time",
+            column="time",
+            plotted=True,
         ),
         Measure(
             "images_per_second",
@@ -210,11 +239,12 @@ COSTS: dict[str, Measure] = {
         Measure(
             "inference_ratio",
             "inference time",
-            "inference time over the bare backbone's",
+            "inference time relative to the backbone alone",
             "ratio",
             "lower",
             lambda r: r.inference.ratio,
             "inference",
+            column="inference",
         ),
     )
 }

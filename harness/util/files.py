@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import yaml
-
 from harness.errors import UserError
 
 
@@ -60,6 +58,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_yaml(text: str) -> Any:
     """As `yaml.safe_load`, but by libyaml where it is installed, which is ten times as fast."""
+    import yaml  # here: the command line's help needs this module, but not yaml
+
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
@@ -68,6 +68,8 @@ def read_yaml_file(path: Path, field: str | None = None) -> Any:
 
     Raises `UserError`: of `field`, which named the file, where it cannot be opened; of the file where it is not YAML.
     """
+    import yaml
+
     try:
         return read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,39 +1,35 @@
-"""Methods against each other: the frames that tables, plots and page show. What is computed is in `statistics.py`."""
+"""Methods compared: the frames that tables, plots and page show. The statistics themselves are in `statistics.py`."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from harness.errors import UserError, did_you_mean
+from harness.runs.result import COSTS, METRICS
+from harness.runs.state import RunState
 from reports.analysis import statistics
 from reports.analysis.statistics import Interval, Resampled
 from reports.read.collect import Collected
 from reports.read.frames import FACETS
 
-METRICS = {"miou": "mIoU", "mdice": "mDice", "macc": "mAcc", "aacc": "aAcc"}
-COSTS = [
-    "trained_method", "trained_head", "trained", "backbone_parameters", "delta_bytes", "peak_memory_bytes",
-    "train_seconds", "inference_ratio",
-]  # fmt: skip
-"""Columns of a run that are means over its seeds in `Comparison.summary`."""
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the runs say about their methods, in one metric. Every frame is sorted and has plain columns."""
+    """The methods of a report compared in one metric. Every frame is sorted and has plain columns."""
 
     metric: str
-    """What figures are of, in words: "mIoU", "IoU of water"."""
+    """In words: "mIoU", "IoU of water"."""
     runs: pd.DataFrame
     """The reported rows of `Collected.runs`, with the metric as `value`."""
     summary: pd.DataFrame
-    """A row a setting and label: seeds (done), planned, mean, std (NaN for one seed), the `COSTS`, share (of the
-    backbone's parameters), best, second, tied (its paired interval to the best contains 0)."""
+    """A row a setting and label: seeds (done), planned, mean, std (NaN for one seed), the mean of each of `COSTS`,
+    share (of the backbone's parameters), best, second, tied (its paired interval to the best contains 0)."""
     significance: pd.DataFrame
     """A row a setting, reference and label: seeds, images, difference, low, high, p, p_holm, verdict, reason."""
     improvement: pd.DataFrame
@@ -42,28 +38,28 @@ class Comparison:
     averages: pd.DataFrame
     """A row a label that is done in every setting: settings, iqm with low and high, mean_rank."""
     stability: pd.DataFrame
-    """A row a pair of backbones that share dataset, head and budget: methods, tau (Kendall's, of their orders)."""
+    """A row a pair of settings that differ in the backbone: methods, tau (Kendall's, of the methods' orders)."""
 
 
 def compare(collected: Collected, metric: str = "miou", references: Sequence[str] = ("linear", "full")) -> Comparison:
-    """Every statistic of a report. A reference that a setting has not is left out there.
+    """Every statistic of a report. A setting without a reference has no comparison with it.
 
     `metric` is one of `METRICS` or `class:NAME`. Raises `UserError` for another, or a class that no run has.
     """
     runs, by_index = _with_values(collected, metric)
-    done = runs[(runs["state"] == "done") & runs["value"].notna()]
+    done = runs[(runs["state"] == RunState.DONE) & runs["value"].notna()]
     summary = _summary(runs, done)
     ties: dict[tuple[str, str], bool] = {}
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for (_, setting), here in done.groupby(["setting_name", "setting"]):
         paired = _Paired(collected, here, by_index)
         ties |= {(setting, label): tied for label, tied in _ties(paired, summary[summary["setting"] == setting])}
         for reference in references:
-            rows += _against(paired, reference)
+            rows += _compared_with(paired, reference)
     summary["tied"] = [ties.get((row.setting, row.label), False) for row in summary.itertuples()]
     scores = {key: group.set_index("seed")["value"] for key, group in done.groupby(["setting", "label"])}
     return Comparison(
-        metric=METRICS.get(metric) or f"IoU of {metric.removeprefix('class:')}",
+        metric=METRICS[metric].title if metric in METRICS else f"IoU of {metric.removeprefix('class:')}",
         runs=runs,
         summary=summary,
         significance=_frame(rows, ["setting", "setting_name", "reference", "label", "method", "seeds", "images",
@@ -75,7 +71,7 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
 
 
 def check_metric(collected: Collected, metric: str) -> None:
-    """Raises `UserError` for a metric that is none, or a class that no run has."""
+    """Raises `UserError` for an unknown metric, or a class that no run has."""
     kind, colon, name = metric.partition(":")
     if kind == "class" and colon:
         names = set(collected.per_class["name"])
@@ -86,7 +82,7 @@ def check_metric(collected: Collected, metric: str) -> None:
 
 
 def _with_values(collected: Collected, metric: str) -> tuple[pd.DataFrame, dict[str, int] | str]:
-    """The reported runs with their figure; the metric as `statistics.figure` has it, a class as each run's index."""
+    """The reported runs with their score as `value`; the metric as `statistics.score` takes it, a class by run."""
     check_metric(collected, metric)
     runs = collected.reported.copy()
     if metric in METRICS:
@@ -114,7 +110,7 @@ def _summary(runs: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Paired:
-    """The done runs of one setting: their counts and resamples, for as long as that setting is looked at."""
+    """The done runs of one setting, with their counts and resamples, each read and computed once."""
 
     def __init__(self, collected: Collected, runs: pd.DataFrame, metric: dict[str, int] | str):
         self.setting = runs["setting"].iloc[0]
@@ -160,7 +156,7 @@ class _Paired:
 
 
 def _ties(paired: _Paired, summary: pd.DataFrame) -> Iterator[tuple[str, bool]]:
-    """Which labels cannot be told from the best one."""
+    """For each label but the best: whether its paired interval to the best contains 0."""
     for best in summary["label"][summary["best"]].head(1):
         for label in paired.runs.keys() - {best}:
             try:
@@ -169,14 +165,19 @@ def _ties(paired: _Paired, summary: pd.DataFrame) -> Iterator[tuple[str, bool]]:
                 yield label, False
 
 
-def _against(paired: _Paired, reference: str) -> list[dict[str, object]]:
-    """Every other label of a setting against the reference. Holm corrects for them together."""
+def _compared_with(paired: _Paired, reference: str) -> list[dict[str, Any]]:
+    """Every other label of a setting, compared with the reference. Holm corrects for them together."""
     if reference not in paired.runs:
         return []
     rows = []
     for label in sorted(paired.runs.keys() - {reference}):
-        row = {"setting": paired.setting, "setting_name": paired.setting_name, "reference": reference, "label": label,
-               "method": paired.methods[label]}  # fmt: skip
+        row: dict[str, Any] = {
+            "setting": paired.setting,
+            "setting_name": paired.setting_name,
+            "reference": reference,
+            "label": label,
+            "method": paired.methods[label],
+        }
         try:
             pairs = paired.seeds(label, reference)
             interval, images = paired.difference(pairs), len(paired.counts(pairs[0][0])[0])
@@ -192,7 +193,7 @@ def _against(paired: _Paired, reference: str) -> list[dict[str, object]]:
 
 
 def _verdict(low: float, high: float, p: float) -> str:
-    """A difference counts where interval and corrected test agree that it is there."""
+    """A difference is significant where both the interval and the corrected test say so."""
     if np.isnan(p):
         return "not comparable"
     if p < 1 - statistics.LEVEL and low > 0:
@@ -203,7 +204,7 @@ def _verdict(low: float, high: float, p: float) -> str:
 
 
 Scores = dict[tuple[str, str], pd.Series]
-"""By setting and label: the figure of each seed."""
+"""By setting and label: the score of each seed."""
 
 
 def _improvement(scores: Scores, references: Sequence[str]) -> pd.DataFrame:
@@ -262,5 +263,5 @@ def _stability(summary: pd.DataFrame) -> pd.DataFrame:
     return _frame(rows, ["dataset", "head", "budget", "one", "other", "methods", "tau"])
 
 
-def _frame(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
+def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)

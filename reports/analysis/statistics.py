@@ -1,8 +1,8 @@
-"""The statistics of a report: pure functions over arrays. What scipy has is scipy's.
+"""The statistics of a report: pure functions over arrays; scipy's where scipy has them.
 
 Images are resampled by weights: a resample of N images is a vector of N numbers, and its confusion matrix their
-product with the images' own. All resamples of a run are then one matrix product, which scipy's loops over images
-are not; the tests hold the two against each other.
+product with the images' own. All resamples of a run are then one matrix product, where scipy loops over resamples;
+the tests compare the two.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def image_counts(matrices: np.ndarray) -> np.ndarray:
     return np.stack([hit, matrices.sum(-1), matrices.sum(-2)], axis=-2)
 
 
-def figure(counts: np.ndarray, metric: str | int = "miou") -> np.ndarray:
+def score(counts: np.ndarray, metric: str | int = "miou") -> np.ndarray:
     """[..., 3, K] -> [...]: `miou`, `macc`, `aacc`, `mdice` (`harness.runs.metrics`), or a class's IoU by index.
 
     Classes whose denominator is zero are left out of a mean; NaN where none is left.
@@ -66,17 +66,17 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Resampled:
-    """One run's figure: over all its images, and over each of R draws of as many images with replacement."""
+    """One run's score: over all its images, and over each of R draws of as many images with replacement."""
 
     observed: float
-    figures: np.ndarray
+    scores: np.ndarray
     """[R]."""
 
 
 def resample_images(counts: np.ndarray, metric: str | int, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
     """Of one run's counts [N, 3, K]. Runs on the same images with one `seed` are resampled alike, which pairs them."""
     weights = _image_weights(len(counts), resamples, seed)
-    return Resampled(float(figure(counts.sum(0), metric)), figure(_weighted(weights, counts), metric))
+    return Resampled(float(score(counts.sum(0), metric)), score(_weighted(weights, counts), metric))
 
 
 @lru_cache(maxsize=2)
@@ -92,11 +92,11 @@ def _weighted(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def difference(a: Sequence[Resampled], b: Sequence[Resampled], seed: int = 1) -> Interval:
     """The mean of a - b over runs that are paired one by one, with its interval: see `paired_bootstrap`."""
-    figures = np.stack([one.figures - other.figures for one, other in zip(a, b, strict=True)])  # [S, R]
-    runs, resamples = figures.shape
+    differences = np.stack([one.scores - other.scores for one, other in zip(a, b, strict=True)])  # [S, R]
+    runs, resamples = differences.shape
     weights = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), resamples)
     observed = np.mean([one.observed - other.observed for one, other in zip(a, b, strict=True)])
-    return _interval(float(observed), (weights.T * figures).sum(0) / runs)
+    return _interval(float(observed), (weights.T * differences).sum(0) / runs)
 
 
 def paired_bootstrap(
@@ -106,7 +106,7 @@ def paired_bootstrap(
 
     Counts [S, N, 3, K] of runs that share images and, run by run, seeds. Each resample draws N images, the same for all
     runs, and S seeds, the same for both methods; its statistic is the mean over those seeds of the difference of the
-    figures over those images. Percentile interval: Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    scores over those images. Percentile interval: Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
     chapters 8 and 13. With one seed the interval is of these two trained networks, not of the methods.
     """
     resampled = [[resample_images(run, metric, resamples, seed) for run in runs] for runs in (a, b)]
@@ -127,14 +127,14 @@ def paired_permutation_test(
     Counts [S, N, 3, K] as in `paired_bootstrap`. Each permutation exchanges the methods on a random half of the images,
     in all runs alike; p = (1 + permutations whose mean difference is as far from zero) / (1 + permutations), as of
     Phipson and Smyth, Permutation P-values Should Never Be Zero, SAGMB 9, 2010. Exchanging by image asks whether these
-    trained networks differ; what another seed would give is the bootstrap's part.
+    trained networks differ; the bootstrap covers the variation over seeds.
     """
     exchanged = _exchanges(a.shape[1], resamples, seed)
     total = np.zeros(resamples)
     for run_a, run_b in zip(a, b, strict=True):
         moved = _weighted(exchanged, run_b - run_a)
-        total += figure(run_a.sum(0) + moved, metric) - figure(run_b.sum(0) - moved, metric)
-    observed = np.mean(figure(a.sum(1), metric) - figure(b.sum(1), metric))
+        total += score(run_a.sum(0) + moved, metric) - score(run_b.sum(0) - moved, metric)
+    observed = np.mean(score(a.sum(1), metric) - score(b.sum(1), metric))
     if np.isnan(observed):
         return float("nan")
     as_far = np.abs(total / len(a)) >= abs(observed) - 1e-12
@@ -150,7 +150,7 @@ def holm(pvalues: Sequence[float]) -> np.ndarray:
     """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979): the i-th smallest of n p values times
     n - i + 1, and no less than those before it. NaN stays NaN and is not counted.
 
-    statsmodels has it too, and collects garbage at every call, which takes longer than all else here.
+    statsmodels' version collects garbage at every call, which takes longer than the rest of a report's statistics.
     """
     corrected = np.array(pvalues, float)
     known = np.flatnonzero(~np.isnan(corrected))

@@ -1,4 +1,4 @@
-"""Published figures: read, checked, matched to what was measured. Their files and columns: published/README.md."""
+"""Published scores: read from CSV files, checked, matched to measured ones. Files and columns: cited/README.md."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.errors import UserError, invalid
-from reports.analysis.comparison import METRICS, Comparison
+from harness.runs.result import METRICS
+from reports.analysis.comparison import Comparison
 
 
-class Published(BaseModel):
-    """One figure of somebody's table."""
+class PublishedScore(BaseModel):
+    """One score of somebody else's table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -47,7 +48,7 @@ class Published(BaseModel):
         return metric
 
     def belongs_to(self, dataset: str, backbone: str, head: str) -> bool:
-        """Whether the harness can measure what the figure is of, there."""
+        """Whether the harness can measure the same there."""
         return (
             self.evaluation != "multi-scale"
             and (self.dataset, self.head) == (dataset, head)
@@ -55,31 +56,32 @@ class Published(BaseModel):
         )
 
 
-def load_published(more: Sequence[Path] = ()) -> list[Published]:
-    """The figures that ship, and those of the user's own files. Raises `UserError` that names file and line."""
-    shipped = sorted(resources.files("reports").joinpath("cited").iterdir(), key=lambda file: file.name)
-    return [row for file in (*shipped, *more) if file.name.endswith(".csv") or file in more for row in _read(file)]
+def load_published(files: Sequence[Path] = ()) -> list[PublishedScore]:
+    """The scores that ship, and those of the user's own files. Raises `UserError` that names file and line."""
+    folder = sorted(resources.files("reports").joinpath("cited").iterdir(), key=lambda file: file.name)
+    shipped = [file for file in folder if file.name.endswith(".csv")]
+    return [score for file in (*shipped, *files) for score in _read(file)]
 
 
-def _read(file: Traversable | Path) -> Iterator[Published]:
+def _read(file: Traversable | Path) -> Iterator[PublishedScore]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"--published {file}: {error.strerror}; give a CSV file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--published {file}: not UTF-8; save it as CSV in UTF-8") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
     for fields in rows:
-        given = {str(name): value for name, value in fields.items() if value not in ("", None)}
+        filled = {str(name): value for name, value in fields.items() if value not in ("", None)}
         try:
-            yield Published.model_validate(given)
+            yield PublishedScore.model_validate(filled)
         except ValidationError as error:
-            problem = invalid(error, Published.model_fields)
+            problem = invalid(error, PublishedScore.model_fields)
             raise problem.at(f"--published {file}: line {rows.line_num}") from error
 
 
-def match(published: Sequence[Published], comparison: Comparison, metric: str) -> pd.DataFrame:
-    """A row a figure and setting that it belongs to, measured there or not; shares and counts, as runs have them.
+def match(published: Sequence[PublishedScore], comparison: Comparison, metric: str) -> pd.DataFrame:
+    """A row a published score and setting that it belongs to, measured there or not; shares and counts, as of runs.
 
     `measured` is the mean of the method's label there, `difference` is measured minus published; a method with several
     labels in a setting has a row for each.
@@ -88,27 +90,27 @@ def match(published: Sequence[Published], comparison: Comparison, metric: str) -
     settings = comparison.summary.drop_duplicates("setting")
     for setting in settings.itertuples():
         here = comparison.summary[comparison.summary["setting"] == setting.setting]
-        for figure in published:
-            if figure.metric != metric or not figure.belongs_to(setting.dataset, setting.backbone, setting.head):
+        for score in published:
+            if score.metric != metric or not score.belongs_to(setting.dataset, setting.backbone, setting.head):
                 continue
-            measured = here[here["method"] == figure.method]
+            measured = here[here["method"] == score.method]
             for label, mean in list(zip(measured["label"], measured["mean"], strict=True)) or [(None, None)]:
                 rows.append(
                     {
                         "setting": setting.setting,
                         "setting_name": setting.setting_name,
-                        "label": figure.printed,
-                        "method": figure.method,
-                        "metric": figure.metric,
-                        "value": figure.value / 100,
-                        "trained": None if figure.trained_millions is None else figure.trained_millions * 1e6,
-                        "head_counted": figure.head_counted,
-                        "source": figure.source,
-                        "sure": figure.sure,
-                        "note": figure.note,
+                        "label": score.printed,
+                        "method": score.method,
+                        "metric": score.metric,
+                        "value": score.value / 100,
+                        "trained": None if score.trained_millions is None else score.trained_millions * 1e6,
+                        "head_counted": score.head_counted,
+                        "source": score.source,
+                        "sure": score.sure,
+                        "note": score.note,
                         "measured_label": label,
                         "measured": mean,
-                        "difference": None if mean is None else mean - figure.value / 100,
+                        "difference": None if mean is None else mean - score.value / 100,
                     }
                 )
     columns = ["setting", "setting_name", "label", "method", "metric", "value", "trained", "head_counted", "source",

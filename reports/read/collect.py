@@ -1,6 +1,6 @@
-"""What a report is made of, read from run folders: one row a run, its classes, its curve, its matrices.
+"""What a report shows, read from run folders: runs, their classes, curves and confusion matrices, and searches.
 
-Reads and trains nothing. A folder that cannot be read is listed with its reason and never stops the rest.
+Reads only. A folder that cannot be read is listed with the reason; the others are reported.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,15 +18,16 @@ from harness.errors import UserError
 from harness.models.backbones.packaged import display_name
 from harness.runs.folder import RunFolder
 from harness.runs.metrics import load_confusions
-from harness.runs.result import RunResult
+from harness.runs.result import Provenance
+from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.spec import Budget, budget
 from reports.analysis.statistics import image_counts
 from reports.read.frames import FACETS, frame_of_classes, frame_of_curves, frame_of_runs
-from reports.read.results import RunRow, facets_of_budget, read_json, read_run, row_of_run, row_of_spec
-
-if TYPE_CHECKING:
-    from studies.plan import Plan, PlannedCell
+from reports.read.rows import RunRow, budget_fields, read_json, read_row, row_of_spec
+from studies.plan import Plan, PlannedCell, make_plan
+from studies.search.spec import SearchSpec, Trial
+from studies.study import load_study
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """One folder under RUNS/searches/: what was searched, every trial, and which hyperparameters mattered."""
+    """One folder under RUNS/searches/: its definition, every trial, and the importance of each hyperparameter."""
 
     name: str
     definition: dict[str, Any]
@@ -47,31 +48,38 @@ class SearchRecord:
     trials: pd.DataFrame
     """The fields of `studies.search.spec.Trial`; `settings` are dicts, `values` lists or None."""
     importances: dict[str, float]
-    path: Path
 
 
 @dataclass(frozen=True)
 class Collected:
     """Everything a report shows.
 
-    `runs` holds the fields of `RunRow` plus `setting`, a short id that is equal for runs which may stand in one table
-    or panel, and `setting_name`, which says it in words with as much as tells it from the others. Sorted by setting,
-    label and seed.
+    `runs` holds the fields of `RunRow` but `result`, every measure of `harness.runs.result`, absent_classes, data_wait,
+    commit, dirty and device, and two columns that say which runs are comparable: `setting`, a short id that is equal
+    for runs in one table or panel, and `setting_name`, the same in words. Sorted by setting, label and seed.
     """
 
     runs: pd.DataFrame
     per_class: pd.DataFrame
-    """fingerprint, index, name, iou, acc, dice, colour ("#rrggbb" or None)."""
+    """As `frame_of_classes` has it."""
     curves: pd.DataFrame
-    """fingerprint, step, loss, lr, miou_train, images_per_second."""
+    """As `frame_of_curves` has it."""
+    provenance: dict[str, Provenance]
+    """By fingerprint, of runs that are done."""
     searches: list[SearchRecord]
     skipped: list[Skipped]
     root: Path
 
     @property
     def reported(self) -> pd.DataFrame:
-        """The rows of tables and plots: a search's trials, scored on the dev part, are not among them."""
+        """The rows of tables and plots: without a search's trials, which are scored on the dev split."""
         return self.runs[self.runs["part"] == "report"]
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The reported runs that have an mIoU."""
+        runs = self.reported
+        return runs[(runs["state"] == RunState.DONE) & runs["miou"].notna()]
 
     def confusions(self, fingerprint: str) -> tuple[list[str], np.ndarray]:
         """A run's images and their confusion matrices, int64 [N, K, K]. Raises `UserError` where they are damaged.
@@ -81,28 +89,28 @@ class Collected:
         try:
             return load_confusions(RunFolder(self.root / fingerprint).confusions_path)
         except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
-            told = f"run {fingerprint}: its confusions.npz is missing or damaged; repeat it with --again"
-            raise UserError(told) from error
+            message = f"run {fingerprint}: confusions.npz is missing or damaged; rerun it with --force"
+            raise UserError(message) from error
 
     def counts(self, fingerprint: str) -> tuple[list[str], np.ndarray]:
-        """A run's images and int64 [N, 3, K] of them, which is all that figures and statistics need."""
+        """A run's images and their pixel counts, int64 [N, 3, K]: see `image_counts`."""
         names, matrices = self.confusions(fingerprint)
         return names, image_counts(matrices)
 
-    def select(self, chosen: pd.Series) -> Collected:
-        """The part of it that a mask over `runs` chooses."""
-        runs = self.runs[chosen].reset_index(drop=True)
-        kept = set(runs["fingerprint"].dropna())
+    def select(self, mask: pd.Series) -> Collected:
+        """The runs that a mask over `runs` selects, and what belongs to them."""
+        runs = self.runs[mask].reset_index(drop=True)
+        selected = set(runs["fingerprint"].dropna())
         return replace(
             self,
             runs=runs,
-            per_class=self.per_class[self.per_class["fingerprint"].isin(kept)].reset_index(drop=True),
-            curves=self.curves[self.curves["fingerprint"].isin(kept)].reset_index(drop=True),
+            per_class=self.per_class[self.per_class["fingerprint"].isin(selected)].reset_index(drop=True),
+            curves=self.curves[self.curves["fingerprint"].isin(selected)].reset_index(drop=True),
         )
 
 
 def collect(root: Path, study: Path | None = None, data: Path = Path("data")) -> Collected:
-    """Read every run under `root`; with a study, those of its cells alone, and a row for each cell without a run.
+    """Read every run under `root`; with a study only those of its cells, and a row for each cell without a run.
 
     Raises `UserError` where there is no such folder, or nothing in it to report.
     """
@@ -111,67 +119,61 @@ def collect(root: Path, study: Path | None = None, data: Path = Path("data")) ->
     store = RunStore(root)
     skipped: list[Skipped] = []
     searches = list(_searches(root, skipped))
-    cells: list[PlannedCell] = []
-    if study is not None:
-        plan = _plan(study, store, data)
-        cells, served = plan.cells, {search.folder.path.name for search in plan.searches}
-        searches = [search for search in searches if search.name in served]
-    wanted = {cell.spec.fingerprint for cell in cells if cell.spec is not None}
-    wanted |= {fingerprint for search in searches for fingerprint in search.trials["fingerprint"]}
+    plan = None if study is None else make_plan(load_study(study), store, data)
+    if plan is not None:
+        planned = {search.folder.path.name for search in plan.searches}
+        searches = [search for search in searches if search.name in planned]
+    wanted = None if plan is None else _fingerprints(plan, searches)
 
-    read: dict[str, RunRow] = {}
-    results: dict[str, RunResult] = {}
+    rows: dict[str, RunRow] = {}
     for run in store:
-        if study is not None and run.fingerprint not in wanted:
+        if wanted is not None and run.fingerprint not in wanted:
             continue
         try:
-            spec, result, state, reason = read_run(run, store)
+            rows[run.fingerprint] = read_row(run, store)
         except UserError as error:
             skipped.append(Skipped(run.fingerprint, str(error).removeprefix(f"{run.path}: ")))
-            continue
-        read[run.fingerprint] = row_of_run(run, spec, result, state, reason)
-        if result is not None:
-            results[run.fingerprint] = result
-    rows = list(read.values())
-    if study is not None:
-        rows = _rows_of_study(cells, read) + [row for row in rows if row.part == "dev"]
-    if not rows and not skipped:
+    results = {fingerprint: row.result for fingerprint, row in rows.items() if row.result is not None}
+    shown = list(rows.values())
+    if plan is not None:
+        shown = _rows_of_study(plan.cells, rows) + [row for row in shown if row.part == "dev"]
+    if not shown and not skipped:
         raise UserError(f"--runs {root}: holds no runs; `harness run` and `harness compare` make them")
     return Collected(
-        runs=frame_of_runs(rows, labelled=study is not None),
+        runs=frame_of_runs(shown, labelled=plan is not None),
         per_class=frame_of_classes(root, results),
         curves=frame_of_curves(root, results),
+        provenance={fingerprint: result.provenance for fingerprint, result in results.items()},
         searches=searches,
         skipped=skipped,
         root=root,
     )
 
 
-def _plan(study: Path, store: RunStore, data: Path) -> Plan:
-    from studies.plan import make_plan
-    from studies.study import load_study
-
-    return make_plan(load_study(study), store, data)
+def _fingerprints(plan: Plan, searches: Iterable[SearchRecord]) -> set[str]:
+    """Of the runs of a study's cells and of its searches' trials."""
+    cells = {cell.spec.fingerprint for cell in plan.cells if cell.spec is not None}
+    return cells | {fingerprint for search in searches for fingerprint in search.trials["fingerprint"]}
 
 
 def _rows_of_study(cells: Iterable[PlannedCell], read: dict[str, RunRow]) -> list[RunRow]:
-    """A row a cell: its run's, or one without figures.
+    """A row a cell: its run's, or one without a result.
 
-    A cell whose hyperparameters a search has yet to choose has no spec; it takes its place from its neighbours.
+    A cell whose hyperparameters a search has yet to choose has no spec; it takes its setting from its neighbours.
     """
     rows: list[RunRow] = []
-    places: dict[tuple[str, ...], RunRow] = {}
-    waiting: list[PlannedCell] = []
+    neighbours: dict[tuple[str, ...], RunRow] = {}
+    without_spec: list[PlannedCell] = []
     for cell in cells:
         if cell.spec is None:
-            waiting.append(cell)
+            without_spec.append(cell)
             continue
         fingerprint = cell.spec.fingerprint
-        without = row_of_spec(cell.spec, _state_without_run(cell), _reason_without_run(cell), fingerprint=fingerprint)
-        rows.append(replace(read.get(fingerprint, without), label=cell.label))
-        places[_place(cell)] = rows[-1]
-    for cell in waiting:
-        request, neighbour = cell.request, places.get(_place(cell))
+        absent = row_of_spec(cell.spec, _outcome_without_run(cell), fingerprint=fingerprint)
+        rows.append(replace(read.get(fingerprint, absent), label=cell.label))
+        neighbours[_setting_of(cell)] = rows[-1]
+    for cell in without_spec:
+        request, neighbour, outcome = cell.request, neighbours.get(_setting_of(cell)), _outcome_without_run(cell)
         facets = {
             "dataset": Path(request.dataset).name,
             "data_digest": "",
@@ -179,7 +181,7 @@ def _rows_of_study(cells: Iterable[PlannedCell], read: dict[str, RunRow]) -> lis
             "weights": request.weights,
             "head": request.head,
             "part": request.part,
-            **facets_of_budget(request.budget if isinstance(request.budget, Budget) else budget(request.budget)),
+            **budget_fields(request.budget if isinstance(request.budget, Budget) else budget(request.budget)),
         }
         if neighbour is not None:
             facets = {name: getattr(neighbour, name) for name in FACETS}
@@ -191,46 +193,41 @@ def _rows_of_study(cells: Iterable[PlannedCell], read: dict[str, RunRow]) -> lis
                 hyperparameters=json.dumps(request.settings, sort_keys=True),
                 method_code="",
                 seed=request.seed,
-                state=_state_without_run(cell),
-                reason=_reason_without_run(cell),
+                state=outcome.state,
+                reason=outcome.reason,
                 **facets,
             )
         )
     return rows
 
 
-def _place(cell: PlannedCell) -> tuple[str, ...]:
+def _setting_of(cell: PlannedCell) -> tuple[str, ...]:
     request = cell.request
-    return request.backbone, request.weights, request.dataset, request.head, request.budget, request.part
+    return request.backbone, request.weights, request.dataset, request.head, str(request.budget), request.part
 
 
-def _reason_without_run(cell: PlannedCell) -> str | None:
-    return cell.reason or _NOT_RUN.get(cell.state)
-
-
-def _state_without_run(cell: PlannedCell) -> str:
-    return "missing" if cell.state in _NOT_RUN else cell.state
-
-
-_NOT_RUN = {"to do": "never begun", "waiting": "its search has not ended", "done": None}
-"""What a plan says of cells that a report calls missing, and the reason that it gives."""
+def _outcome_without_run(cell: PlannedCell) -> Outcome:
+    """Of a cell whose run was not read."""
+    state = RunState(cell.state)
+    if state is RunState.DONE:  # its folder went after the plan was made
+        return Outcome(RunState.TO_DO)
+    reasons = {RunState.TO_DO: "never started", RunState.WAITING: "its search has not ended"}
+    return Outcome(state, cell.reason or reasons.get(state))
 
 
 def _searches(root: Path, skipped: list[Skipped]) -> Iterator[SearchRecord]:
     """Every search that can be read; the others are added to `skipped`."""
-    from studies.search.spec import SearchSpec, Trial
-
     columns = [column.name for column in fields(Trial)]
     for path in sorted((root / "searches").glob("*/")):
-        if path.name.startswith(".") or not (path / "trials.json").exists():  # none has ended yet
+        if path.name.startswith(".") or not (path / "trials.json").exists():  # no trial has ended yet
             continue
         try:
             definition = read_json(path / "search.json", SearchSpec)
             trials = read_json(path / "trials.json", list[Trial])
-            found = path / "importances.json"
-            importances = read_json(found, dict[str, float]) if found.exists() else {}
+            importances_path = path / "importances.json"
+            importances = read_json(importances_path, dict[str, float]) if importances_path.exists() else {}
         except UserError as error:
             skipped.append(Skipped(f"searches/{path.name}", str(error)))
             continue
         frame = pd.DataFrame([asdict(trial) for trial in trials], columns=columns)
-        yield SearchRecord(path.name, definition.model_dump(mode="json"), frame, importances, path)
+        yield SearchRecord(path.name, definition.model_dump(mode="json"), frame, importances)

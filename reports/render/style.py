@@ -1,7 +1,7 @@
-"""How a method looks: one colour and one marker by its name, the same in every plot and on the page.
+"""The colour and marker of each method, by its name: the same in every plot and on the page.
 
-Six hues and twelve markers. Hues are told apart with normal sight and with each of the three colour blindnesses, and
-stand out from white paper and from the page's dark ground; markers carry the difference where there is no colour.
+Six hues and twelve markers. The hues are distinguishable with normal sight and with each of the three colour
+blindnesses, on white and on the page's dark background; the markers are distinguishable without colour.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
+import pandas as pd
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 
 T = TypeVar("T")
 
 INK, MUTED, GRID, PAPER = "#15181c", "#59626e", "#e3e7ec", "#ffffff"
-"""Of the drawings on paper. `DARK` has what the page puts in their place on its dark ground."""
+"""Of the plot files. `DARK` has the colours that replace them in the page's dark theme."""
 
 HUES = ("#1f6fab", "#c15400", "#1d9e7a", "#b37bd5", "#cb8614", "#60289f")
 DARK = {
@@ -34,7 +35,7 @@ SIZES = {"*": 1.5, "P": 1.2, "X": 1.2, "s": 0.9, "D": 0.85}
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.4, 1.4), (6, 1.6, 1.4, 1.6))
 
 REFERENCES = {"full": "s", "linear": "o"}
-"""The two ends that every method is read against: in ink, without a hue."""
+"""The two ends of the range between which methods lie: in ink, without a hue."""
 
 SHIPPED = [
     "spm",
@@ -63,12 +64,12 @@ SHIPPED = [
     "ia3",
     "hra",
 ]
-"""A method's place here is its look, so this list only ever grows at its end."""
+"""A method's position here decides its style, so this list only ever grows at its end."""
 
 
 @dataclass(frozen=True)
 class SeriesStyle:
-    """A colour (of the paper theme), a marker in matplotlib's letters, and the dashes of a line."""
+    """A colour (of the light theme), a marker in matplotlib's letters, and the dashes of a line."""
 
     colour: str
     marker: str
@@ -81,44 +82,50 @@ class SeriesStyle:
 
     @property
     def size(self) -> float:
-        """What the marker is enlarged by, for all to look equally large."""
+        """Scales the marker so that all look equally large."""
         return SIZES.get(self.marker, 1.0)
 
 
-PLACES = [(HUES[place % len(HUES)], MARKERS[(place + place // len(HUES)) % len(MARKERS)]) for place in range(72)]
+PAIRS = [(HUES[number % len(HUES)], MARKERS[(number + number // len(HUES)) % len(MARKERS)]) for number in range(72)]
 """Every pair of hue and marker once; neighbours differ in both."""
 
 
-def looks(methods: Mapping[str, str]) -> dict[str, SeriesStyle]:
-    """The look of each label, given the method behind it: {label: method}.
+def series_styles(methods: Mapping[str, str]) -> dict[str, SeriesStyle]:
+    """The style of each label, from {label: method}.
 
-    A method outside `SHIPPED` has a place by the hash of its name. Several labels of one method share its hue and
-    differ in marker and dashes; the method's plain name, where it is one of them, keeps the method's own marker.
+    A method outside `SHIPPED` has a style by the hash of its name. Several labels of one method share its hue and
+    differ in marker and dashes; the method's plain name, where it is one of them, has the method's own marker.
     """
     own: dict[str, tuple[str, str]] = {}
     for method in sorted(set(methods.values())):
         own[method] = _own(method, set(own.values()))
     taken = set(own.values())
-    given: dict[str, SeriesStyle] = {}
-    shown: dict[str, int] = {}
+    styles: dict[str, SeriesStyle] = {}
+    seen: dict[str, int] = {}
     for label in sorted(methods, key=lambda label: (methods[label], label != methods[label], label)):
         hue, marker = own[methods[label]]
-        number = shown[methods[label]] = shown.get(methods[label], -1) + 1
+        number = seen[methods[label]] = seen.get(methods[label], -1) + 1
         if number:
             marker = next((m for m in _rotated(MARKERS, MARKERS.index(marker)) if (hue, m) not in taken), marker)
             taken.add((hue, marker))
-        given[label] = SeriesStyle(hue, marker, DASHES[(MARKERS.index(marker) + number) % len(DASHES)])
-    return given
+        styles[label] = SeriesStyle(hue, marker, DASHES[(MARKERS.index(marker) + number) % len(DASHES)])
+    return styles
+
+
+def styles_of(runs: pd.DataFrame, published: pd.DataFrame) -> dict[str, SeriesStyle]:
+    """The styles of all labels of a report, and of the methods of its published scores by their names."""
+    cited = [str(method) for method in published.method]
+    return series_styles({**dict(zip(cited, cited, strict=True)), **dict(zip(runs.label, runs.method, strict=True))})
 
 
 def _own(method: str, taken: set[tuple[str, str]]) -> tuple[str, str]:
     if method in REFERENCES:
         return INK, REFERENCES[method]
     if method in SHIPPED:
-        return PLACES[SHIPPED.index(method)]
-    first = int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(PLACES)
-    places = _rotated(PLACES, first)
-    return next((place for place in places if place not in taken and place not in PLACES[: len(SHIPPED)]), places[0])
+        return PAIRS[SHIPPED.index(method)]
+    first = int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(PAIRS)
+    pairs = _rotated(PAIRS, first)
+    return next((pair for pair in pairs if pair not in taken and pair not in PAIRS[: len(SHIPPED)]), pairs[0])
 
 
 def _rotated(values: Sequence[T], first: int) -> list[T]:
@@ -127,7 +134,7 @@ def _rotated(values: Sequence[T], first: int) -> list[T]:
 
 @cache
 def outline(marker: str) -> str:
-    """A marker as the `d` of an SVG path, a circle of radius 1 and others as large: points as in the plots."""
+    """A marker as the `d` of an SVG path: a circle of radius 1, and the others equally large."""
     style = MarkerStyle(marker)
     path = style.get_path().transformed(style.get_transform())
     scale = 2 * SIZES.get(marker, 1.0)
@@ -140,16 +147,16 @@ def outline(marker: str) -> str:
 
 
 def variable(colour: str) -> str:
-    """The page's CSS variable for a colour of the paper theme."""
+    """The page's CSS variable for a colour of the light theme."""
     named = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
     return named.get(colour) or f"--hue{HUES.index(colour)}"
 
 
 def theme(dark: bool) -> dict[str, str]:
     """CSS variables and their values, for one of the page's themes."""
-    return {variable(paper): night if dark else paper for paper, night in DARK.items()}
+    return {variable(light): night if dark else light for light, night in DARK.items()}
 
 
 def themed(svg: str) -> str:
-    """A drawing for paper as one that follows the page's theme when it is put into it: colours become variables."""
+    """An SVG that follows the page's theme where it is inlined: colours become variables."""
     return re.sub(r"#[0-9a-f]{6}\b", lambda found: f"var({variable(found[0])})" if found[0] in DARK else found[0], svg)

@@ -1,6 +1,6 @@
-"""The tables of a report, of frames: results as papers print them, verdicts, averages, what is cited, what is absent.
+"""The tables of a report: results as papers print them, verdicts, averages, published scores, runs without a score.
 
-Nothing is computed here but means over datasets; how a table becomes a file is `formats.py`.
+Nothing is computed here but means over datasets; `formats.py` writes the files.
 """
 
 from __future__ import annotations
@@ -10,88 +10,45 @@ import string
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import pandas as pd
 
 from harness.errors import UserError, did_you_mean
+from harness.runs.result import COSTS
+from harness.runs.state import RunState
 from reports.analysis.comparison import Comparison
+from reports.read.rows import state_label
 from reports.render.formats import Mark, Table, TableCell
+from reports.render.numbers import DASH, SIZES, UNITS, NumberFormat
 
-DASH = "–"
 TIED = "≈"
 
 
 @dataclass(frozen=True)
-class NumberFormat:
-    """How numbers are written; the same in every table."""
-
-    unit: Literal["percent", "share"] = "percent"
-    decimals: int | None = None
-    """Of figures; None: 2 in percent, 4 as a share."""
-    sign: Literal[".", ","] = "."
-
-    @property
-    def of_figures(self) -> str:
-        """What a heading of figures ends in."""
-        return " (%)" if self.unit == "percent" else ""
-
-    @property
-    def of_differences(self) -> str:
-        return " (points)" if self.unit == "percent" else ""
-
-    def figure(self, value: float) -> str:
-        """An mIoU, given as a share."""
-        return self._share(value, "")
-
-    def difference(self, value: float) -> str:
-        """Of two figures, with its sign."""
-        return self._share(value, "+")
-
-    def plain(self, value: float) -> str:
-        return DASH if math.isnan(value) else self._localised(f"{value:.2f}")
-
-    def short(self, value: float) -> str:
-        """Three digits that matter; all digits before the decimal sign. A dash for what is not known."""
-        if not math.isfinite(value):
-            return DASH
-        if value == 0:
-            return "0"
-        digits = max(0, 2 - math.floor(math.log10(abs(value))))
-        return self._localised(f"{value:.{digits}f}")
-
-    def p(self, value: float) -> str:
-        return DASH if math.isnan(value) else self._localised("< 0.001" if value < 0.001 else f"{value:.3f}")
-
-    def _share(self, value: float, sign: str) -> str:
-        percent = self.unit == "percent"
-        decimals = (2 if percent else 4) if self.decimals is None else self.decimals
-        return DASH if math.isnan(value) else self._localised(f"{value * (100 if percent else 1):{sign}.{decimals}f}")
-
-    def _localised(self, text: str) -> str:
-        return text.replace("-", "−").replace(".", self.sign)
-
-
-@dataclass(frozen=True)
 class CostColumn:
-    """A column of what a method costs: its heading, and its numbers' unit."""
+    """A column of what a method costs."""
 
-    header: str
-    column: str
-    unit: float | None = 1
-    """None: of `TIMES`, named in the heading."""
+    key: str
+    """In `Comparison.summary`."""
+    name: str
+    units: tuple[str, ...]
+    """What it may be written in, the largest first."""
+
+    def unit_for(self, values: pd.Series) -> str:
+        """The largest unit of which the largest value has ten, or else the smallest."""
+        return next((unit for unit in self.units if values.max() >= 10 * SIZES[unit]), self.units[-1])
 
 
-TIMES = (("h", 3600), ("min", 60), ("s", 1))
-COLUMNS = {
-    "trained": CostColumn("trained, M", "trained_method", 1e6),
-    "head": CostColumn("head, M", "trained_head", 1e6),
-    "share": CostColumn("of backbone, %", "share", 0.01),
-    "delta": CostColumn("delta, MiB", "delta_bytes", 2**20),
-    "memory": CostColumn("memory, GiB", "peak_memory_bytes", 2**30),
-    "time": CostColumn("training, {}", "train_seconds", None),
-    "inference": CostColumn("inference, ×", "inference_ratio"),
-}
+def _cost_columns() -> Iterator[tuple[str, CostColumn]]:
+    for measure in COSTS.values():
+        if measure.column is not None:
+            units = (measure.table_unit,) if measure.table_unit else UNITS[measure.unit]
+            yield measure.column, CostColumn(measure.key, measure.column, units)
+        if measure.key == "trained_head":
+            yield "share", CostColumn("share", "of backbone", UNITS["share"])
+
+
+COLUMNS = dict(_cost_columns())
 """What `--columns` and `--sort` name, beside `figure`, `published` and `label`."""
 CHOICES = ["figure", *COLUMNS, "published"]
 SORTS = ["figure", "label", *COLUMNS]
@@ -103,7 +60,7 @@ class TableLayout:
 
     columns: tuple[str, ...] = tuple(CHOICES)
     sort: str = "figure"
-    """One of `SORTS`; a minus before it turns it round. Figures come with the best first, costs with the lowest."""
+    """One of `SORTS`, with a minus in reverse. `figure` (the scores) has the best first, a cost the lowest."""
 
     def __post_init__(self) -> None:
         for flag, names, known in (
@@ -117,7 +74,7 @@ class TableLayout:
 
 @dataclass
 class Footnotes:
-    """Reasons by letter; one reason has one letter however often it is pointed to."""
+    """Texts by letter; equal texts share a letter."""
 
     texts: list[str] = field(default_factory=list)
 
@@ -130,7 +87,7 @@ class Footnotes:
             letters, index = string.ascii_lowercase[letter] + letters, index - 1
         return letters
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         return [f"{self.letter(text)}: {text}" for text in self.texts]
 
 
@@ -151,14 +108,14 @@ def result_tables(
                 for label in block.labels(layout.sort)
             ],
             block.caption,
-            block.footnotes.told(),
+            block.footnotes.lines(),
         )
         for number, block in enumerate(blocks, 1)
     ]
 
 
 class _Block:
-    """One backbone with its weights, head and budget: what is known of it, and the footnotes that its cells need."""
+    """The table of one backbone with its weights, head and budget, and its footnotes."""
 
     def __init__(self, rows: pd.DataFrame, comparison: Comparison, published: pd.DataFrame, numbers: NumberFormat):
         settings = rows.drop_duplicates("setting").sort_values(["dataset", "setting"])
@@ -170,7 +127,7 @@ class _Block:
         self.runs = dict(list(comparison.runs.groupby(["setting", "label"])))
         measured = published[published["setting"].isin(set(self.datasets))].dropna(subset="measured_label")
         self.published = dict(list(measured.groupby(["setting", "measured_label"])))
-        self.means = rows.groupby("label")[["mean", *(column.column for column in COLUMNS.values())]].mean()
+        self.means = rows.groupby("label")[["mean", *(column.key for column in COLUMNS.values())]].mean()
         self.seeds = sorted(rows.loc[rows["seeds"] > 0, "seeds"].unique())
         first = rows.iloc[0]
         random = ", random weights" if first["weights"] == "random" else ""
@@ -178,11 +135,11 @@ class _Block:
         self.full_name = f"{self.name}, weights {first['weights']}, budget {first['budget_digest'][:8]}"
 
     def labels(self, sort: str) -> list[str]:
-        """Labels without a value come last, whichever way round."""
+        """In the order of the rows; labels without a value come last in either direction."""
         name = sort.removeprefix("-")
         ranks = pd.Series(range(len(self.means)), self.means.index, dtype=float)  # in the order of their labels
         if name != "label":
-            ranks = -self.means["mean"] if name == "figure" else self.means[COLUMNS[name].column]
+            ranks = -self.means["mean"] if name == "figure" else self.means[COLUMNS[name].key]
         ranks = -ranks if sort.startswith("-") else ranks
         return sorted(ranks.index, key=lambda label: (math.isnan(ranks[label]), ranks[label], label))
 
@@ -191,7 +148,7 @@ class _Block:
         for choice in choices:
             if choice == "figure":
                 for setting, dataset in self.datasets.items():
-                    yield f"{dataset}, {self.metric}{self.numbers.of_figures}", partial(self._figure, setting)
+                    yield f"{dataset}, {self.metric}{self.numbers.score_unit}", partial(self._score, setting)
             elif choice == "published":
                 for setting, dataset in self.datasets.items() if self.published else ():
                     yield f"{dataset}, published (difference)", partial(self._published, setting)
@@ -200,18 +157,19 @@ class _Block:
 
     @property
     def caption(self) -> str:
-        spread = {0: "No run is done", 1: "One seed"}.get(
+        spread = {0: "No finished run", 1: "One seed"}.get(
             max(self.seeds, default=0),
             f"Mean ± standard deviation over {self.seeds[0] if len(self.seeds) == 1 else 'n'} seeds",
         )
-        told = [
+        sentences = [
             spread,
-            f"best bold, second underlined, {TIED}: the paired 95 % interval of the difference to the best contains 0",
+            "best in bold, second underlined",
+            f"{TIED}: the paired 95 % interval of the difference to the best contains 0",
             *(["costs are means over the datasets"] if len(self.datasets) > 1 else []),
         ]
-        return "; ".join(told) + "."
+        return "; ".join(sentences) + "."
 
-    def _figure(self, setting: str, label: str) -> TableCell:
+    def _score(self, setting: str, label: str) -> TableCell:
         if (setting, label) not in self.rows:
             return TableCell(DASH)
         row, runs = self.rows[setting, label], self.runs[setting, label]
@@ -221,49 +179,47 @@ class _Block:
             for (state, reason), group in undone.groupby(["state", "reason"])
         )
         if not row.seeds:
-            states = [_told(state) for state in dict.fromkeys(undone["state"])]
-            text = DASH if states == ["unsupported"] else ", ".join(states)
+            states = [_state(state) for state in dict.fromkeys(undone["state"])]
+            text = DASH if states == [RunState.UNSUPPORTED.label] else ", ".join(states)
             return TableCell(text, notes=",".join(notes))
-        text = self.numbers.figure(row.mean)
-        text += f" ± {self.numbers.figure(row.std)}" if row.seeds > 1 else ""
+        text = self.numbers.score(row.mean)
+        text += f" ± {self.numbers.score(row.std)}" if row.seeds > 1 else ""
         text += f" (n = {row.seeds})" if len(self.seeds) > 1 else ""
         text += f" {TIED}" if row.tied else ""
         return TableCell(text, mark="best" if row.best else "second" if row.second else None, notes=",".join(notes))
 
     def _published(self, setting: str, label: str) -> TableCell:
-        """All published figures of a method, each with its difference and its source as a footnote."""
+        """All published scores of a method, each with its difference and its source as a footnote."""
         if (setting, label) not in self.published:
             return TableCell("")
-        told, notes = [], []
+        scores, notes = [], []
         for row in self.published[setting, label].itertuples():
             known = not math.isnan(row.difference)
-            told.append(self.numbers.figure(row.value)
-                        + (f" ({self.numbers.difference(row.difference)})" if known else ""))  # fmt: skip
+            scores.append(self.numbers.score(row.value)
+                          + (f" ({self.numbers.difference(row.difference)})" if known else ""))  # fmt: skip
             source = f"published by {row.source} ({row.sure})" + (f"; {row.note}" if row.note else "")
             notes.append(self.footnotes.letter(source))
-        return TableCell("; ".join(told), notes=",".join(notes))
+        return TableCell("; ".join(scores), notes=",".join(notes))
 
     def _cost_column(self, column: CostColumn) -> tuple[str, Callable[[str], TableCell]]:
-        values, (header, unit) = self.means[column.column], (column.header, column.unit)
-        if column.unit is None:  # of time: that in which the longest is easily read
-            word, unit = next(one for one in TIMES if values.max() >= 10 * one[1] or one == TIMES[-1])
-            header = header.format(word)
-        written = (values / unit).map(self.numbers.short)
-        return header, lambda label: TableCell(written[label])
+        values = self.means[column.key]
+        unit = column.unit_for(values)
+        written = (values / SIZES[unit]).map(self.numbers.short)
+        return f"{column.name}, {unit}", lambda label: TableCell(written[label])
 
 
-def _told(state: str) -> str:
-    """In a table; a run that is done and has no figure is one whose classes are all absent."""
-    return "undefined" if state == "done" else state.replace("_", " ")
+def _state(name: str) -> str:
+    """Of a run without a score; one that is done has none where every class is absent."""
+    return "undefined" if name == RunState.DONE else state_label(name)
 
 
 def _why(state: str, reason: str, seeds: Iterable[int], of: int) -> str:
-    told = _told(state) + (f": {reason}" if reason else "")
-    return f"seed {', '.join(map(str, sorted(seeds)))} {told}" if of > 1 and state != "unsupported" else told
+    text = _state(state) + (f": {reason}" if reason else "")
+    return f"seed {', '.join(map(str, sorted(seeds)))} {text}" if of > 1 and state != RunState.UNSUPPORTED else text
 
 
 def significance_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
-    """One table a setting and reference: every method's difference to it, and the verdict in words."""
+    """One table a setting and reference: every method's difference to it, and the verdict."""
     tables = []
     groups = comparison.significance.groupby(["setting_name", "setting", "reference"], sort=False)
     for number, ((setting, _, reference), rows) in enumerate(groups, 1):
@@ -283,16 +239,19 @@ def significance_tables(comparison: Comparison, numbers: NumberFormat) -> list[T
             ]
             for row in rows.itertuples()
         ]
-        difference = f"difference, {comparison.metric}{numbers.of_differences}"
+        difference = f"difference, {comparison.metric}{numbers.difference_unit}"
         header = ["method", difference, "95 % interval", "p", "p (Holm)", "seeds", "verdict"]
         caption = (
-            "Paired bootstrap over images and seeds; p of the paired permutation test over images, Holm's correction "
-            f"over the {len(rows)} methods of this table. A verdict takes both: an interval without 0, p (Holm) < 0.05."
+            "Intervals: paired bootstrap over images and seeds. p: paired permutation test over images; p (Holm): "
+            f"corrected for the {len(rows)} methods of this table. Better and worse need an interval without 0 and "
+            "p (Holm) < 0.05."
         )
         if (rows["seeds"] == 1).any():
-            caption += " With one seed it is of these trained networks, not of the methods."
+            caption += " With one seed, a verdict holds for these trained networks, not for the methods."
         tables.append(
-            Table(f"against-{number}", f"{setting}: against {reference}", header, cells, caption, footnotes.told())
+            Table(
+                f"against-{number}", f"{setting}: compared with {reference}", header, cells, caption, footnotes.lines()
+            )
         )
     return tables
 
@@ -301,10 +260,10 @@ _MARKS: dict[str, Mark] = {"better": "better", "worse": "worse", "no significant
 
 
 def overall_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
-    """Over all settings: ranks and IQM, probability of improvement, and how stable the order is between backbones."""
+    """Over all settings: ranks and IQM, probability of improvement, and Kendall's τ between backbones."""
     averages = [
-        [TableCell(row.label, "text"), TableCell(numbers.plain(row.mean_rank)), TableCell(numbers.figure(row.iqm)),
-         TableCell(_between(row.iqm_low, row.iqm_high, numbers.figure))]
+        [TableCell(row.label, "text"), TableCell(numbers.plain(row.mean_rank)), TableCell(numbers.score(row.iqm)),
+         TableCell(_between(row.iqm_low, row.iqm_high, numbers.score))]
         for row in comparison.averages.itertuples()
     ]  # fmt: skip
     improvement = [
@@ -323,22 +282,23 @@ def overall_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]
     settings = comparison.averages["settings"].max()
     tables = [
         Table(
-            "overall", "Mean rank and IQM", ["method", "mean rank", f"IQM, {comparison.metric}{numbers.of_figures}",
+            "overall", "Mean rank and IQM", ["method", "mean rank", f"IQM, {comparison.metric}{numbers.score_unit}",
                                              "95 % interval"], averages,
-            f"Methods that are done in every setting with a result, of which there are {settings}; rank 1 is best. "
-            "IQM: the mean of the middle half of all runs; intervals "
-            "resample settings and seeds, and are too narrow where there are few of them.",
+            f"Methods with a score in all {settings} settings that have one; rank 1 is best. IQM: interquartile mean, "
+            "the mean of the middle half of all runs. Intervals resample settings and seeds, and are too narrow where "
+            "there are few of them.",
         ),
         Table(
             "improvement", "Probability of improvement",
-            ["method", "over", "settings", "runs", "probability", "95 % interval",
-             f"IQM of the difference, {comparison.metric}{numbers.of_differences}", "95 % interval"], improvement,
-            "How probable it is that a run of the method beats one of the reference in a random setting; 0.5 is even. "
-            "Intervals resample settings and seeds, and are too narrow where there are few of them.",
+            ["method", "reference", "settings", "runs", "probability", "95 % interval",
+             f"IQM of the difference, {comparison.metric}{numbers.difference_unit}", "95 % interval"], improvement,
+            "The probability that a run of the method scores higher than a run of the reference in a random setting; "
+            "at 0.5 neither is better. Intervals resample settings and seeds, and are too narrow where there are few "
+            "of them.",
         ),
         Table(
-            "stability", "Kendall's τ between backbones", ["setting", "and", "methods", "τ"], stability,
-            "1: both order the methods alike; −1: one order is the other's reverse.",
+            "stability", "Kendall's τ between backbones", ["setting", "other setting", "methods", "τ"],
+            stability, "1: the methods have the same order in both settings; −1: the reverse order.",
         ),
     ]  # fmt: skip
     return [table for table in tables if table.rows]
@@ -349,30 +309,31 @@ def _between(low: float, high: float, write: Callable[[float], str]) -> str:
 
 
 def published_table(published: pd.DataFrame, metric: str, numbers: NumberFormat) -> list[Table]:
-    """Every published figure that belongs to a setting of the report, with what was measured there."""
-    header = ["setting", "method", f"published, {metric}{numbers.of_figures}", "trained, M", "head counted", "measured",
-              "difference", "source", "how sure"]  # fmt: skip
+    """Every published score that belongs to a setting of the report, with the score measured there."""
+    header = ["setting", "method", f"published, {metric}{numbers.score_unit}", "trained, M", "head counted", "measured",
+              "difference", "source", "certainty"]  # fmt: skip
     rows = [
-        [TableCell(row.setting_name, "text"), TableCell(row.label, "text"), TableCell(numbers.figure(row.value)),
+        [TableCell(row.setting_name, "text"), TableCell(row.label, "text"), TableCell(numbers.score(row.value)),
          TableCell(numbers.short(row.trained / 1e6)),
          TableCell({True: "yes", False: "no"}.get(row.head_counted, DASH), "text"),
-         TableCell(numbers.figure(row.measured)), TableCell(numbers.difference(row.difference)),
+         TableCell(numbers.score(row.measured)), TableCell(numbers.difference(row.difference)),
          TableCell(row.source + (f"; {row.note}" if row.note else ""), "text"), TableCell(row.sure, "text")]
         for row in published.itertuples()
     ]  # fmt: skip
-    caption = "Others' figures as they are printed: under their own budgets, without seeds and spreads."
-    return [Table("published", "Published figures", header, rows, caption)] if rows else []
+    caption = "Scores of other papers, as printed: under their own budgets, without seeds or spreads."
+    return [Table("published", "Published scores", header, rows, caption)] if rows else []
 
 
 def absent_table(comparison: Comparison, skipped: Iterable[tuple[str, str]]) -> list[Table]:
-    """Every cell without a figure, and every folder that could not be read, with the reason."""
+    """Every run without a score, and every folder that could not be read, with the reason."""
     undone = comparison.runs[comparison.runs["value"].isna()]
     rows = [
         [TableCell(row.setting_name, "text"), TableCell(row.label, "text"), TableCell(str(row.seed)),
-         TableCell(_told(row.state), "text"), TableCell(row.reason, "text")]
+         TableCell(_state(row.state), "text"), TableCell(row.reason, "text")]
         for row in undone.fillna({"reason": ""}).itertuples()
     ]  # fmt: skip
     rows += [[TableCell(folder, "text"), TableCell(DASH), TableCell(DASH), TableCell("not read", "text"),
               TableCell(reason, "text")]
              for folder, reason in skipped]  # fmt: skip
-    return [Table("absent", "Without a figure", ["setting", "method", "seed", "state", "reason"], rows)] if rows else []
+    header = ["setting", "method", "seed", "state", "reason"]
+    return [Table("absent", "Runs without a score", header, rows)] if rows else []

@@ -346,7 +346,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "head's width": (("--head", "fpn:wide"), r"--head fpn:wide: invalid width 'wide'; give the channels"),
     "head's zero width": (("--head", "fpn:0"), r"--head fpn:0: invalid width '0'"),
     "head's huge width": (("--head", "fpn:8193"), r"--head fpn:8193: invalid width '8193'"),
-    "width of a head that has none": (("--head", "linear:8"), r"--head linear:8: has no width"),
+    "width of a head that has none": (("--head", "linear:8"), r"--head linear:8: takes no width"),
     "head of a ViT on a CNN": (("--head", "setr_pup"), r"--head setr_pup: is for a ViT .* use fpn or uper$"),
     "dataset": (("--dataset", "landcove"), r"--dataset landcove: no such dataset; did you mean landcover\?"),
     "dataset that is not there": (("--dataset", "ade20k"), r"--dataset ade20k: not found under .*; set --data or HARN"),
@@ -442,7 +442,7 @@ def test_a_method_that_does_not_go_with_the_backbone_is_a_row_with_its_reason(
 ) -> None:
     said = call(*run_arguments(colours, tiny, tmp_path / "runs", "--set", "gaps=9"))
     assert (said.code, said.out) == (1, "")
-    assert said.err.endswith("gap 9 does not exist: 3 gaps stand between 4 stages\n")
+    assert said.err.endswith("gap 9 does not exist: there are 3 gaps between 4 stages\n")
     assert "unsupported: spm on resnet10t: gap 9" in call("list", "runs", "--runs", tmp_path / "runs").out
 
 

@@ -76,7 +76,7 @@ def test_generated_colours_are_all_different():
     [
         ("classes: [a, b]\nclases: 3", "clases: no such field; did you mean classes?"),
         ("name: x", "classes: is missing"),
-        ("classes: [a, a]", "classes: a: is there twice"),
+        ("classes: [a, a]", "classes: a: is listed twice"),
         ("classes: [no, yes]", "classes[0]: False"),
         ("classes: [a, b]\npalette: [[0, 0, 0]]", "palette: has 1 colours for 2 classes"),
         ("classes: {a: [0, 0, 256], b: [0, 0, 0]}", "palette[0][2]: 256"),

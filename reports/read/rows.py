@@ -1,0 +1,99 @@
+"""One run folder as a row of a report: what was run, how it ended, and its result. Frames are made in `frames.py`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from harness.errors import UserError, invalid
+from harness.models.backbones.packaged import display_name
+from harness.runs.folder import RunFolder
+from harness.runs.result import RunResult
+from harness.runs.state import Outcome, RunState
+from harness.runs.store import RunStore
+from harness.spec import Budget, Spec
+from harness.util.files import digest
+
+MISSING = "missing"
+"""What a report calls a cell of the study that has no run yet."""
+
+
+def state_name(state: RunState) -> str:
+    """As the column `state` of a report's data has it."""
+    return MISSING if state in (RunState.TO_DO, RunState.WAITING) else state.value
+
+
+def state_label(name: str) -> str:
+    """The same for people."""
+    return name if name == MISSING else RunState(name).label
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run, or a cell of the study without one."""
+
+    fingerprint: str | None
+    label: str
+    """What a table calls the method: the study's label, or the method's name with the hyperparameters that differ."""
+    method: str
+    hyperparameters: str
+    """JSON."""
+    method_code: str
+    backbone: str
+    weights: str
+    dataset: str
+    data_digest: str
+    head: str
+    budget: str
+    budget_steps: int
+    budget_digest: str
+    seed: int
+    part: str
+    state: RunState
+    reason: str | None = None
+    path: str | None = None
+    """Of its folder; None for a cell without a run."""
+    result: RunResult | None = None
+    """None unless the run is done."""
+
+
+def read_row(run: RunFolder, store: RunStore) -> RunRow:
+    """Raises `UserError` where the folder has no complete spec."""
+    result = run.result()
+    outcome = Outcome(RunState.DONE) if result else store.outcome(run)
+    return row_of_spec(
+        result.spec if result else run.spec(), outcome, fingerprint=run.fingerprint, path=str(run.path), result=result
+    )
+
+
+def row_of_spec(spec: Spec, outcome: Outcome, **fields: Any) -> RunRow:
+    """`fields` are those of `RunRow` that no spec holds."""
+    reason = outcome.reason and outcome.reason.encode("utf-8", "replace").decode()  # no lone surrogates
+    return RunRow(
+        label=spec.method,
+        hyperparameters=json.dumps(spec.hyperparameters, sort_keys=True),
+        **budget_fields(spec.budget),
+        state=outcome.state,
+        reason=reason,
+        backbone=display_name(spec.backbone, spec.weights),
+        **spec.model_dump(exclude={"hyperparameters", "budget", "backbone"}),
+        **fields,
+    )
+
+
+def budget_fields(budget: Budget) -> dict[str, Any]:
+    return {"budget": budget.name, "budget_steps": budget.steps, "budget_digest": digest(budget.identity())}
+
+
+def read_json(path: Path, kind: Any) -> Any:
+    """Raises `UserError` that names the file, without its folder, where it does not hold a `kind`."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path.name}: {error.strerror}") from error
+    except ValidationError as error:
+        raise invalid(error).at(path.name) from error

@@ -1,0 +1,9 @@
+"""The report as one HTML page: it opens from disk, loads nothing, and every text in it stays text.
+
+The trade-off plot, the table of runs and the charts of a run are drawn by the page's own script: a plotting library
+would weigh as much as the rest of the page, and its points would not be links that the keyboard reaches.
+"""
+
+from reports.render.page.page import Section, write_page
+
+__all__ = ["Section", "write_page"]

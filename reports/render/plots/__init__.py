@@ -1,0 +1,54 @@
+"""Every plot of a report, as PNG, SVG and PDF: trade-offs, comparisons, learning curves, classes, searches.
+
+Each plot's caption says what its points and bars are. The same runs give the same bytes: nothing here depends on the
+clock, on the machine's speed or on chance.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+
+from harness.runs.result import COSTS
+from reports.read.collect import Collected
+from reports.render.plots.classes import class_scores
+from reports.render.plots.comparisons import critical_difference, differences, rank_stability
+from reports.render.plots.context import RC, Plot, PlotContext, setting_titles
+from reports.render.plots.curves import learning_curves
+from reports.render.plots.saving import SavedPlot, save_all
+from reports.render.plots.searches import search_histories
+from reports.render.plots.tradeoff import tradeoff
+from reports.render.style import styles_of
+
+
+def draw_all(
+    collected: Collected, published: pd.DataFrame, significance: pd.DataFrame, folder: Path
+) -> list[SavedPlot]:
+    """Draw into `folder` every plot that the runs have data for.
+
+    `published` has a row a published score that belongs to one of the settings, `significance` a row a setting,
+    reference and label.
+    """
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    with mpl.rc_context({**mpl.rcParamsDefault, **RC}):
+        return save_all(draw(collected, published, significance), folder)
+
+
+def draw(collected: Collected, published: pd.DataFrame, significance: pd.DataFrame) -> Iterator[Plot]:
+    """The plots of `draw_all`, not yet saved; with matplotlib's settings of the moment."""
+    runs = collected.finished
+    if not runs.empty:
+        context = PlotContext(runs, styles_of(collected.reported, published), setting_titles(runs))
+        for cost in COSTS.values():
+            if cost.plotted:
+                yield from tradeoff(context, cost, published)
+        yield from differences(context, significance)
+        yield from rank_stability(context)
+        yield from critical_difference(context)
+        yield from learning_curves(context, collected.curves)
+        yield from class_scores(context, collected.per_class)
+    yield from search_histories(collected.searches)

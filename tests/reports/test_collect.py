@@ -1,0 +1,342 @@
+"""Reading run folders, incomplete ones too, and comparing methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from harness.errors import UserError
+from harness.runs.store import RunStore
+from harness.spec import Budget
+from reports.analysis.comparison import compare
+from reports.read.collect import Collected, collect
+from reports.report import Options, write_report
+from studies.plan import make_plan
+from studies.study import load_study
+from tests.support.made_runs import (
+    BACKBONE_PARAMETERS,
+    HEAD_PARAMETERS,
+    PALETTE,
+    end_run,
+    make_run,
+    make_runs,
+    make_search,
+    make_spec,
+)
+
+
+def labels(collected: Collected) -> list[str]:
+    return sorted(set(collected.reported["label"]))
+
+
+def test_finished_run_is_a_row_with_scores_and_costs(tmp_path: Path) -> None:
+    run = make_run(tmp_path, make_spec("spm", seed=3))
+    result = run.result()
+    assert result is not None
+    (row,) = collect(tmp_path).runs.to_dict("records")
+    assert (row["state"], row["fingerprint"], row["seed"]) == ("done", run.fingerprint, 3)
+    assert row["miou"] == result.metrics.miou
+    assert (row["trained_method"], row["trained_head"]) == (35_494, HEAD_PARAMETERS)
+    assert row["backbone_parameters"] == BACKBONE_PARAMETERS
+    assert row["setting_name"] == "resnet18, meadow, fpn:64, brief"
+
+
+def test_classes_curves_and_counts_are_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path, make_spec())
+    collected = collect(tmp_path)
+    assert list(collected.per_class["name"]) == ["water", "forest", "crops", "snow"]
+    assert collected.per_class["colour"][0] == "#{:02x}{:02x}{:02x}".format(*PALETTE[0])
+    assert list(collected.curves["step"]) == [10, 20, 30, 40]
+    names, counts = collected.counts(run.fingerprint)
+    assert (len(names), counts.shape) == (12, (12, 3, 4))
+
+
+@pytest.mark.parametrize("state", ["failed", "diverged", "out_of_memory", "unsupported", "interrupted", "timed_out"])
+def test_run_without_result_is_a_row_with_its_reason(tmp_path: Path, state: str) -> None:
+    end_run(tmp_path, make_spec("vpt_deep"), state, "because")
+    (row,) = collect(tmp_path).runs.to_dict("records")
+    assert (row["state"], row["reason"]) == (state, "because")
+    assert pd.isna(row["miou"]) and pd.isna(row["trained"])
+
+
+def test_run_of_a_dead_process_is_interrupted(tmp_path: Path) -> None:
+    end_run(tmp_path, make_spec(), "running", "")
+    assert list(collect(tmp_path).runs["state"]) == ["interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "result.json: "),
+        ("[]", "result.json: "),
+        ('{"status": "done"}', "result.json: "),
+        (None, "result.json: missing"),
+    ],
+)
+def test_unreadable_result_is_damaged(tmp_path: Path, text: str | None, reason: str) -> None:
+    run = make_run(tmp_path, make_spec())
+    run.result_path.unlink() if text is None else run.result_path.write_text(text)
+    (row,) = collect(tmp_path).runs.to_dict("records")
+    assert row["state"] == "damaged"
+    assert row["reason"].startswith(reason)
+    assert pd.isna(row["miou"])
+
+
+@pytest.mark.parametrize("field", ["miou", "trainable"])
+def test_impossible_value_is_damaged(tmp_path: Path, field: str) -> None:
+    run = make_run(tmp_path, make_spec())
+    text = run.result_path.read_text()
+    result = json.loads(text)
+    (result["metrics"] if field == "miou" else result["parameters"])[field] = -1
+    run.result_path.write_text(json.dumps(result))
+    assert list(collect(tmp_path).runs["state"]) == ["damaged"]
+
+
+def test_result_of_another_run_is_damaged(tmp_path: Path) -> None:
+    one, other = make_run(tmp_path, make_spec(seed=0)), make_run(tmp_path, make_spec(seed=1))
+    other.result_path.write_bytes(one.result_path.read_bytes())
+    runs = collect(tmp_path).runs.set_index("fingerprint")
+    assert runs.loc[other.fingerprint, "state"] == "damaged"
+    assert one.fingerprint in runs.loc[other.fingerprint, "reason"]
+
+
+def test_folder_without_spec_is_skipped(tmp_path: Path) -> None:
+    make_run(tmp_path, make_spec())
+    (tmp_path / "0123456789abcdef").mkdir()
+    collected = collect(tmp_path)
+    assert len(collected.runs) == 1
+    assert [one.folder for one in collected.skipped] == ["0123456789abcdef"]
+    assert "spec.yaml is missing or damaged" in collected.skipped[0].reason
+
+
+def test_incomplete_curve_and_missing_delta_are_tolerated(tmp_path: Path) -> None:
+    run = make_run(tmp_path, make_spec())
+    run.delta_path.unlink()
+    with run.curve_path.open("a") as handle:
+        handle.write('{"step": 50, "lo')
+    collected = collect(tmp_path)
+    assert list(collected.runs["state"]) == ["done"]
+    assert len(collected.curves) == 4
+    assert collected.per_class["colour"].isna().all()
+
+
+def test_folder_without_runs_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no runs"):
+        collect(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        collect(tmp_path / "absent")
+
+
+def test_labels_name_the_hyperparameters_that_differ(tmp_path: Path) -> None:
+    defaults = {"lr": 1e-3, "head_lr_scale": 1.0, "weight_decay": 0.01}
+    for changed in ({}, {"lr": 0.0031234567}, {"weight_decay": 0.0}):
+        make_run(tmp_path, make_spec("linear", hyperparameters=defaults | changed))
+    make_run(tmp_path, make_spec("lora", hyperparameters=defaults | {"rank": 32}))
+    assert labels(collect(tmp_path)) == ["linear", "linear(lr=0.003123)", "linear(weight_decay=0)", "lora"]
+
+
+def test_labels_of_nearly_equal_hyperparameters_differ(tmp_path: Path) -> None:
+    for lr in (0.00312345, 0.00312346):
+        make_run(tmp_path, make_spec("linear", hyperparameters={"lr": lr}))
+    assert labels(collect(tmp_path)) == ["linear(lr=0.00312345)", "linear(lr=0.00312346)"]
+
+
+def test_labels_name_the_version_of_a_plugin(tmp_path: Path) -> None:
+    for code in ("a" * 64, "b" * 64):
+        make_run(tmp_path, make_spec("mine", method_code=code))
+    assert labels(collect(tmp_path)) == ["mine(code=aaaaaaaa)", "mine(code=bbbbbbbb)"]
+
+
+def test_setting_names_say_what_differs(tmp_path: Path) -> None:
+    budget = Budget(name="brief", steps=80, batch_size=4, crop=(32, 32))
+    make_run(tmp_path, make_spec())
+    make_run(tmp_path, make_spec(budget=budget))
+    make_run(tmp_path, make_spec(weights="random"))
+    runs = collect(tmp_path).runs
+    assert sorted(runs["setting_name"]) == [
+        "resnet18, meadow, fpn:64, brief, 40 steps",
+        "resnet18, meadow, fpn:64, brief, 80 steps",
+        "resnet18, meadow, fpn:64, brief, random weights",
+    ]
+    assert runs["setting"].nunique() == 3
+
+
+def test_budgets_that_differ_in_name_are_one_setting(tmp_path: Path) -> None:
+    make_run(tmp_path, make_spec(seed=0))
+    make_run(tmp_path, make_spec(seed=1, budget=make_spec().budget.model_copy(update={"name": "same"})))
+    assert collect(tmp_path).runs["setting"].nunique() == 1
+
+
+def test_trials_are_not_reported(tmp_path: Path) -> None:
+    make_run(tmp_path, make_spec())
+    make_search(tmp_path, trials=4)
+    collected = collect(tmp_path)
+    assert labels(collected) == ["linear"]
+    (search,) = collected.searches
+    assert (search.definition["method"], search.importances) == ("spm", {"lr": 0.8, "hidden": 0.2})
+    assert list(search.trials["state"]) == ["complete", "complete", "complete", "failed"]
+
+
+def test_search_without_trials_is_ignored(tmp_path: Path) -> None:
+    make_run(tmp_path, make_spec())
+    (make_search(tmp_path) / "trials.json").unlink()
+    collected = collect(tmp_path)
+    assert collected.searches == [] and collected.skipped == []
+
+
+@pytest.mark.parametrize("name", ["search.json", "trials.json", "importances.json"])
+def test_damaged_search_is_skipped(tmp_path: Path, name: str) -> None:
+    make_run(tmp_path, make_spec())
+    (make_search(tmp_path) / name).write_text("{")
+    collected = collect(tmp_path)
+    assert collected.searches == []
+    assert [one.folder for one in collected.skipped] == ["searches/spm-resnet18-meadow-0a1b2c3d"]
+
+
+def make_study(path: Path, dataset: Path, **fields: object) -> Path:
+    """Two methods, two seeds, one tiny network."""
+    cells = {
+        "methods": ["linear", {"method": "spm", "label": "matcher"}],
+        "backbones": [{"backbone": "resnet10t", "weights": "random"}],
+        "datasets": [str(dataset)],
+        "heads": ["fpn:16"],
+        "budget": "demo",
+        "seeds": [0, 1],
+    }
+    path.write_text(yaml.safe_dump(cells | fields))
+    return path
+
+
+def test_study_shows_its_cells_and_no_others(tmp_path: Path, colours: Path) -> None:
+    study, root = make_study(tmp_path / "study.yaml", colours), tmp_path / "runs"
+    first = make_plan(load_study(study), RunStore(root), tmp_path).cells[0]
+    assert first.spec is not None
+    make_run(root, first.spec)
+    make_run(root, make_spec("full"))
+    rows = collect(root, study, tmp_path).reported
+    assert rows[["label", "seed", "state"]].to_numpy().tolist() == [
+        ["linear", 0, "done"],
+        ["linear", 1, "missing"],
+        ["matcher", 0, "missing"],
+        ["matcher", 1, "missing"],
+    ]
+    assert rows["setting"].nunique() == 1
+    write_report(collect(root, study, tmp_path), [], tmp_path / "out", Options())
+    assert "never started" in (tmp_path / "out" / "tables" / "absent.md").read_text()
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_study_without_runs(tmp_path: Path, colours: Path) -> None:
+    study = make_study(tmp_path / "study.yaml", colours, tune={"trials": 2})
+    (tmp_path / "runs").mkdir()
+    collected = collect(tmp_path / "runs", study, tmp_path)
+    assert set(collected.runs["setting_name"]) == {"resnet10t, colours, fpn:16, demo, random weights"}
+    comparison = compare(collected)
+    assert comparison.summary[["label", "seeds", "planned"]].to_numpy().tolist() == [
+        ["linear", 0, 2],
+        ["matcher", 0, 2],
+    ]
+    assert comparison.significance.empty
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm", "lora"], accuracies={"linear": 0.7, "spm": 0.8, "lora": 0.55}, images=30)
+    same = make_spec("norm", seed=0)
+    _, matrices = collect(tmp_path).confusions(make_spec("linear", seed=0).fingerprint)
+    make_run(tmp_path, same, matrices=matrices)
+    rows = compare(collect(tmp_path)).significance
+    verdicts = rows[rows["reference"] == "linear"].set_index("label")["verdict"].to_dict()
+    assert verdicts == {"spm": "better", "lora": "worse", "norm": "no significant difference"}
+
+
+def test_holm_corrects_for_the_methods_of_one_comparison(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm", "lora", "norm"], seeds=[0])
+    rows = compare(collect(tmp_path)).significance
+    rows = rows[rows["reference"] == "linear"].sort_values("p")
+    assert rows["p_holm"].iloc[0] == pytest.approx(min(1, 3 * rows["p"].iloc[0]))
+    assert (rows["p_holm"] >= rows["p"]).all()
+
+
+def test_comparison_uses_shared_seeds(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear"], seeds=[0, 1, 2])
+    make_runs(tmp_path, ["spm"], seeds=[1, 2, 3])
+    (row,) = compare(collect(tmp_path)).significance.to_dict("records")
+    runs = collect(tmp_path).runs.set_index(["label", "seed"])["miou"]
+    assert row["seeds"] == 2
+    assert row["difference"] == pytest.approx(np.mean([runs["spm", s] - runs["linear", s] for s in (1, 2)]))
+
+
+@pytest.mark.parametrize("why", ["no seed in common", "was evaluated on other images", "missing or damaged"])
+def test_incomparable_runs_have_a_reason(tmp_path: Path, why: str) -> None:
+    make_run(tmp_path, make_spec("linear"))
+    run = make_run(
+        tmp_path, make_spec("spm", seed=int(why == "no seed in common")), images=9 if "images" in why else 12
+    )
+    if why == "missing or damaged":
+        run.confusions_path.write_bytes(b"not a zip")
+    (row,) = compare(collect(tmp_path)).significance.to_dict("records")
+    assert row["verdict"] == "not comparable"
+    assert why in row["reason"]
+    assert np.isnan(row["difference"])
+
+
+def test_best_second_and_tied(tmp_path: Path) -> None:
+    plain = np.array([[[30, 10], [10, 30]]] * 20)
+    better, worse = plain.copy(), plain.copy()
+    better[::2, 0] += [6, -6]  # better over all, and worse on every other image
+    better[1::2, 0] -= [4, -4]
+    worse[:, 0] -= [5, -5]
+    for method, matrices in (("spm", plain), ("full", better), ("linear", worse)):
+        make_run(tmp_path, make_spec(method), matrices=matrices, classes=("road", "sky"))
+    summary = compare(collect(tmp_path)).summary.set_index("label")
+    assert summary[["best", "second", "tied"]].T.to_dict("list") == {
+        "full": [True, False, False],
+        "spm": [False, True, True],
+        "linear": [False, False, False],
+    }
+
+
+def test_spread_is_the_sample_standard_deviation(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], seeds=[0, 1, 2])
+    make_runs(tmp_path, ["full"], seeds=[0])
+    collected = collect(tmp_path)
+    summary = compare(collected).summary.set_index("label")
+    values = collected.runs[collected.runs["label"] == "spm"]["miou"]
+    assert summary.loc["spm", ["mean", "std"]].tolist() == pytest.approx([np.mean(values), np.std(values, ddof=1)])
+    assert np.isnan(summary.loc["full", "std"])
+
+
+def test_comparison_by_the_iou_of_a_class(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], seeds=[0])
+    collected = collect(tmp_path)
+    comparison = compare(collected, "class:forest")
+    of_class = collected.per_class.query("name == 'forest'").set_index("fingerprint")["iou"]
+    values = comparison.runs.set_index("fingerprint")["value"]
+    assert values.to_dict() == of_class.to_dict()
+    (row,) = comparison.significance.to_dict("records")
+    assert row["difference"] == pytest.approx(
+        of_class[make_spec("spm").fingerprint] - of_class[make_spec("linear").fingerprint]
+    )
+
+
+def test_kendall_tau_between_backbones(tmp_path: Path) -> None:
+    for backbone, order in (("resnet18", (0.6, 0.7, 0.8)), ("deit_tiny", (0.6, 0.8, 0.7))):
+        accuracies = dict(zip(("linear", "spm", "full"), order, strict=True))
+        make_runs(tmp_path, list(accuracies), [backbone], accuracies=accuracies)
+    (row,) = compare(collect(tmp_path)).stability.to_dict("records")
+    assert (row["methods"], row["tau"]) == (3, pytest.approx(1 / 3))
+
+
+def test_averages_are_over_methods_that_every_setting_has(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], datasets=["meadow", "town"])
+    make_runs(tmp_path, ["full"])
+    comparison = compare(collect(tmp_path))
+    assert list(comparison.averages["label"]) == ["spm", "linear"]
+    improvement = comparison.improvement.set_index(["reference", "label"])
+    assert improvement.loc[("linear", "spm"), ["settings", "runs", "probability"]].tolist() == [2, 4, 1.0]
+    assert improvement.loc[("linear", "full"), "settings"] == 1
