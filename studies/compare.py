@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.cells.resolve import Resolver
 from harness.engine.options import ExecutionOptions
-from harness.launch.launcher import LauncherChoice
+from harness.launch.choice import LauncherChoice
 from harness.runs.locks import AlreadyLocked
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from harness.models.backbones.weights import find_weights
 from harness.models.heads import parse_head
 from harness.spec import Budget, budget, budget_from
 from harness.util.files import read_yaml_file
+from studies import shipped_studies
 from studies.search.spec import check_sampler, parse_range
 
 Setting = bool | int | float | str
@@ -269,12 +269,6 @@ def _name(row: str | dict[str, Any]) -> str:
 def _absolute(value: str) -> str:
     """Paths of the command line are relative to the current folder, not to the study file."""
     return str(Path(value).expanduser().absolute()) if "/" in value or value.endswith((".yaml", ".yml")) else value
-
-
-def shipped_studies() -> dict[str, Path]:
-    """The study files that come with the harness, by name."""
-    folder = Path(str(resources.files("studies") / "shipped"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def load_study(name: str | Path, replacements: Replacements | None = None) -> Study:

@@ -232,5 +232,5 @@ def test_search_trains_trials_side_by_side(place: Place) -> None:
 def test_invalid_cache_size_is_refused_first(place: Place, command: str, tmp_path: Path) -> None:
     study = write_study(tmp_path / "s.yaml", place.dataset)
     arguments = search_arguments(place) if command == "search" else ["compare", study, "--runs", place.root]
-    assert refusal(*arguments, "--cache-size", "8 gigs").startswith("--cache-size 8 gigs: not a size; give a number")
+    assert refusal(*arguments, "--cache-size", "8 gigs").startswith("--cache-size 8 gigs: invalid size; give a number")
     assert not place.root.exists()
