@@ -35,7 +35,7 @@ SOUTHERNMOST = -60.0
 PERIOD = (None, "test", "test", None, *["train"] * 4)
 """Split of a column, repeated seven times from 180°W, so that every split sees every part of the Earth.
 
-The gaps part test from train tiles, at the date line too; the four train columns between two gaps are a group.
+The gaps separate test from train tiles, at the date line too; the four train columns between two gaps are a group.
 """
 
 
@@ -78,7 +78,7 @@ class LandCover(SegmentationDataset):
     @cached_property
     def _splits(self) -> dict[str, list[Sample]]:
         splits: dict[str, list[Sample]] = {"train": [], "test": []}
-        for tile in self._kept():
+        for tile in self._land_tiles():
             period, place = divmod(tile.column, len(PERIOD))
             split = PERIOD[place]
             if split is not None:
@@ -86,7 +86,7 @@ class LandCover(SegmentationDataset):
                 splits[split].append(Sample(name, f"{split}/band{period}", tile))
         return splits
 
-    def _kept(self) -> Iterator[Tile]:
+    def _land_tiles(self) -> Iterator[Tile]:
         _, mask = self._rasters()
         for row in range(ROWS):
             if 90 - row * TILE * 180 / mask.shape[0] < SOUTHERNMOST:

@@ -140,11 +140,11 @@ BROKEN = {
     ),
     "a mask of colours": (
         lambda f: save(f / "masks" / SCENE / "0.png", picture()),
-        r"masks/train/scene0/0.png: mode RGB: a mask of colours; save class indices as one 8-bit channel$",
+        r"masks/train/scene0/0.png: mode RGB: a colour mask; save class indices as one 8-bit channel$",
     ),
     "a mask of 16 bits": (
         lambda f: save(f / "masks" / SCENE / "0.png", labels(0).astype(np.uint16)),
-        r"masks/train/scene0/0.png: mode I;16: a mask of more than 8 bits",
+        r"masks/train/scene0/0.png: mode I;16: has more than 8 bits",
     ),
     "an image of 16 bits": (
         lambda f: save(f / "images" / SCENE / "0.png", picture()[..., 0].astype(np.uint16) * 200),

@@ -275,7 +275,7 @@ def test_packaged_weights_have_their_own_display_name() -> None:
 # The hub
 
 
-REMEDIES = ("--weights PATH", "--weights random", "HF_HOME")
+REMEDIES = (".safetensors or .pth file", "or random", "HF_HOME")
 
 
 def test_unavailable_weights_are_an_error_with_remedies(
