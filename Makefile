@@ -33,7 +33,7 @@ test-all: lint
 	$(PYTEST) -m "exhaustive or not exhaustive" -n 4 --dist loadfile --no-loadscope-reorder
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@echo "Installing into $(VENV): about 1.5 GB of packages, a few minutes the first time"
+	@echo "Installing into $(VENV): several GB of packages, a few minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[demo,test]"
