@@ -24,7 +24,7 @@ from studies.search.search import TrialJob
 from studies.search.spec import declared_space
 from studies.study import load_study
 from tests.support.in_process import call, refusal
-from tests.support.searching import Place, carry_out
+from tests.support.searching import Place, execute_trial
 from tests.support.studies_at_hand import finish, write_study
 
 
@@ -182,7 +182,7 @@ def searched(place: Place, trials: int, together: int, **options: Any) -> tuple[
     """The trials of a search that was executed on one slot, and the jobs that they were in."""
 
     def done(cell: JobCell) -> RunState:
-        carry_out(place, TrialJob(0, cell.request, cell.fingerprint))
+        execute_trial(place, TrialJob(0, cell.request, cell.fingerprint))
         return RunState.DONE
 
     launcher = AtOnce(1, done)
