@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.runs.state import Outcome, RunState
 from harness.tracking.mirror import Mirror, sync, tracked_store
 from harness.tracking.mlflow_store import tracking_uri
+from tests.support.made_runs import make_spec
 from tests.support.tracked_runs import MadeRun, Mirrored, start, strict, write_trials
 
 # A folder and its MLflow run
@@ -64,10 +65,9 @@ def test_done_run_has_its_metrics_and_files(runs: Path) -> None:
         ("timed_out", "KILLED"),
     ],
 )
-def test_every_end_that_is_written_is_shown_with_its_reason(runs: Path, state: str, status: str) -> None:
-    made = MadeRun(runs)
-    run = tracked_store(runs, None, strict).folder(made.spec)
-    run.finish(Outcome(RunState(state), "the reason"))
+def test_recorded_end_is_shown_with_its_reason(runs: Path, state: str, status: str) -> None:
+    """Also of a run that never began, such as an unsupported one, or whose process died."""
+    tracked_store(runs, None, strict).record(make_spec(), Outcome(RunState(state), "the reason"))
     assert Mirrored(runs).state() == (status, state, "the reason")
 
 
@@ -234,7 +234,7 @@ def test_sync_names_folders_that_it_cannot_read(runs: Path) -> None:
     summary = sync(runs)
     assert (summary.mirrored, summary.current) == (3, 0)
     assert set(summary.failed) == {broken.path.name, damaged.path.name, empty.name, "bad"}
-    assert summary.failed[broken.path.name] == "spec.yaml: hyperparameters: Field required"
+    assert summary.failed[broken.path.name] == "spec.yaml: hyperparameters: is missing"
     assert summary.failed[damaged.path.name].startswith("result.json: ")
     assert summary.failed[empty.name] == "spec.yaml: No such file or directory"
     assert summary.failed["bad"] == "trials.json: KeyError: 'state'"

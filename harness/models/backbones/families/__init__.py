@@ -55,15 +55,14 @@ def check_backbone(name: str) -> None:
         problem = (
             "is in timm, but its family cannot be cut into stages here" if timm.is_model(architecture) else "unknown"
         )
-        raise UserError(
-            f"--backbone {name}: {problem}; {did_you_mean(architecture, supported)} (families: {', '.join(families())})"
-        )
+        hint = f"{did_you_mean(architecture, supported)} (families: {', '.join(families())})"
+        raise UserError(problem, field="backbone", value=name, hint=hint)
     if "." in name and name not in timm.list_models(architecture + ".*", pretrained=True):
         tags = timm.list_models(architecture + ".*", pretrained=True)
-        raise UserError(f"--backbone {name}: no such pre-training tag; {did_you_mean(name, tags)}")
+        raise UserError("no such pre-training tag", field="backbone", value=name, hint=did_you_mean(name, tags))
 
 
-def create(name: str, **changes: Any) -> nn.Module:
+def create(name: str, **changes: Any) -> Any:
     """The timm network of that name with random weights and no classifier; `changes` are timm's own arguments.
 
     Raises `UserError` for a name that is not usable.
@@ -72,7 +71,7 @@ def create(name: str, **changes: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, num_classes=0, **{**_family_of(name).options, **changes})
 
 
-def cut(name: str, network: nn.Module) -> StagedBackbone:
+def cut(name: str, network: Any) -> StagedBackbone:
     """Cut a timm network into a frozen `StagedBackbone`."""
     config = network.pretrained_cfg
     for module in network.modules():
