@@ -1,7 +1,7 @@
-"""Run folders as runs leave them, without training: through the harness's own files, with drawn matrices.
+"""Run folders without training: real files of the harness with random confusion matrices.
 
-What is drawn depends on the arguments alone. The truth of an image is the same for every method and seed, so that
-methods are paired as real ones are.
+The random numbers depend on the arguments alone. The ground truth of an image is the same for every method and seed, so
+that methods are paired as real ones are.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ BUDGET = Budget(name="brief", steps=40, batch_size=4, crop=(32, 32), warmup=4)
 BACKBONE_PARAMETERS = 1_000_000
 HEAD_PARAMETERS = 50_000
 ACCURACIES = {"linear": 0.70, "spm": 0.76, "full": 0.78, "lora": 0.74, "norm": 0.71}
-"""How many of a class's pixels a method gets right, unless told."""
+"""The default share of a class's pixels that a method gets right."""
 TRAINED = {"linear": 0, "spm": 35_494, "full": BACKBONE_PARAMETERS, "lora": 120_000, "norm": 4_000}
-"""Parameters of a method, unless told."""
+"""The default number of a method's parameters."""
 
 
 def make_spec(method: str = "linear", **fields: Any) -> Spec:
-    """A complete spec of the report part; `fields` are over it."""
+    """A complete spec, scored on the test split; `fields` replace the defaults."""
     dataset = fields.get("dataset", "meadow")
     values = {
         "hyperparameters": {"lr": 1e-3, "head_lr_scale": 1.0, "weight_decay": 0.01},
@@ -61,7 +61,7 @@ def make_run(
     pictures: int = 2,
     matrices: np.ndarray | None = None,
 ) -> RunFolder:
-    """A finished run. `matrices` [N, K, K] are its confusion matrices where they are not to be drawn."""
+    """A finished run. `matrices` [N, K, K] are its confusion matrices; None: random ones."""
     run = RunStore(root).folder(spec)
     run.begin(spec, attempt=1)
     if matrices is None:
@@ -127,18 +127,18 @@ def make_runs(
 
 
 def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: int = 6) -> Path:
-    """A search's folder: trials on the dev part, the last of them failed. Its runs are finished runs of `root`."""
+    """A search's folder: trials on the dev split, the last of them failed. Their runs are in `root`."""
     folder = root / "searches" / name
     base = make_spec("spm", part="dev")
     draw = np.random.default_rng(trials)
-    told = []
+    recorded = []
     for number in range(trials):
         settings = {"lr": float(10 ** draw.uniform(-4, -2)), "hidden": int(draw.integers(8, 64))}
         spec = base.model_copy(update={"hyperparameters": base.hyperparameters | settings})
         last = number == trials - 1
-        run = end_run(root, spec, "failed", "out of luck") if last else make_run(root, spec, draw.uniform(0.6, 0.8))
+        run = end_run(root, spec, "failed", "no memory") if last else make_run(root, spec, draw.uniform(0.6, 0.8))
         result = run.result()
-        told.append(
+        recorded.append(
             {
                 "number": number,
                 "state": "failed" if last else "complete",
@@ -146,7 +146,7 @@ def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: 
                 "fingerprint": run.fingerprint,
                 "values": None if result is None else [result.metrics.miou],
                 "steps": spec.budget.steps,
-                "reason": "out of luck" if last else None,
+                "reason": "no memory" if last else None,
             }
         )
     definition = base.model_dump(
@@ -156,7 +156,7 @@ def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: 
     space = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "hidden": {"low": 8, "high": 64, "integer": True}}
     fixed = {"head_lr_scale": 1.0, "weight_decay": 0.01}
     write_json(folder / "search.json", {**definition, "fixed": fixed, "space": space})
-    write_json(folder / "trials.json", told)
+    write_json(folder / "trials.json", recorded)
     write_json(folder / "importances.json", {"lr": 0.8, "hidden": 0.2})
     return folder
 
