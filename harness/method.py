@@ -28,14 +28,14 @@ def hyperparameter(default: Any, help: str, *, search: Any = None, later: bool =
     """One hyperparameter: its default, one line of help, its bounds, and the range that a search draws from.
 
     `bounds` are pydantic's (`gt`, `ge`, `lt`, `le`, `pattern`). `search` is `(low, high)`, `(low, high, "log")` or a
-    list of choices; None keeps the hyperparameter out of searches. `later` is for one that a method got when there
-    were runs of it: its default is what the method did before, and is left out of specs, so that those runs count on.
+    list of choices; None keeps the hyperparameter out of searches. `later` marks one that was added when runs of the
+    method existed: its default is the earlier behaviour and is left out of specs, so that those runs stay valid.
     """
     return Field(default, description=help, json_schema_extra={"search": search, "later": later}, **bounds)
 
 
 class Hyperparameters(BaseModel):
-    """What every method can be given with `--set key=value`; a method's own class adds to it or changes a default."""
+    """What `--set key=value` sets for every method; a method's own class adds fields or changes a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -47,7 +47,7 @@ class Hyperparameters(BaseModel):
 
     @classmethod
     def parse(cls, method: str, settings: dict[str, Any]) -> Hyperparameters:
-        """Defaults with `settings` over them; strings are read as the field's type.
+        """The defaults, overridden by `settings`; strings are read as the field's type.
 
         Raises `UserError` for a name that does not exist or a value out of its bounds.
         """
@@ -56,12 +56,16 @@ class Hyperparameters(BaseModel):
         except ValidationError as error:
             raise UserError(f"--set for method {method}: {first_problem(error, cls.model_fields)}") from error
 
-    def non_default(self) -> dict[str, bool | int | float | str]:
-        """What a spec says: all of them, but for those that came `later` and are at their defaults."""
-        extras = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
-        later = {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("later")}
-        unchanged = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(exclude=unchanged)
+    def spec_values(self) -> dict[str, bool | int | float | str]:
+        """The values that a spec states, and so the fingerprint: all but `later` ones at their defaults."""
+        omitted = {
+            name
+            for name, field in type(self).model_fields.items()
+            if isinstance(field.json_schema_extra, dict)
+            and field.json_schema_extra.get("later")
+            and getattr(self, name) == field.default
+        }
+        return self.model_dump(exclude=omitted)
 
     @classmethod
     def describe(cls) -> list[dict[str, Any]]:
@@ -74,18 +78,7 @@ class Hyperparameters(BaseModel):
                     "name": name,
                     "type": schema.get("type", "choice"),
                     "default": None if default is PydanticUndefined else default,
-                    "bounds": {
-                        key: schema[key]
-                        for key in (
-                            "minimum",
-                            "exclusiveMinimum",
-                            "maximum",
-                            "exclusiveMaximum",
-                            "pattern",
-                            "enum",
-                        )
-                        if key in schema
-                    },
+                    "bounds": {key: schema[key] for key in _BOUNDS if key in schema},
                     "help": schema.get("description", ""),
                     "search": schema.get("search"),
                 }
@@ -93,34 +86,37 @@ class Hyperparameters(BaseModel):
         return described
 
 
+_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "pattern", "enum")
+"""Of a JSON schema."""
+
+
 class Unsupported(str):
-    """An answer of `supports`: not here, and the reason, as a table prints it. Falsy."""
+    """The falsy answer of `Method.supports`: `Unsupported("why not")`, the reason as tables print it."""
 
     def __bool__(self) -> bool:
         return False
 
 
 class Method(ABC):
-    """A way to adapt a frozen backbone: what it adds to it and what it un-freezes.
+    """A way to adapt a frozen backbone: what it adds and what it un-freezes.
 
-    The harness hands over a backbone of which every parameter and buffer is frozen, calls `attach` once, trains what
+    The harness creates a backbone of which every parameter and buffer is frozen, calls `attach` once, trains what
     requires a gradient together with the head, and stores exactly that as the delta. It guarantees that the head, the
     data and their order, and every number of the budget are the same for all methods; a method sees none of them.
     One instance serves one network.
 
-    A subclass states `name`, `summary`, `source` and, where it has any of its own, its `Hyperparameters`.
+    A subclass states `name`, `summary`, `source` and, if it has any of its own, its `Hyperparameters`.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
-    """The paper or the code that is followed."""
+    """The paper, or the code, that the method follows."""
     Hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
     changes_start: ClassVar[str | None] = None
-    """Why the attached network does not compute what the frozen one does before training; None: it does."""
-
+    """Why the attached network computes something else than the frozen one before training; None: it does not."""
     head_only: ClassVar[bool] = False
-    """Trains nothing of its own, by design; without it, training nothing is a breach of the contract."""
+    """Trains nothing of its own, by design. Training nothing without saying so breaks the contract."""
     mergeable: ClassVar[bool] = False
     """Whether `merge` can fold what was trained into the backbone's own layers."""
 
@@ -133,7 +129,7 @@ class Method(ABC):
 
     @abstractmethod
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        """Insert modules into the frozen backbone and un-freeze what is to be trained.
+        """Insert modules into the frozen backbone (see `AttachPoints`) and un-freeze what is to be trained.
 
         Random initialisation draws from torch's global generator, which the harness has seeded.
         """
@@ -143,23 +139,23 @@ class Method(ABC):
         """How many parameters `attach` makes trainable, in closed form. Checked against the real count."""
 
     def auxiliary_loss(self, masks: Tensor) -> Tensor | None:
-        """A scalar added to the head's loss, after each training forward pass; None adds nothing.
+        """A scalar that is added to the head's loss after each training forward pass; None adds nothing.
 
-        `masks` are the labels [B, H, W] at the crop's size, with `IGNORE_INDEX`.
+        `masks` are the labels [B, H, W] at the crop's size, with `IGNORE_INDEX` where there are none.
         """
         return None
 
     def merge(self, backbone: StagedBackbone) -> None:
-        """Fold the trained tensors into the backbone's own layers and take the added modules out.
+        """Fold the trained tensors into the backbone's own layers and remove the added modules.
 
-        Afterwards the backbone has the modules and the names of a bare one and computes what it computed before. Only
-        called where `mergeable`.
+        Afterwards the backbone has the modules and names of a pre-trained one, and computes what it computed before.
+        Only called where `mergeable`.
         """
-        raise TypeError(f"{self.name} cannot be folded into a backbone")
+        raise TypeError(f"{self.name} cannot be merged into a backbone")
 
 
 def __getattr__(name: str) -> Any:
-    """Names that plugins written for version 0.1 use; they go with version 0.3."""
+    """The names that plugins written for version 0.1 use; they go with version 0.3."""
     renamed = {"No": "Unsupported", "knob": "hyperparameter"}
     if name not in renamed:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""AdaptFormer: a bottleneck beside the MLP of every block."""
+"""AdaptFormer: a bottleneck in parallel to the MLP of every block."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class AdaptFormer(Method):
     """x + MLP(norm(x)) becomes x + MLP(norm(x)) + s · up(ReLU(down x)): the bottleneck sees x as it is before the norm.
 
     Follows the released code: width 64, s = 0.1, dropout 0.1, LoRA's initialisation, no norm of its own. In blocks
-    whose only branch holds the MLP among other things (ConvNeXt; attention and MLP side by side) it stands beside
-    that branch.
+    whose only branch contains the MLP among other things (ConvNeXt; attention and MLP in one branch) it is added
+    to that branch.
     """
 
     name = "adaptformer"
-    summary = "a parallel, scaled bottleneck beside the MLP"
+    summary = "a scaled bottleneck in parallel to the MLP"
     source = (
         "Chen et al., AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition, arXiv 2205.13535; "
         "code followed: github.com/ShoufaChen/AdaptFormer"
@@ -35,11 +35,7 @@ class AdaptFormer(Method):
         dropout: float = hyperparameter(0.1, "dropout in the bottleneck", ge=0, le=0.9, search=(0.0, 0.2))
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
-        return (
-            True
-            if self._branches(backbone)
-            else Unsupported("its blocks have no MLP that a bottleneck could stand beside")
-        )
+        return True if self._branches(backbone) else Unsupported("its blocks have no MLP to add a bottleneck to")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.bottleneck import Bottleneck
@@ -47,7 +43,7 @@ class AdaptFormer(Method):
         options = self.hyperparameters.model_dump(include={"width", "dropout", "scale"})
         for branch in self._branches(backbone):
             bottleneck = Bottleneck(branch.channels, activation="relu", residual=False, **options)
-            backbone.add_parallel(branch, bottleneck, before_entry=True)
+            backbone.add_to_branch(branch, bottleneck)
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.bottleneck import bottleneck_parameters

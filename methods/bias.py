@@ -1,11 +1,12 @@
-"""BitFit: the bias terms are trained, and nothing else."""
+"""BitFit: only the bias terms are trained."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, Unsupported, hyperparameter
+from harness.method import hyperparameter
+from methods.selection import Selection
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _NAMES = ("bias", "q_bias", "k_bias", "v_bias")
 
 
-class Bias(Method):
+class Bias(Selection):
     """Un-freezes every bias vector that came with the backbone: of linear layers, convolutions and norms.
 
     Attention's separate query and value biases (Swin v2, EVA) are among them. Tables of relative positions are no
@@ -24,25 +25,12 @@ class Bias(Method):
     """
 
     name = "bias"
-    summary = "the bias terms alone are trained"
+    summary = "only the bias terms are trained"
     source = "Ben Zaken et al., BitFit, arXiv 2106.10199; for vision as Bias in arXiv 2203.12119"
-    mergeable: ClassVar[bool] = True
+    nothing_selected = "the network has no bias terms"
 
     class Hyperparameters(method.Hyperparameters):
         lr: float = hyperparameter(1e-3, "learning rate of the biases (AdamW)", gt=0, le=10, search=(1e-4, 1e-2, "log"))
 
-    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
-        return True if self._trained(backbone) else Unsupported("the network has no bias terms")
-
-    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        backbone.unfreeze(*self._trained(backbone))
-
-    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        """The sum of the bias vectors' lengths."""
-        return sum(parameter.numel() for parameter in self._trained(backbone))
-
-    def merge(self, backbone: StagedBackbone) -> None:
-        """Nothing to fold: the trained tensors are the backbone's own."""
-
-    def _trained(self, backbone: StagedBackbone) -> list[nn.Parameter]:
+    def selected(self, backbone: StagedBackbone) -> list[nn.Parameter]:
         return [p for name, p in backbone.named_parameters() if name.rpartition(".")[2] in _NAMES]

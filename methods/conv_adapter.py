@@ -1,4 +1,4 @@
-"""Conv-Adapter: adapters for convolutional networks, beside the convolutions of every block."""
+"""Conv-Adapter: adapters for convolutional networks, in parallel to the convolutions of every block."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class ConvAdapter(Method):
 
     The paper's "convolution parallel" scheme, with the compression γ = 8 that the released code has as its default.
     That code draws the point-wise convolution; here it starts at zero, so that training starts at the frozen network.
-    It adds the result behind the 3×3 convolution's norm and ReLU in bottleneck blocks, before the norm in basic ones,
-    and behind the block in EfficientNet; here it is the convolution's own output everywhere. Where γ does not divide
-    the channels, the depth-wise part has fewer and larger groups.
+    It adds the result after the 3×3 convolution's norm and ReLU in bottleneck blocks, before the norm in basic ones,
+    and after the block in EfficientNet; here it is added to the convolution's own output everywhere. Where γ does not
+    divide the channels, the depth-wise part has fewer and larger groups.
     """
 
     name = "conv_adapter"
-    summary = "depth-wise and point-wise adapters beside a CNN's convolutions"
+    summary = "depth-wise and point-wise adapters in parallel to a CNN's convolutions"
     source = (
         "Chen et al., Conv-Adapter: Exploring Parameter Efficient Transfer Learning for ConvNets, arXiv 2208.07463; "
         "code read: github.com/Hhhhhhao/Conv-Adapter"
@@ -37,18 +37,16 @@ class ConvAdapter(Method):
         activation: Literal["relu", "gelu"] = hyperparameter("relu", "non-linearity between the two convolutions")
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
-        return (
-            True
-            if self._convolutions(backbone)
-            else Unsupported("its blocks have no convolutions beside attention and MLP")
-        )
+        if self._convolutions(backbone):
+            return True
+        return Unsupported("its blocks have no convolutions outside of attention and MLP")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.conv_adapter import ConvAdapterModule
 
         options = self.hyperparameters.model_dump(include={"compression", "activation"})
         for name, convolution in self._convolutions(backbone).items():
-            backbone.add_beside(name, ConvAdapterModule(convolution, **options))
+            backbone.add_to_layer(name, ConvAdapterModule(convolution, **options))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.conv_adapter import conv_adapter_parameters
@@ -58,7 +56,7 @@ class ConvAdapter(Method):
 
     @staticmethod
     def _convolutions(backbone: StagedBackbone) -> dict[str, nn.Conv2d]:
-        """The K×K convolutions of blocks; those that serve an attention or stand inside an MLP are not meant."""
+        """The K×K convolutions of blocks, except those inside attention and MLP."""
         layers = {name: backbone.get_submodule(name) for name in backbone.layers("conv", "grouped")}
         return {
             name: layer

@@ -1,4 +1,4 @@
-"""Convpass: convolutional bypasses beside attention and MLP."""
+"""Convpass: convolutional bypasses in parallel to attention and MLP."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Convpass(Method):
     """x + f(norm(x)) becomes x + f(norm(x)) + s · bypass(norm(x)), the bypass being 1×1, 3×3, 1×1 convolutions.
 
     Follows the released code: width 8, QuickGELU around the 3×3 convolution, which starts as the identity; a class
-    token passes the convolution as a map of one pixel (here: every prefix token does). s is tuned per dataset there.
+    token is a map of one pixel to the convolution (here: every prefix token is). s is tuned per dataset there.
     Where there is no norm at the entry (Swin V2) the bypass sees x. A ConvNeXt block has one branch and one bypass,
     which sees what its MLP sees.
     """
 
     name = "convpass"
-    summary = "1×1, 3×3, 1×1 convolutional bypasses beside attention and MLP"
+    summary = "1×1, 3×3, 1×1 convolutional bypasses in parallel to attention and MLP"
     source = (
         "Jie & Deng, Convolutional Bypasses Are Better Vision Transformer Adapters, arXiv 2207.07039; "
         "code followed: github.com/JieShibo/PETL-ViT, convpass/"
@@ -39,20 +39,19 @@ class Convpass(Method):
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         if not backbone.branches:
-            return Unsupported("its blocks have no attention and no MLP that a bypass could stand beside")
+            return Unsupported("its blocks have no attention and no MLP to add a bypass to")
         return True if self._branches(backbone) else Unsupported("its blocks have no attention")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.bypass import ConvolutionalBypass
-        from methods.modules.places import Grid
+        from methods.modules.convpass import ConvolutionalBypass
 
         options = self.hyperparameters.model_dump(include={"width", "scale", "dropout", "xavier"})
         for branch in self._branches(backbone):
-            bypass = ConvolutionalBypass(branch.channels, grid=Grid(backbone, branch), **options)
-            backbone.add_parallel(branch, bypass, before_entry=False)
+            bypass = ConvolutionalBypass(branch.channels, grid=backbone.patch_grid(branch), **options)
+            backbone.add_to_branch(branch, bypass, before_entry=False)
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        from methods.modules.bypass import bypass_parameters
+        from methods.modules.convpass import bypass_parameters
 
         width = self.hyperparameters.width
         return sum(bypass_parameters(branch.channels, width) for branch in self._branches(backbone))

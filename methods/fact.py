@@ -1,6 +1,6 @@
 """FacT, Factor-Tuning: the weight increments of a transformer as one tensor in factors, shared by all blocks.
 
-This file declares and wires; the modules themselves are in `methods/modules/factors.py`.
+This file declares and attaches; the modules are in `methods/modules/fact.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
     from harness.models.backbones.backbone import StagedBackbone
-    from methods.modules.factors import Increment
+    from methods.modules.fact import Increment
 
 ROLES = ("qkv", "q", "k", "v", "kv", "proj", "fc1", "gate", "fc2", "joint_in", "joint_out")
 
@@ -60,7 +60,7 @@ class FacT(Method):
         return found if isinstance(found, Unsupported) else True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.factors import Increment, SharedFactors
+        from methods.modules.fact import Increment, SharedFactors
 
         options, tucker = self.hyperparameters, self.hyperparameters.form == "tk"
         self._added: list[tuple[str, Increment]] = []
@@ -78,7 +78,7 @@ class FacT(Method):
                     scale=options.scale,
                     dropout=options.dropout,
                 )
-                backbone.add_beside(target.layer, module)
+                backbone.add_to_layer(target.layer, module)
                 self._added.append((target.layer, module))
                 first += target.slices
 
@@ -93,13 +93,11 @@ class FacT(Method):
 
     def merge(self, backbone: StagedBackbone) -> None:
         """Add the increments to the weights."""
-        from methods.modules.taking_out import take_out
-
         for layer, module in self._added:
             weight = backbone.get_submodule(layer).weight
             weight.data.add_(module.weight().to(weight.dtype))
         for _, module in self._added:
-            take_out(backbone, module)
+            backbone.remove(module)
         self._added = []
 
 
@@ -109,17 +107,17 @@ def _targets(backbone: StagedBackbone) -> list[_Target] | Unsupported:
 
     kinds = {branch.kind for branch in backbone.branches}
     if not kinds or "conv" in kinds:
-        return Unsupported("it stacks the projections of attention and MLP, and these blocks mix by convolution")
+        return Unsupported("its blocks are convolutional, and FacT stacks the projections of attention and MLP")
     width_of = {id(inner): block.channels for block in backbone.blocks for inner in block.module.modules()}
     targets = []
     for name in backbone.layers(*ROLES):
         layer = backbone.get_submodule(name)
         width = width_of.get(id(layer))
         if width is None or not isinstance(layer, nn.Linear):
-            return Unsupported(f"{name} is no linear layer of a block")
+            return Unsupported(f"{name} is not a linear layer of a block")
         if layer.in_features % width or layer.out_features % width:
             return Unsupported(
-                f"{name} is {layer.out_features}×{layer.in_features}, which squares of {width} do not fill"
+                f"the weight of {name}, {layer.out_features}×{layer.in_features}, is not made of squares of {width}"
             )
         targets.append(_Target(name, width, layer.in_features // width, layer.out_features // width))
     return targets

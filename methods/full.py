@@ -1,22 +1,26 @@
-"""Full fine-tuning: every tensor of the backbone is trained. The reference that the others are weighed against."""
+"""Full fine-tuning: every tensor of the backbone is trained. The reference for the other methods."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness import method
-from harness.method import Method, hyperparameter
+from harness.method import hyperparameter
+from methods.selection import ModuleSelection
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from harness.models.backbones.backbone import StagedBackbone
 
 
-class Full(Method):
+class Full(ModuleSelection):
     """Un-freezes stem, stages and output norm; the head learns faster than the pre-trained backbone by default."""
 
     name = "full"
     summary = "all of the backbone is trained"
     source = "the common practice; batch-norm statistics move as in mmsegmentation's default `norm_eval=False`"
+    mergeable: ClassVar[bool] = False  # its export is the whole network already
 
     class Hyperparameters(method.Hyperparameters):
         lr: float = hyperparameter(
@@ -25,11 +29,5 @@ class Full(Method):
         head_lr_scale: float = hyperparameter(3.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
         freeze_statistics: bool = hyperparameter(False, "keep the running statistics of batch norms as pre-trained")
 
-    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        if self.hyperparameters.freeze_statistics:
-            backbone.unfreeze(*backbone.parameters())
-        else:
-            backbone.unfreeze(backbone.stem, *backbone.stages, backbone.output_norm)
-
-    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        return sum(parameter.numel() for parameter in backbone.parameters())
+    def modules(self, backbone: StagedBackbone) -> list[nn.Module]:
+        return [backbone.stem, *backbone.stages, backbone.output_norm]

@@ -1,4 +1,4 @@
-"""Linear probing: the backbone stays as it is and the head alone is trained."""
+"""Linear probing: the backbone stays frozen and only the head is trained."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class Linear(Method):
-    """Nothing is added and nothing is un-frozen. What it reaches is what the frozen maps hold for this head."""
+    """Nothing is added and nothing is un-frozen. Its score shows what the frozen maps contain for this head."""
 
     name = "linear"
-    summary = "the head alone; the backbone is untouched"
+    summary = "only the head is trained; the backbone is frozen"
     source = "Alain & Bengio, Understanding intermediate layers using linear classifier probes, arXiv 1610.01644"
     head_only = True
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class LoRand(Method):
-    """The adapter of Houlsby et al. behind attention and MLP, with W_down and W_up built of few parameters.
+    """The adapter of Houlsby et al. after attention and MLP, with W_down and W_up built of few parameters.
 
     From the paper: α branches of rank β, a kernel shared by the two projections of a branch, and the variants LoRand
     (α = 2, β = 8), LoRand+ (4, 8) and LoRand++ (4, 16). There is no released code. Ours, read off the published count
     for Swin-L (see the tests): an inner width of C/8 and no biases. Also ours: the last factor starts at zero, so that
     training starts at the frozen network, and where blocks have no branches (ResNet, MobileNet, RegNet) one adapter
-    stands behind each block.
+    is after each block.
     """
 
     name = "lorand"
@@ -40,9 +40,9 @@ class LoRand(Method):
 
         options = self.hyperparameters.model_dump(include={"branches", "rank", "scale"})
         for branch in backbone.branches:
-            backbone.add_at_exit(branch, LowRankAdapter(branch.channels, self._width(branch.channels), **options))
+            backbone.insert_at_exit(branch, LowRankAdapter(branch.channels, self._width(branch.channels), **options))
         for block in self._whole_blocks(backbone):
-            backbone.add_after_block(block, LowRankAdapter(block.channels, self._width(block.channels), **options))
+            backbone.insert_after_block(block, LowRankAdapter(block.channels, self._width(block.channels), **options))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.lorand import low_rank_adapter_parameters

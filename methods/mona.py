@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Mona(Method):
-    """Behind every residual addition, after attention and after the MLP, the stream x becomes x + change(x).
+    """After every residual addition, of attention and of the MLP, the stream x becomes x + change(x).
 
     Follows the released code: width 64, a LayerNorm scaled by 1e-6 beside a scaled identity, depth-wise 3×3, 5×5 and
     7×7 filters, a 1×1, GELU, dropout 0.1. That code is for Swin and draws the upper projection; here it starts at
     zero, so that training starts at the frozen network. A prefix token of a ViT is a map of one pixel to the filters.
-    Where blocks have no branches (ResNet, MobileNet, RegNet) one Mona stands behind each block, which is ours.
+    Ours: where blocks have no branches (ResNet, MobileNet, RegNet) one Mona is after each block.
     """
 
     name = "mona"
@@ -33,15 +33,15 @@ class Mona(Method):
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.mona import MonaChange
-        from methods.modules.places import Grid, Residual, add_to_stream
 
         options = self.hyperparameters.model_dump(include={"width", "dropout"})
         last = {branch.block: branch for branch in backbone.branches}
         for branch in backbone.branches:
             if branch is not last[branch.block]:
-                add_to_stream(backbone, branch, MonaChange(branch.channels, grid=Grid(backbone, branch), **options))
+                change = MonaChange(branch.channels, grid=backbone.patch_grid(branch), **options)
+                backbone.add_to_stream(branch, change)
         for block in backbone.blocks:
-            backbone.add_after_block(block, Residual(MonaChange(block.channels, grid=Grid(backbone, block), **options)))
+            backbone.add_to_stream(block, MonaChange(block.channels, grid=backbone.patch_grid(block), **options))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.mona import mona_parameters

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, Unsupported, hyperparameter
+from harness.method import hyperparameter
+from methods.selection import Selection
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,33 +14,20 @@ if TYPE_CHECKING:
     from harness.models.backbones.backbone import StagedBackbone
 
 
-class Norm(Method):
+class Norm(Selection):
     """Un-freezes scale and shift of every batch, layer, group and response norm that came with the backbone.
 
-    Running statistics stay as pre-trained: the affine part alone is trained, as in LN-Tune (Basu et al.). Frankle et
+    Running statistics stay as pre-trained: only the affine part is trained, as in LN-Tune (Basu et al.). Frankle et
     al. train batch norms in an otherwise random network and let the statistics move; that is not followed.
     """
 
     name = "norm"
     summary = "scale and shift of all norms are trained; statistics stay"
     source = "LN-Tune of Basu et al., arXiv 2304.01917; Frankle et al., Training BatchNorm and Only, arXiv 2003.00152"
-    mergeable: ClassVar[bool] = True
+    nothing_selected = "the network has no norms with scale or shift"
 
     class Hyperparameters(method.Hyperparameters):
         lr: float = hyperparameter(1e-3, "learning rate of the norms (AdamW)", gt=0, le=10, search=(1e-4, 1e-2, "log"))
 
-    def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
-        return True if self._trained(backbone) else Unsupported("the network has no norms with scale or shift")
-
-    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        backbone.unfreeze(*self._trained(backbone))
-
-    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        """The sum of the norms' scales and shifts."""
-        return sum(parameter.numel() for parameter in self._trained(backbone))
-
-    def merge(self, backbone: StagedBackbone) -> None:
-        """Nothing to fold: the trained tensors are the backbone's own."""
-
-    def _trained(self, backbone: StagedBackbone) -> list[nn.Parameter]:
+    def selected(self, backbone: StagedBackbone) -> list[nn.Parameter]:
         return [p for module in backbone.norms().values() for p in module.parameters(recurse=False)]

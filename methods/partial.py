@@ -1,11 +1,12 @@
-"""Partial-k: the last k blocks are trained, and what comes before them stays as it is."""
+"""Partial-k: the last k blocks are trained, and everything before them stays frozen."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from harness import method
-from harness.method import Method, Unsupported, hyperparameter
+from harness.method import Unsupported, hyperparameter
+from methods.selection import ModuleSelection
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from harness.models.backbones.backbone import StagedBackbone
 
 
-class Partial(Method):
+class Partial(ModuleSelection):
     """Un-freezes the last k blocks and whatever runs behind the first of them: layers between two stages, norms at a
     stage's end, and the output norm.
 
@@ -26,7 +27,6 @@ class Partial(Method):
     name = "partial"
     summary = "the last k blocks are trained"
     source = "Partial-k of Jia et al., Visual Prompt Tuning, arXiv 2203.12119, section 4.1, and its code"
-    mergeable: ClassVar[bool] = True
 
     class Hyperparameters(method.Hyperparameters):
         lr: float = hyperparameter(
@@ -37,22 +37,12 @@ class Partial(Method):
         freeze_statistics: bool = hyperparameter(False, "keep the running statistics of batch norms as pre-trained")
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
-        if (wanted := self.hyperparameters.blocks) > (there := len(backbone.blocks)):
-            return Unsupported(f"blocks={wanted}, and the network has {there}; the method full trains all of it")
+        blocks, available = self.hyperparameters.blocks, len(backbone.blocks)
+        if blocks > available:
+            return Unsupported(f"blocks={blocks}, and the network has {available}; the method full trains all of it")
         return True
 
-    def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        for module in self._trained(backbone):
-            backbone.unfreeze(*(module.parameters() if self.hyperparameters.freeze_statistics else (module,)))
-
-    def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        """The sum over the chosen modules' own tensors."""
-        return sum(parameter.numel() for module in self._trained(backbone) for parameter in module.parameters())
-
-    def merge(self, backbone: StagedBackbone) -> None:
-        """Nothing to fold: the trained tensors are the backbone's own."""
-
-    def _trained(self, backbone: StagedBackbone) -> list[nn.Module]:
+    def modules(self, backbone: StagedBackbone) -> list[nn.Module]:
         blocks = backbone.blocks
         chosen = blocks[len(blocks) - self.hyperparameters.blocks :]
         first = chosen[0].stage

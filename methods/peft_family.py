@@ -1,7 +1,7 @@
 """LoRA and its relatives, through HF peft's injection: each puts a trained factor on frozen Linear and Conv2d layers.
 
-This file declares, counts and decides what is adapted; `methods/modules/injection.py` calls peft, which brings the
-layers themselves. Grouped convolutions are left alone: peft cannot fold them, or cannot compute them.
+This file declares, counts and decides what is adapted; `methods/modules/peft_family.py` calls peft, which brings the
+layers themselves. Grouped convolutions are left alone: peft cannot merge them, or cannot compute them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
     from harness.models.backbones.backbone import StagedBackbone
-    from methods.modules.injection import Target
+    from methods.modules.peft_family import Target
 
 _ROLES = ("q", "k", "v", "proj", "joint_in", "joint_out", "fc1", "gate", "fc2", "conv", "merge", "se", "stem")
 _ALL = frozenset(_ROLES) - {"se", "stem"}
@@ -54,7 +54,7 @@ class Injected(Method):
         return Unsupported(f"no layer that {self.name} can adapt has a role of targets={targets}")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.injection import inject
+        from methods.modules.peft_family import inject
 
         targets = self._chosen(backbone)
         inject(backbone, targets, self.configuration(targets))
@@ -64,8 +64,8 @@ class Injected(Method):
         return sum(self.added_parameters(target) for target in self._chosen(backbone))
 
     def merge(self, backbone: StagedBackbone) -> None:
-        """Fold what was trained into the backbone's own layers, which stand in their places again afterwards."""
-        from methods.modules.injection import fold
+        """Fold what was trained into the backbone's own layers, which are back in their places afterwards."""
+        from methods.modules.peft_family import fold
 
         fold(backbone)
 
@@ -82,10 +82,10 @@ class Injected(Method):
         return True
 
     def adjust(self, backbone: StagedBackbone, targets: list[Target]) -> None:
-        """What is to be done to peft's layers once they are in place."""
+        """Changes peft's layers once they are in place."""
 
     def _chosen(self, backbone: StagedBackbone) -> list[Target]:
-        from methods.modules.injection import find_targets
+        from methods.modules.peft_family import find_targets
 
         named = self.hyperparameters.targets
         if named == "auto":
@@ -129,8 +129,8 @@ class DoRA(LoRA):
     """m · (W + ΔW) / ‖W + ΔW‖ by output row, with ΔW as in LoRA and the magnitude m starting at ‖W‖.
 
     The norm is taken out of the gradient, as in the paper, section 4.3. Rank and targets are those of `lora`, so that
-    the two differ by the decomposition alone; the paper's LLaMA runs are rank=32, alpha=64, targets=q,k,v,fc1,fc2.
-    A row of zeros has no direction: a network with one is answered with the reason.
+    the two differ only by the decomposition; the paper's LLaMA runs are rank=32, alpha=64, targets=q,k,v,fc1,fc2.
+    A row of zeros has no direction: a network with one is unsupported.
     """
 
     name = "dora"
@@ -138,13 +138,13 @@ class DoRA(LoRA):
     source = "Liu et al., DoRA, arXiv 2402.09353; HF peft"
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
-        from methods.modules.injection import weight_of
+        from methods.modules.peft_family import weight_of
 
         if not (supported := super().supports(backbone)):
             return supported
         for target in self._chosen(backbone):
             if not bool(weight_of(backbone, target).flatten(1).norm(dim=1).gt(0).all()):
-                return Unsupported(f"{target.name} has a row of zeros, which has no direction to be trained")
+                return Unsupported(f"{target.name} has a row of zeros, which has no direction to train")
         return True
 
     def configuration(self, targets: list[Target]) -> Any:
@@ -211,7 +211,7 @@ class LoKr(Injected):
 
     def added_parameters(self, target: Target) -> int:
         """With inputs = a · b and outputs = c · d: C is c × a; D is d × b · kernel, or of that rank."""
-        from methods.modules.injection import largest_divisor
+        from methods.modules.peft_family import largest_divisor
 
         a, c = (largest_divisor(number, math.isqrt(number)) for number in (target.inputs, target.outputs))
         b, d, rank = target.inputs // a, target.outputs // c, self.hyperparameters.rank
@@ -223,7 +223,7 @@ class IA3(Injected):
     """A trained scale, from one, on keys, values, and what enters the last layer of each MLP.
 
     As in the paper, section 3.3, on transformers. Without attention, the outputs of plain convolutions are scaled,
-    and the inputs of `fc2`: ours, as the paper is about transformers alone. Where a network adds the bias of its keys
+    and the inputs of `fc2`: ours, as the paper is only about transformers. Where a network adds the bias of its keys
     and values outside the projection (Swin v2, EVA), the scale acts before it.
     """
 
@@ -273,7 +273,7 @@ class OFT(Injected):
         return OFTConfig(r=0, oft_block_size=self.hyperparameters.block, use_cayley_neumann=False)
 
     def adjust(self, backbone: StagedBackbone, targets: list[Target]) -> None:
-        from methods.modules.injection import see_sequences
+        from methods.modules.peft_family import see_sequences
 
         see_sequences(backbone, targets)  # peft takes a Linear's channels-last map for a convolution's input
 
@@ -286,7 +286,7 @@ class OFT(Injected):
         return target.kernel == 1 and self._block(target) > 1
 
     def _block(self, target: Target) -> int:
-        from methods.modules.injection import nearest_divisor
+        from methods.modules.peft_family import nearest_divisor
 
         return nearest_divisor(target.inputs, self.hyperparameters.block)
 

@@ -1,6 +1,6 @@
-"""Rein: learned low-rank tokens refine the features behind every block.
+"""Rein: learned low-rank tokens refine the features after every block.
 
-This file declares and wires; the modules themselves are in `methods/modules/refinement.py`.
+This file declares and attaches; the modules are in `methods/modules/rein.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Rein(Method):
-    """Behind block l, f becomes f + scale·MLP(softmax(f T_lᵀ/√C) MLP(T_l) + f), with tokens T_l = A_l B_l of its own
+    """After block l, f becomes f + scale·MLP(softmax(f T_lᵀ/√C) MLP(T_l) + f), with tokens T_l = A_l B_l of its own
     and the two linear MLPs and the scale shared.
 
-    Follows the released code, `LoRAReins`: the class and register tokens pass untouched; a ViT shares over all of its
+    Follows the released code, `LoRAReins`: the class and register tokens pass unchanged; a ViT shares over all of its
     blocks, a network whose resolution changes over each stage (as in the released ConvNeXt and ResNet forms). Where the
     width changes inside a stage (EfficientNet), blocks of one width share; that is ours.
 
@@ -28,7 +28,7 @@ class Rein(Method):
     """
 
     name = "rein"
-    summary = "learned low-rank tokens refine the features behind every block"
+    summary = "learned low-rank tokens refine the features after every block"
     source = "Wei et al., Stronger, Fewer, & Superior, arXiv 2312.04265; code github.com/w1oves/Rein"
     changes_start = "the scale of the refinement starts at 0.001, as published, and not at zero"
 
@@ -40,7 +40,7 @@ class Rein(Method):
         scale: float = hyperparameter(1e-3, "the scale at the start", gt=0, le=1)
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.refinement import Refinement, SharedRefinement
+        from methods.modules.rein import Refinement, SharedRefinement
 
         options = self.hyperparameters
         for (_, channels), blocks in _groups(backbone).items():
@@ -54,7 +54,7 @@ class Rein(Method):
                     rank=options.rank,
                     patch=backbone.strides[block.stage],
                 )
-                backbone.add_after_block(block, module, view="map")
+                backbone.insert_after_block(block, module, view="map")
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         """r(m + C) for each block; two linear layers and a scale for each group of blocks."""

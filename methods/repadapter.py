@@ -1,4 +1,4 @@
-"""RepAdapter: linear adapters in front of attention and MLP, which cost nothing once they are folded in."""
+"""RepAdapter: linear adapters before attention and MLP, which cost nothing once they are merged."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from harness.method import Method, Unsupported, hyperparameter
 if TYPE_CHECKING:
     from harness.models.backbones.attach import Branch
     from harness.models.backbones.backbone import StagedBackbone
+    from methods.modules.repadapter import LinearAdapter
 
 
 class RepAdapter(Method):
     """f(norm(x)) becomes f(z + s · (B A z)) with z = norm(x); A narrows to a few channels, B widens in groups.
 
     Follows the released code: width 8, two groups, dropout 0.1 between A and B, biases in both; s is tuned per
-    dataset there. The adapter stands directly in front of the branch's first projections, and is shared by them where
-    there are several: the same map as behind the norm, but that windows of Swin which are padded see their padding
-    adapted as well, without which folding would not be exact. It so works in post-norm blocks too.
+    dataset there. The adapter is directly before the branch's first projections, and shared by them where there are
+    several: the same map as after the norm, except that padded windows of Swin have their padding adapted as well,
+    without which merging would not be exact. So it works in post-norm blocks too.
 
-    In a ConvNeXt block it stands before the MLP alone: before the depth-wise convolution, as the released code has a
-    second one, it could not be folded.
+    In a ConvNeXt block it is only before the MLP: the released code has a second one before the depth-wise convolution,
+    where it could not be merged.
     """
 
     name = "repadapter"
-    summary = "linear adapters before attention and MLP, foldable into them"
+    summary = "linear adapters before attention and MLP, which merge into them"
     source = (
         "Luo et al., Towards Efficient Visual Adaption via Structural Re-parameterization, arXiv 2302.08106; "
         "code followed: github.com/luogen1996/RepAdapter"
@@ -51,22 +52,24 @@ class RepAdapter(Method):
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         if not backbone.branches:
-            return Unsupported("its blocks have no attention and no MLP that an adapter could stand before")
+            return Unsupported("its blocks have no attention and no MLP to insert an adapter before")
         places = self._places(backbone)
         if not places:
             return Unsupported("its blocks have no attention")
         groups = self.hyperparameters.groups
-        if odd := [branch for branch, _ in places if branch.channels % groups]:
-            return Unsupported(f"{odd[0].channels} channels are not a multiple of groups {groups}")
+        if uneven := [branch for branch, _ in places if branch.channels % groups]:
+            return Unsupported(f"{uneven[0].channels} channels are not a multiple of groups {groups}")
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.places import add_before
         from methods.modules.repadapter import LinearAdapter
 
         options = self.hyperparameters.model_dump(include={"width", "groups", "scale", "dropout"})
+        self._adapters: list[tuple[list[str], LinearAdapter]] = []
         for branch, layers in self._places(backbone):
-            add_before(backbone, layers, LinearAdapter(branch.channels, **options))
+            adapter = LinearAdapter(branch.channels, **options)
+            backbone.insert_before(layers, adapter)
+            self._adapters.append((layers, adapter))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.repadapter import linear_adapter_parameters
@@ -75,11 +78,12 @@ class RepAdapter(Method):
         return sum(linear_adapter_parameters(branch.channels, width, groups) for branch, _ in self._places(backbone))
 
     def merge(self, backbone: StagedBackbone) -> None:
-        """Fold the adapters into the projections behind them and take them out. Equal to evaluation mode."""
-        from methods.modules.places import fold_before
-        from methods.modules.repadapter import LinearAdapter
-
-        fold_before(backbone, LinearAdapter.affine)
+        """Fold the adapters into the projections after them and remove them. Equal to evaluation mode."""
+        for layers, adapter in self._adapters:
+            for layer in layers:
+                adapter.fold_into(backbone.get_submodule(layer))
+            backbone.remove(adapter)
+        self._adapters = []
 
     def _places(self, backbone: StagedBackbone) -> list[tuple[Branch, list[str]]]:
         """Each branch that carries an adapter, with the names of the layers that read it."""

@@ -1,6 +1,6 @@
-"""Ladder side-tuning: a light network beside the frozen one, fed by it through gates; no gradient enters the backbone.
+"""Ladder side-tuning: a light network beside the frozen one reads it through gates; no gradient enters the backbone.
 
-This file declares and wires; the modules are in `methods/modules/ladder.py`.
+This file declares and attaches; the modules are in `methods/modules/side.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Side(Method):
     Ours, as the paper is about language transformers: the side block is a ConvNeXt-like one (depth-wise 3×3, MLP), the
     same for every family, and not a pruned copy of the backbone's, so there are no pruned weights to start from; the
     side follows the backbone's pyramid by average pooling and a 1×1 convolution between stages; each stage's map gets
-    the side's state added through a zero-initialised layer, where the paper's head reads the side network alone; no
+    the side's state added through a zero-initialised layer, while the paper's head only reads the side network; no
     stage's side is narrower than eight channels.
     """
 
@@ -46,18 +46,18 @@ class Side(Method):
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         steps = [after / before for before, after in itertools.pairwise(backbone.strides)]
         if any(step != int(step) for step in steps):
-            return Unsupported(f"strides {backbone.strides} are no multiples of each other")
+            return Unsupported(f"strides {backbone.strides} are not multiples of each other")
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.ladder import Activations, Ladder, Tap
+        from methods.modules.side import Activations, Ladder, Tap
 
         activations = Activations()
         rungs = self._rungs(backbone)
         for block in backbone.blocks:
             if any(block.index == index for stage in rungs for index, _ in stage):
-                backbone.add_after_block(block, Tap(block.index, activations), view="map")
-        backbone.put_at_output(
+                backbone.insert_after_block(block, Tap(block.index, activations), view="map")
+        backbone.insert_at_output(
             Ladder(
                 rungs=rungs,
                 channels=backbone.channels,
@@ -70,7 +70,7 @@ class Side(Method):
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         """See `ladder_parameters`."""
-        from methods.modules.ladder import ladder_parameters
+        from methods.modules.side import ladder_parameters
 
         rungs = [[channels for _, channels in stage] for stage in self._rungs(backbone)]
         return ladder_parameters(rungs, backbone.channels, self._widths(backbone), self.hyperparameters.expansion)

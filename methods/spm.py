@@ -1,6 +1,6 @@
 """SPM, the stage-wise Semantic-aware Prompt Matcher: light modules between the stages of a frozen backbone.
 
-This file declares and wires; the modules themselves are in `methods/modules/matcher.py`.
+This file declares and attaches; the modules are in `methods/modules/spm.py`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _OF_A_MATCHER = {"hidden", "iterations", "kernel", "share_weights", "guidance", 
 
 
 class SPM(Method):
-    """A matcher behind each of the chosen stages turns the stage's map f into f + p, a better input for what follows.
+    """A matcher after each of the chosen stages turns the stage's map f into f + p, a better input for the next stage.
 
     From the paper (Liu et al., arXiv 2208.10159; its public text gives the idea and no more): the frozen backbone is
-    cut into stages; a light module stands between two stages; it refines its prompt recurrently; intermediate
+    cut into stages; a light module is between two stages; it refines its prompt recurrently; intermediate
     semantic maps guide it; it works for CNNs and Transformers.
 
     Ours, each a hyperparameter or stated in `Matcher`: the width, the number of iterations and that they share
@@ -57,10 +57,10 @@ class SPM(Method):
             search=(0.0, 1.0),
         )  # fmt: skip
         relative: bool = hyperparameter(
-            False, "prompts scale the map and shift it, in units of its own size; not a plain sum", later=True,
+            False, "prompts scale and shift the map in units of its own size, instead of a plain sum", later=True,
             search=[True, False],
         )  # fmt: skip
-        gaps: str = hyperparameter("all", "gaps with a matcher, counted from 1 behind the first stage, such as 1,3",
+        gaps: str = hyperparameter("all", "gaps with a matcher, counted from 1 after the first stage, such as 1,3",
                          pattern=r"^(all|[1-9](,[1-9])*)$",
                          search=["all", "1", "2", "3", "1,2", "1,3", "2,3"])  # fmt: skip
 
@@ -68,7 +68,7 @@ class SPM(Method):
         @classmethod
         def _odd(cls, kernel: int) -> int:
             if kernel % 2 == 0:
-                raise ValueError(f"{kernel} is even; a map keeps its size under odd kernels alone")
+                raise ValueError(f"{kernel} is even; only odd kernels keep the size of a map")
             return kernel
 
         @field_validator("gaps")
@@ -79,11 +79,11 @@ class SPM(Method):
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         last = len(backbone.stages) - 1
         if self.hyperparameters.gaps != "all" and (missing := [g for g in self._gaps(backbone) if g >= last]):
-            return Unsupported(f"gap {missing[0] + 1} does not exist: {last} gaps stand between {last + 1} stages")
+            return Unsupported(f"gap {missing[0] + 1} does not exist: there are {last} gaps between {last + 1} stages")
         return True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.matcher import Matcher
+        from methods.modules.spm import Matcher
 
         self._matchers = []
         for gap in self._gaps(backbone):
@@ -93,11 +93,11 @@ class SPM(Method):
                 pool=max(1, self.hyperparameters.working_stride // backbone.strides[gap]),
                 **self.hyperparameters.model_dump(include=_OF_A_MATCHER),
             )
-            backbone.put_in_gap(gap, matcher)
+            backbone.insert_after_stage(gap, matcher)
             self._matchers.append(matcher)
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        from methods.modules.matcher import matcher_parameters
+        from methods.modules.spm import matcher_parameters
 
         return sum(
             matcher_parameters(
@@ -112,7 +112,7 @@ class SPM(Method):
         """λ/T · Σ over gaps and iterations of the cross-entropy of the semantic map with the labels at its size."""
         if not self.hyperparameters.auxiliary:
             return None
-        from methods.modules.matcher import semantic_loss
+        from methods.modules.spm import semantic_loss
 
         weight = self.hyperparameters.auxiliary / self.hyperparameters.iterations
         return weight * sum(semantic_loss(matcher.semantic_maps, masks) for matcher in self._matchers)
@@ -123,7 +123,7 @@ class SPM(Method):
         return self.hyperparameters.guidance or self.hyperparameters.auxiliary > 0
 
     def _gaps(self, backbone: StagedBackbone) -> list[int]:
-        """0-based indices of the stages that a matcher stands behind. Behind the last stage there is no gap."""
+        """0-based indices of the stages with a matcher after them. After the last stage there is no gap."""
         if self.hyperparameters.gaps == "all":
             return list(range(len(backbone.stages) - 1))
         return [int(gap) - 1 for gap in self.hyperparameters.gaps.split(",")]

@@ -1,6 +1,6 @@
-"""SSF, Scaling and Shifting your Features: a scale and a shift of each channel behind every layer.
+"""SSF, Scaling and Shifting your Features: a scale and a shift of each channel after every layer.
 
-This file declares and wires; the module itself is in `methods/modules/scale_shift.py`.
+This file declares and attaches; the module is in `methods/modules/ssf.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class _Place:
     layer: str
     """Whose output is scaled and shifted."""
-    behind: str
-    """What the module stands behind: the layer, or the part of it that comes before a fused activation."""
+    inserted_after: str
+    """The layer, or the part of it that comes before a fused activation."""
     channels: int
     dim: int
     """Of the channels in the layer's output."""
@@ -29,27 +29,27 @@ class _Place:
 
 
 class SSF(Method):
-    """Behind every linear layer, convolution and norm: y = scale·x + shift, for each channel.
+    """After every linear layer, convolution and norm: y = scale·x + shift, for each channel.
 
-    As in the paper, behind every operation; the released code leaves one out, the linear layer that merges patches in
+    As in the paper, after every operation; the released code leaves one out, the linear layer that merges patches in
     Swin. The released code draws scales around 1 and shifts around 0 with deviation 0.02; here they start at 1 and 0,
     so that the start is the frozen network. Where a norm and its activation are one module (timm's `BatchNormAct2d`),
-    we stand between the two. A norm without a bias of its own by construction (RMS norm) gets a scale alone, so that
-    all of it can be folded in. ConvNeXt V2's response normalisation, a residual unit, is no layer of this kind.
+    ours is between the two. A norm without a bias by construction (RMS norm) only gets a scale, so that all of it can
+    be merged. ConvNeXt V2's response normalisation, a residual unit, is not such a layer.
     """
 
     name = "ssf"
-    summary = "a scale and a shift of each channel behind every layer"
+    summary = "a scale and a shift of each channel after every layer"
     source = "Lian et al., Scaling & Shifting Your Features, arXiv 2210.08823; code github.com/dongzelian/SSF"
     mergeable: ClassVar[bool] = True
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.scale_shift import ScaleShift
+        from methods.modules.ssf import ScaleShift
 
         self._added: list[tuple[str, nn.Module]] = []
         for place in _places(backbone):
             module = ScaleShift(place.channels, place.dim, place.shift)
-            backbone.add_after(place.behind, module)
+            backbone.insert_after(place.inserted_after, module)
             self._added.append((place.layer, module))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
@@ -57,11 +57,9 @@ class SSF(Method):
 
     def merge(self, backbone: StagedBackbone) -> None:
         """Fold scales and shifts into weights and biases. A layer without a bias gets one."""
-        from methods.modules.taking_out import take_out
-
         for layer, module in self._added:
             module.fold_into(backbone.get_submodule(layer))
-            take_out(backbone, module)
+            backbone.remove(module)
         self._added = []
 
 
@@ -81,6 +79,6 @@ def _places(backbone: StagedBackbone) -> list[_Place]:
         first = isinstance(norm, nn.BatchNorm2d | nn.GroupNorm) or "2d" in kind
         fused = hasattr(norm, "act") and hasattr(norm, "drop")
         centred = not kind.lower().startswith(("rms", "simple"))
-        behind = f"{name}.drop" if fused else name
-        places.append(_Place(name, behind, norm.weight.numel(), 1 if first else -1, centred))
+        inserted_after = f"{name}.drop" if fused else name
+        places.append(_Place(name, inserted_after, norm.weight.numel(), 1 if first else -1, centred))
     return places

@@ -1,6 +1,6 @@
 """VPT, Visual Prompt Tuning: learned tokens beside the patches of a ViT, or learned pixels around any image.
 
-This file declares and wires; the modules themselves are in `methods/modules/prompts.py`.
+This file declares and attaches; the modules are in `methods/modules/vpt.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ SOURCE = "Jia et al., Visual Prompt Tuning, arXiv 2203.12119; code github.com/KM
 
 
 class _Tokens(Method):
-    """What shallow and deep prompts share. Initialisation, place (behind the class token) and dropout are the code's.
+    """What shallow and deep prompts share. Initialisation, place (after the class token) and dropout are the code's.
 
-    The head of VPT's classification reads the class token; here heads read the patches' maps, which prompts do not
-    appear in. Swin: the paper gives every window a copy of the prompts, which takes another attention than the frozen
-    network's own; it is not built here.
+    VPT's classification head reads the class token; here heads read the patches' maps, which do not contain prompts.
+    For Swin the paper gives every window a copy of the prompts, which changes the frozen network's attention; that is
+    not implemented.
     """
 
     source = SOURCE
@@ -32,11 +32,11 @@ class _Tokens(Method):
         if backbone.layout == "NLC" and not backbone.hierarchical:
             return True
         if backbone.layout == "NHWC":
-            return Unsupported("prompts inside windows need another attention than the frozen one; see vpt_pad")
-        return Unsupported("prompt tokens need one sequence of tokens, which this network is not; see vpt_pad")
+            return Unsupported("windowed attention cannot take prompt tokens without being changed; use vpt_pad")
+        return Unsupported("prompt tokens need a network that is one sequence of tokens; use vpt_pad")
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.prompts import PromptTokens
+        from methods.modules.vpt import PromptTokens
 
         options = self.hyperparameters
         prompts = PromptTokens(
@@ -46,7 +46,7 @@ class _Tokens(Method):
             patch=backbone.strides[0],
             dropout=options.dropout,
         )
-        backbone.add_prompts(prompts, options.length, self.deep)
+        backbone.insert_prompts(prompts, options.length, self.deep)
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         return self._depth(backbone) * self.hyperparameters.length * backbone.channels[0]
@@ -56,7 +56,7 @@ class _Tokens(Method):
 
 
 class VPTShallow(_Tokens):
-    """Prompt tokens enter before the first block and live on."""
+    """Prompt tokens enter before the first block and stay."""
 
     name = "vpt_shallow"
     summary = "learned tokens before the first block of a ViT"
@@ -71,7 +71,7 @@ class VPTShallow(_Tokens):
 
 
 class VPTDeep(_Tokens):
-    """New prompt tokens before every block, in the place of the ones of the block before."""
+    """New prompt tokens before every block, which replace those of the block before."""
 
     name = "vpt_deep"
     summary = "learned tokens before every block of a ViT"
@@ -102,14 +102,14 @@ class VPTPad(Method):
 
     class Hyperparameters(method.Hyperparameters):
         width: int = hyperparameter(5, "learned pixels on each side of the image", ge=1, le=128, search=(1, 32, "log"))
-        side: int = hyperparameter(224, "side of the image that the pixels are kept for", ge=16, le=2048)
+        side: int = hyperparameter(224, "side of the image for which the pixels are stored", ge=16, le=2048)
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        from methods.modules.prompts import Border, Surround
+        from methods.modules.vpt import Border, Surround
 
         options = self.hyperparameters
         border = Border(options.width, options.side, backbone.strides, backbone.mean, backbone.std)
-        backbone.put_at_output(border)
+        backbone.insert_at_output(border)
         backbone.register_forward_pre_hook(Surround(border))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:

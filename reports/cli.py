@@ -2,73 +2,63 @@
 
 from __future__ import annotations
 
-import enum
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.main import Data, Plugin, Runs
+from harness.cli.folders import check_writable
+from harness.cli.options import Only, read_path, with_options
+from harness.engine.options import ExecutionOptions
+from harness.util.progress import say
 
 
-class Unit(enum.StrEnum):
-    percent = "percent"
-    share = "share"
-
-
-class DecimalSign(enum.StrEnum):
-    point = "."
-    comma = ","
-
-
+@with_options(example="harness report --reference linear --filter dataset=camvid --out report")
 def report(
-    study: Annotated[Path | None, typer.Argument(help="study file: its cells alone, also those without a run")] = None,
-    runs: Runs = Path("runs"),
-    data: Data = Path("data"),
-    out: Annotated[Path, typer.Option(help="folder of the report; an earlier report there is replaced")] = Path(
-        "report"
-    ),
-    metric: Annotated[str, typer.Option(help="miou, mdice, macc, aacc or class:NAME")] = "miou",
-    reference: Annotated[str, typer.Option(help="the method that every other is held against")] = "linear",
-    columns: Annotated[
-        str | None, typer.Option(help="A,B of figure, trained, head, share, delta, memory, time, inference, published")
+    options: Annotated[ExecutionOptions, Only("runs", "data", "plugins")],
+    study: Annotated[
+        Path | None, typer.Argument(help="study file: report its cells alone, also those without a run")
     ] = None,
-    sort: Annotated[
-        str, typer.Option(help="rows by figure, label or a column of costs; -NAME turns it round")
-    ] = "figure",
+    out: Annotated[
+        Path, typer.Option(parser=read_path, metavar="FOLDER", help="folder to write; an earlier report is replaced")
+    ] = Path("report"),
+    metric: Annotated[str, typer.Option(help="miou, mdice, macc, aacc or class:NAME")] = "miou",
+    reference: Annotated[str, typer.Option(help="the method that every other is compared with")] = "linear",
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="of figure, trained, head, share, delta, memory, time, inference, published"),
+    ] = None,
+    sort: Annotated[str, typer.Option(help="sort rows by figure, label or a cost; -NAME reverses")] = "figure",
     filters: Annotated[
         list[str] | None,
         typer.Option("--filter", metavar="NAME=PATTERN,...", help="such as method=spm,lo*; repeatable"),
     ] = None,
-    unit: Annotated[Unit, typer.Option(help="figures in percent or as a share of 1")] = Unit.percent,
-    decimals: Annotated[int | None, typer.Option(min=0, max=9, help="of figures; default 2 in percent, else 4")] = None,
-    decimal_sign: Annotated[DecimalSign, typer.Option(help="in tables for people")] = DecimalSign.point,
-    published: Annotated[
-        list[Path] | None, typer.Option(metavar="CSV", help="further published figures; repeatable")
+    unit: Annotated[Literal["percent", "share"], typer.Option(help="scores in percent or from 0 to 1")] = "percent",
+    decimals: Annotated[
+        int | None, typer.Option(min=0, max=9, help="decimals of scores; default 2 in percent, else 4")
     ] = None,
-    plugin: Plugin = None,
+    decimal_sign: Annotated[Literal[".", ","], typer.Option(help="decimal sign in tables for people")] = ".",
+    published: Annotated[
+        list[Path] | None, typer.Option(metavar="CSV", help="more published results; repeatable")
+    ] = None,
 ) -> None:
-    """Tables, statistics, plots and one page to open, from the runs that are there. Trains nothing."""
+    """Write tables, statistics, plots and a web page from the finished runs. Trains nothing."""
+    check_writable("--out", out)
     from reports.read.cited import load_published
     from reports.read.collect import collect
     from reports.render.tables import NumberFormat, TableLayout
     from reports.report import Options, filtered, write_report
 
-    options = Options(
-        metric=metric,
-        reference=reference,
-        layout=TableLayout(**({"columns": tuple(columns.split(","))} if columns else {}), sort=sort),
-        numbers=NumberFormat(unit.value, decimals, decimal_sign.value),
-        title=study.stem if study else "Report",
-    )
+    layout = TableLayout(**({"columns": tuple(columns.split(","))} if columns else {}), sort=sort)
+    numbers = NumberFormat(unit, decimals, decimal_sign)
+    title = study.stem if study else "Report"
     cited = load_published(published or [])
-    collected = filtered(collect(runs, study, data), filters or [])
-    comparison = write_report(collected, cited, out, options)
+    collected = filtered(collect(options.runs, study, options.data), filters or [])
+    comparison = write_report(collected, cited, out, Options(metric, reference, layout, numbers, title))
     for skipped in collected.skipped:
-        print(f"warning: {skipped.folder} is left out: {skipped.reason}", file=sys.stderr)
+        say(f"warning: {skipped.folder} is left out: {skipped.reason}")
     states = comparison.runs["state"].value_counts().sort_index()
     settings = comparison.summary["setting"].nunique()
-    print(f"{settings} setting{'s' * (settings != 1)}, runs: "
-          + ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items()))  # fmt: skip
+    counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items())
+    print(f"{settings} setting{'s' * (settings != 1)}, runs: {counts}")
     print(out / "index.html")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.cells.resolve import Resolver
 from harness.engine.options import ExecutionOptions
-from harness.launch.launcher import LauncherChoice
+from harness.launch.choice import LauncherChoice
 from harness.runs.locks import AlreadyLocked
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.util.progress import say, warn
-from studies.plan import FAILED, Plan, PlannedCell, PlannedSearch, make_plan, rows_of
+from studies.plan import Plan, PlannedCell, PlannedSearch, make_plan, rows_of
 from studies.scheduler import Scheduler, SearchTask
 from studies.study import Study
 
@@ -68,7 +68,7 @@ def compare(
 
 
 def work_left(plan: Plan) -> bool:
-    return any(cell.spec is not None or cell.state == "waiting" for cell in plan.left)
+    return any(cell.spec is not None or cell.state is RunState.WAITING for cell in plan.left)
 
 
 def _searches(
@@ -95,7 +95,7 @@ def _searches(
 def record_unsupported(plan: Plan, store: RunStore) -> None:
     """Give unsupported cells run folders, so that `list runs` and reports have them too."""
     for cell in plan.cells:
-        if cell.state == RunState.UNSUPPORTED and cell.spec is not None and store.folder(cell.spec).status() is None:
+        if cell.state is RunState.UNSUPPORTED and cell.spec is not None and store.folder(cell.spec).status() is None:
             with suppress(AlreadyLocked):  # another process records it
                 store.record(cell.spec, Outcome(RunState.UNSUPPORTED, cell.reason))
 
@@ -112,7 +112,7 @@ def describe(plan: Plan) -> list[str]:
     budget = study.the_budget()
     lines = [f"{study.title or study.name}: {sizes} = {len(plan.cells)} cells, budget {budget.name} "
              f"({budget.steps} steps of {budget.batch_size})"]  # fmt: skip
-    lines.append("  " + ", ".join(f"{count} {state}" for state, count in sorted(plan.count().items())))
+    lines.append("  " + ", ".join(f"{count} {state.label}" for state, count in sorted(plan.count().items())))
     if study.tune is not None:
         ended = [
             min(study.tune.trials, sum(t.state != "running" for t in row.folder.trials())) for row in plan.searches
@@ -137,9 +137,9 @@ def notes(plan: Plan) -> list[str]:
     counted = Counter(
         (cell.state, cell.reason or "unknown reason")
         for cell in plan.cells
-        if cell.state in (*FAILED, "unsupported", "damaged")
+        if cell.state.failed or cell.state in (RunState.UNSUPPORTED, RunState.DAMAGED)
     )
-    return [f"{state} ({count}): {reason}" for (state, reason), count in counted.items()]
+    return [f"{state.label} ({count}): {reason}" for (state, reason), count in counted.items()]
 
 
 def duration(seconds: float) -> str:
@@ -157,7 +157,7 @@ def table(plan: Plan) -> list[dict[str, str]]:
 
 def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dict[str, str]:
     cells: list[PlannedCell] = row["cells"]
-    values = [cell.miou for cell in cells if cell.state == "done" and cell.miou is not None]
+    values = [cell.miou for cell in cells if cell.state is RunState.DONE and cell.miou is not None]
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     states = Counter(cell.state for cell in cells)
     return {
@@ -168,7 +168,9 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
         "mIoU": f"{statistics.fmean(values):.4f}{spread}" if values else "-",
         "seeds": f"{states[RunState.DONE]}/{len(cells)}",
         **({"trials": _trials(search) if search else "-"} if tuned else {}),
-        "state": ", ".join(state if count == len(cells) else f"{count} {state}" for state, count in states.items()),
+        "state": ", ".join(
+            state.label if count == len(cells) else f"{count} {state.label}" for state, count in states.items()
+        ),
     }
 
 
@@ -237,7 +239,7 @@ class LiveTable(Live):
         if self._live is not None:
             self._live.update(self._drawn(), refresh=True)
         elif isinstance(changed, PlannedCell):
-            self.line(f"{_title(changed)}: {changed.state}" + self._score(changed))
+            self.line(f"{_title(changed)}: {changed.state.label}" + self._score(changed))
         elif isinstance(changed, SearchTask):
             name, text = changed.search.spec.name, trials_so_far(changed.search)
             if self._last_lines.get(name) != text:
@@ -248,7 +250,7 @@ class LiveTable(Live):
 
     @staticmethod
     def _score(cell: PlannedCell) -> str:
-        if cell.state == "done" and cell.miou is not None:
+        if cell.state is RunState.DONE and cell.miou is not None:
             return f", mIoU {cell.miou:.4f}"
         return f" ({cell.reason})" if cell.reason else ""
 
@@ -276,7 +278,7 @@ class LiveTable(Live):
         """The steps of cells that run anywhere, from their folders."""
         steps = []
         for cell in cells:
-            if cell.state == "running" and cell.fingerprint is not None:
+            if cell.state is RunState.RUNNING and cell.fingerprint is not None:
                 points = self._store.by_fingerprint(cell.fingerprint).curve()
                 steps.append(f"{points[-1]['step'] if points else 0}")
         return f" (step {', '.join(steps)} of {self._plan.study.the_budget().steps})" if steps else ""

@@ -1,4 +1,7 @@
-"""What a study comes to: its cells, what is done of them, what is left. Nothing here trains or imports torch."""
+"""The plan of a study: its cells with their states, and the searches that some of them wait for.
+
+Nothing here trains, or imports torch. What is executed when is `scheduler.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from harness.cells.resolve import Cell, Request, Resolver
 from harness.errors import UserError, did_you_mean
@@ -19,24 +22,16 @@ from harness.spec import Spec
 from studies.search.spec import SearchFolder, SearchSpec, make_space
 from studies.study import MethodArm, Study, Tune
 
-CellState = RunState | Literal["to do", "waiting", "damaged"]
-"""A run's state; `to do`: never begun; `waiting`: for its search to end, which decides its hyperparameters; `damaged`:
-done once, but its result cannot be read, and is done again."""
-
-FINAL: frozenset[CellState] = frozenset({"done", "diverged", "unsupported"})
-"""What a repetition would end as again. Every other state is tried (again) when the study is."""
-FAILED: frozenset[CellState] = frozenset(state for state in RunState if state.failed)
-
 
 @dataclass
 class PlannedCell:
-    """One cell of a study and how far it is."""
+    """One cell of a study and its state."""
 
     label: str
     request: Request
     spec: Spec | None
-    """None where a search must end first, or the cell cannot even be made out (then `state` is `failed`)."""
-    state: CellState
+    """None where a search must end first, or the request is not valid (then `state` is `failed`)."""
+    state: RunState
     reason: str | None = None
     miou: float | None = None
     seconds: float | None = None
@@ -49,7 +44,7 @@ class PlannedCell:
 
 @dataclass
 class PlannedSearch:
-    """The search of one row; `cells` are the row's seeds, which take its best hyperparameters."""
+    """The search of one row of the table; `cells` are the row's seeds, which take its best hyperparameters."""
 
     label: str
     request: Request
@@ -70,26 +65,26 @@ class Plan:
     cells: list[PlannedCell] = field(default_factory=list)
     searches: list[PlannedSearch] = field(default_factory=list)
 
-    def count(self) -> Counter[CellState]:
+    def count(self) -> Counter[RunState]:
         return Counter(cell.state for cell in self.cells)
 
     @property
     def left(self) -> list[PlannedCell]:
-        return [cell for cell in self.cells if cell.state not in FINAL]
+        return [cell for cell in self.cells if not cell.state.final]
 
     def seconds_left(self) -> float | None:
-        """Of training, in one process, by the runs of this study that are done; None where there is none to go by."""
-        trials = sum(search.tune.trials - len([t for t in search.folder.trials() if t.state != "running"])
-                     for search in self.searches if not search.finished)  # fmt: skip
+        """Training time of what is left in one process, from the mean of the runs that are done; None without any."""
+        trials = sum(search.tune.trials - search.folder.count_ended(search.tune.trials) for search in self.searches)
         known = [cell.seconds for cell in self.cells if cell.seconds is not None]
         return fmean(known) * (len(self.left) + trials) if known else None
 
 
 def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = False) -> Plan:
-    """Look at every cell. With `ask_support`, pairs that were never tried are asked about, which may import torch
-    in another process; without it such a cell is `to do`.
+    """Read the state of every cell.
 
-    Raises `UserError` for what is wrong with the study as a whole; what is wrong with one cell is that cell's state.
+    With `ask_support`, methods that were never tried on a backbone are checked, which may import torch in another
+    process; without it such a cell is to do. Raises `UserError` for a mistake in the study as a whole; what is wrong
+    with one cell is that cell's state.
     """
     resolve = Resolver(store, data)
     plan = Plan(study)
@@ -97,7 +92,7 @@ def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = Fal
     for arm, request in study.requests():
         seeds = [replace(request, seed=seed) for seed in study.seeds]
         if study.tune is None:
-            plan.cells += [_look_at(arm.label, seed, resolve, store) for seed in seeds]
+            plan.cells += [_plan_cell(arm.label, seed, resolve, store) for seed in seeds]
             continue
         row = _plan_search(study.tune, arm, request, seeds, resolve, store)
         plan.cells += row.cells if isinstance(row, PlannedSearch) else row
@@ -128,22 +123,22 @@ def _hyperparameters(method: str) -> set[str]:
 def _plan_search(
     tune: Tune, arm: MethodArm, request: Request, seeds: list[Request], resolve: Resolver, store: RunStore
 ) -> PlannedSearch | list[PlannedCell]:
-    """The row's search with its cells, or the cells alone where no search can be made out."""
+    """The row's search with its cells, or the cells alone where there is nothing to search."""
     searched = replace(request, part="dev", seed=tune.seed)
     try:
         cell = resolve(searched)
         own = _hyperparameters(arm.method)
-        given = {name: text for name, text in tune.space.items() if name in own}
+        ranges = {name: text for name, text in tune.space.items() if name in own}
         names = None if tune.parameters is None else [name for name in tune.parameters if name in own]
-        space = make_space(cell.method, names, given, request.settings)
+        space = make_space(cell.method, names, ranges, request.settings)
         spec = SearchSpec.of(cell, space, tune.sampler, tune.pruner, ("miou",))
     except UserError as error:
-        return [PlannedCell(arm.label, seed, None, "failed", str(error)) for seed in seeds]
-    recorded = [_look_at(arm.label, seed, resolve, store) for seed in seeds]
-    if all(cell.state == "unsupported" for cell in recorded):
+        return [PlannedCell(arm.label, seed, None, RunState.FAILED, str(error)) for seed in seeds]
+    recorded = [_plan_cell(arm.label, seed, resolve, store) for seed in seeds]
+    if all(cell.state is RunState.UNSUPPORTED for cell in recorded):
         return recorded
     row = PlannedSearch(arm.label, searched, SearchFolder.under(store.root, spec), tune, [])
-    row.cells = [PlannedCell(arm.label, seed, None, "waiting") for seed in seeds]
+    row.cells = [PlannedCell(arm.label, seed, None, RunState.WAITING) for seed in seeds]
     if row.finished:
         settle(row, resolve, store)
     return row
@@ -156,24 +151,24 @@ def settle(row: PlannedSearch, resolve: Resolver, store: RunStore) -> None:
         if best is None:
             reasons = Counter(trial.reason for trial in row.folder.trials() if trial.reason)
             first = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
-            cell.state, cell.reason = "failed", f"none of {row.tune.trials} trials was completed{first}"
+            cell.state, cell.reason = RunState.FAILED, f"none of {row.tune.trials} trials is complete{first}"
         else:
             cell.request = replace(cell.request, settings={**cell.request.settings, **best.settings})
-            vars(cell).update(vars(_look_at(cell.label, cell.request, resolve, store)))
+            vars(cell).update(vars(_plan_cell(cell.label, cell.request, resolve, store)))
 
 
-def _look_at(label: str, request: Request, resolve: Resolver, store: RunStore) -> PlannedCell:
+def _plan_cell(label: str, request: Request, resolve: Resolver, store: RunStore) -> PlannedCell:
     try:
         spec = resolve(request).spec
     except UserError as error:
-        return PlannedCell(label, request, None, "failed", str(error))
-    cell = PlannedCell(label, request, spec, "to do")
+        return PlannedCell(label, request, None, RunState.FAILED, str(error))
+    cell = PlannedCell(label, request, spec, RunState.TO_DO)
     refresh(cell, store)
     return cell
 
 
 def refresh(cell: PlannedCell, store: RunStore) -> None:
-    """Read how far the cell's run is."""
+    """Read the state of the cell's run."""
     assert cell.spec is not None
     run = store.folder(cell.spec)
     outcome = store.outcome(run)
@@ -189,13 +184,15 @@ def refresh(cell: PlannedCell, store: RunStore) -> None:
 def _mark_unsupported(plan: Plan, resolve: Resolver, store: RunStore) -> None:
     from harness.cells.compatibility import reasons_against
 
-    asked = list(_unsettled(plan, resolve))
-    if not asked:
+    unsettled = list(_unsettled(plan, resolve))
+    if not unsettled:
         return
-    for (_, cells), reason in zip(asked, reasons_against([cell for cell, _ in asked], store.cache), strict=True):
+    reasons = reasons_against([cell for cell, _ in unsettled], store.cache)
+    for (_, cells), reason in zip(unsettled, reasons, strict=True):
         for planned in cells if reason is not None else ():
-            planned.state, planned.reason, planned.spec = "unsupported", reason, resolve(planned.request).spec
-    unsupported = {id(cell) for cell in plan.cells if cell.state == "unsupported"}
+            planned.state, planned.reason = RunState.UNSUPPORTED, reason
+            planned.spec = resolve(planned.request).spec
+    unsupported = {id(cell) for cell in plan.cells if cell.state is RunState.UNSUPPORTED}
     plan.searches = [row for row in plan.searches if not all(id(cell) in unsupported for cell in row.cells)]
 
 
@@ -205,12 +202,12 @@ def _unsettled(plan: Plan, resolve: Resolver) -> Iterator[tuple[Cell, list[Plann
             yield resolve(row.request), row.cells
     in_searches = {id(cell) for row in plan.searches for cell in row.cells}
     for planned in plan.cells:
-        if planned.spec is not None and planned.state not in FINAL and id(planned) not in in_searches:
+        if planned.spec is not None and not planned.state.final and id(planned) not in in_searches:
             yield resolve(planned.request), [planned]
 
 
 def rows_of(plan: Plan) -> list[dict[str, Any]]:
-    """The study's table: one row a method, backbone, dataset and head, its seeds gathered."""
+    """The study's table: one row for each method, backbone, dataset and head, with the cells of all its seeds."""
     rows: dict[tuple[str, ...], list[PlannedCell]] = {}
     for cell in plan.cells:
         key = (cell.request.backbone, cell.request.weights, cell.request.dataset, cell.request.head, cell.label)

@@ -262,7 +262,7 @@ class Scheduler:
             if unlocked or time.monotonic() - since > LEASE:
                 self._elsewhere.remove((cell, since))
                 refresh(cell, self._store)
-                if not (RunState(cell.state).final or RunState(cell.state).failed):
+                if not (cell.state.final or cell.state.failed):
                     self._cells.append(cell)
                 self._on_change(cell)
         for task in self._tasks:
@@ -289,8 +289,7 @@ def _for_jobs(options: ExecutionOptions) -> ExecutionOptions:
 
 
 def _is_ready(cell: PlannedCell) -> bool:
-    state = RunState(cell.state)
-    return cell.spec is not None and not state.final and state is not RunState.WAITING
+    return cell.spec is not None and not cell.state.final and cell.state is not RunState.WAITING
 
 
 def _data_key(cell: PlannedCell) -> SharedDataKey:

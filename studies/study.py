@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.cells.resolve import Request
 from harness.errors import UserError, did_you_mean
 from harness.spec import Budget, budget, budget_from, first_problem, read_yaml
+from studies import shipped_studies
 
 Setting = bool | int | float | str
 
@@ -193,12 +193,6 @@ def _name(row: str | dict[str, Any]) -> str:
 def _from_here(value: str) -> str:
     """Paths of the command line start where it was given, not at the study file."""
     return str(Path(value).expanduser().absolute()) if "/" in value or value.endswith((".yaml", ".yml")) else value
-
-
-def shipped_studies() -> dict[str, Path]:
-    """The study files that come with the harness, by name."""
-    folder = Path(str(resources.files("studies") / "shipped"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def load_study(name: str | Path, replacements: Replacements | None = None) -> Study:

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from harness.cells.plugins import outside_digest
+from harness.cells.request import Request
 from harness.data.base import SegmentationDataset
 from harness.data.catalog import open_dataset
 from harness.method import Method, methods
 from harness.models.backbones.weights import Weights, find_weights
 from harness.models.heads import parse_head
 from harness.runs.store import RunStore
-from harness.spec import Budget, Part, Spec, budget
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of `harness run` that say what is run, as the user gave them. Plain values: it can be sent."""
-
-    method: str = "spm"
-    backbone: str = "tf_efficientnet_lite0"
-    weights: str = "auto"
-    dataset: str = "landcover"
-    head: str = "fpn"
-    budget: str | Budget = "demo"
-    seed: int = 0
-    part: Part = "report"
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Hyperparameters that differ from the method's defaults; strings are read as the field's type."""
+from harness.spec import Budget, Spec, budget
 
 
 @dataclass(frozen=True)
@@ -70,7 +54,7 @@ class Resolver:
         dataset = self._dataset(request.dataset)
         spec = Spec(
             method=request.method,
-            hyperparameters=hyperparameters.non_default(),
+            hyperparameters=hyperparameters.spec_values(),
             method_code=self._code(request.method),
             backbone=request.backbone,
             weights=weights.identity,

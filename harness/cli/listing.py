@@ -1,97 +1,157 @@
-"""What `harness list` prints: rows of plain values, the same for people and for `--json`."""
+"""What `harness list` finds: rows of plain values, the same for people and for `--json`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from harness.errors import UserError
+from harness.cli.tables import hyperparameter_row, plain, print_table, run_row
+from harness.errors import UserError, did_you_mean
 from harness.runs.folder import RunFolder
+from harness.runs.result import RunResult
+from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.spec import Spec
 
+Kind = Literal["methods", "backbones", "datasets", "heads", "budgets", "runs"]
+Row = dict[str, Any]
 
-def rows(what: str, runs: Path, data: Path) -> list[dict[str, Any]]:
-    """One row a method, backbone, dataset, head, budget or run."""
-    return {
+
+@dataclass(frozen=True)
+class ListedRun:
+    """A run folder as it is: `spec` is None where it cannot be read, `result` where the run is not done."""
+
+    fingerprint: str
+    outcome: Outcome
+    spec: Spec | None
+    result: RunResult | None
+
+    @classmethod
+    def of(cls, run: RunFolder, store: RunStore) -> ListedRun:
+        result = run.result()
+        if result is not None:
+            return cls(run.fingerprint, Outcome(RunState.DONE), result.spec, result)
+        try:
+            return cls(run.fingerprint, store.outcome(run), run.spec(), None)
+        except UserError as error:
+            return cls(run.fingerprint, Outcome(RunState.DAMAGED, str(error)), None, None)
+
+    def as_json(self) -> Row:
+        if self.result is not None:
+            return self.result.model_dump(mode="json")
+        spec = None if self.spec is None else self.spec.model_dump(mode="json")
+        state, reason = self.outcome.state.value, self.outcome.reason
+        return {"status": state, "reason": reason, "fingerprint": self.fingerprint, "spec": spec}
+
+    def names(self) -> tuple[str, ...]:
+        """What a pattern is compared with."""
+        spec = self.spec
+        cell = () if spec is None else (spec.method, spec.backbone, spec.dataset, spec.head, spec.budget.name)
+        return (self.fingerprint, self.outcome.state.value, *cell)
+
+    def order(self) -> tuple[Any, ...]:
+        spec = self.spec
+        return ("",) if spec is None else (spec.dataset, spec.backbone, spec.head, spec.method, spec.seed)
+
+
+def list_rows(kind: Kind, data: Path, pattern: str | None = None, pretrained: bool = False) -> list[Row]:
+    """One row a method, backbone, dataset, head or budget, those whose name matches `pattern` (`*`, `?`, `[...]`).
+
+    Raises `UserError` where none matches.
+    """
+    listers: dict[str, Callable[[], list[Row]]] = {
         "methods": _methods,
-        "backbones": _backbones,
+        "backbones": lambda: _backbones(pretrained),
         "datasets": lambda: _datasets(data),
         "heads": _heads,
         "budgets": _budgets,
-        "runs": lambda: _runs(runs),
-    }[what]()
+    }
+    rows = listers[kind]()
+    matching = [row for row in rows if pattern is None or fnmatchcase(row["name"], pattern)]
+    if pattern is not None and not matching:
+        raise _no_match(kind, pattern, [row["name"] for row in rows], pretrained)
+    return matching
 
 
-def _methods() -> list[dict[str, Any]]:
+def list_runs(store: RunStore, pattern: str | None = None) -> list[ListedRun]:
+    """The runs of which a fingerprint, state, method, backbone, dataset, head or budget matches.
+
+    Raises `UserError` where there are runs and none matches.
+    """
+    runs = sorted((ListedRun.of(run, store) for run in store), key=ListedRun.order)
+    matching = [run for run in runs if pattern is None or any(fnmatchcase(name, pattern) for name in run.names())]
+    if pattern is not None and runs and not matching:
+        raise _no_match("runs", pattern, sorted({name for run in runs for name in run.names()}))
+    return matching
+
+
+def print_rows(kind: Kind, rows: list[Row], pattern: str | None) -> None:
+    """A table; of methods one line each, and the details of the one that is named without wildcards."""
+    if kind != "methods":
+        print_table([{key: plain(value) for key, value in row.items()} for row in rows])
+    elif [row["name"] for row in rows] == [pattern]:
+        (method,) = rows
+        print(f"{method['name']}: {method['summary']}\n  {method['source']}")
+        print_table([hyperparameter_row(described) for described in method["hyperparameters"]], indent="  ")
+    else:
+        print_table([{"name": row["name"], "summary": row["summary"]} for row in rows])
+
+
+def print_runs(runs: list[ListedRun]) -> None:
+    print_table([run_row(run) for run in runs])
+
+
+def _no_match(kind: str, pattern: str, names: list[str], pretrained: bool = False) -> UserError:
+    which = " --pretrained" if pretrained else ""
+    return UserError(f"list {kind} {pattern}{which}: no match; {did_you_mean(pattern.strip('*?'), names)}")
+
+
+def _methods() -> list[Row]:
     from harness.method import methods
 
     listed = []
     for name in methods.names():
         try:
             method = methods.get(name)
-        except UserError as error:  # a plug-in that is broken is named; the rest goes on
+        except UserError as error:  # a broken plugin is a row; the others are listed
             listed.append({"name": name, "summary": f"broken: {error}", "source": "", "hyperparameters": []})
             continue
         described = method.Hyperparameters.describe()
-        listed.append(
-            {"name": name, "summary": method.summary, "source": method.source, "hyperparameters": described}
-        )  # fmt: skip
+        listed.append({"name": name, "summary": method.summary, "source": method.source, "hyperparameters": described})
     return listed
 
 
-def _backbones() -> list[dict[str, Any]]:
+def _backbones(pretrained: bool) -> list[Row]:
     from harness.models.backbones.families import backbone_names, families
 
-    return [{"name": name, "family": family} for family in families() for name in backbone_names(family)]
+    rows = [{"name": name, "family": family} for family in families() for name in backbone_names(family)]
+    if not pretrained:
+        return rows
+    from harness.models.backbones.local_weights import local_weights
+
+    found = local_weights([row["name"] for row in rows])
+    return [row | found[row["name"]] for row in rows if row["name"] in found]
 
 
-def _datasets(data: Path) -> list[dict[str, Any]]:
+def _datasets(data: Path) -> list[Row]:
     from harness.data.catalog import dataset_names
 
     return [
-        {"name": entry.name, "kind": entry.kind, "there": entry.present, "expected at": str(entry.location)}
+        {"name": entry.name, "kind": entry.kind, "present": entry.present, "location": str(entry.location)}
         for entry in dataset_names(data)
     ]
 
 
-def _heads() -> list[dict[str, Any]]:
+def _heads() -> list[Row]:
     from harness.models.heads import heads
 
-    return [{"name": name, "what": (heads.get(name).__doc__ or "").split("\n")[0]} for name in heads.names()]
+    return [{"name": name, "summary": (heads.get(name).__doc__ or "").split("\n")[0]} for name in heads.names()]
 
 
-def _budgets() -> list[dict[str, Any]]:
+def _budgets() -> list[Row]:
     from harness.spec import budgets
 
-    return [chosen.model_dump(mode="json") for chosen in budgets().values()]
-
-
-def _runs(runs: Path) -> list[dict[str, Any]]:
-    store = RunStore(runs)
-    listed = [_run(run, store) for run in store]
-    return sorted(
-        listed,
-        key=lambda row: [row["spec"][key] for key in ("dataset", "backbone", "head", "method", "seed")],
-    )
-
-
-def _run(run: RunFolder, store: RunStore) -> dict[str, Any]:
-    if (result := run.result()) is not None:
-        return result.model_dump(mode="json")
-    outcome = store.outcome(run)
-    try:
-        spec = run.spec().model_dump(mode="json")
-    except UserError as error:
-        spec = dict.fromkeys(Spec.model_fields, "?") | {
-            "hyperparameters": {},
-            "budget": {"name": "?"},
-            "seed": -1,
-        }
-        return {"status": "damaged", "reason": str(error), "fingerprint": run.fingerprint, "spec": spec}
-    return {
-        "status": outcome.state.value,
-        "reason": outcome.reason,
-        "fingerprint": run.fingerprint,
-        "spec": spec,
-    }
+    return [budget.model_dump(mode="json") for budget in budgets().values()]

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +15,11 @@ from harness.models.backbones import families
 from harness.models.backbones.backbone import StagedBackbone
 from harness.models.network import Segmenter, build_segmenter
 
-TINY = {
-    "convnext": "test_convnext",
-    "deit": "deit_tiny_distilled_patch16_224",
-    "efficientnet": "test_efficientnet",
-    "eva": "eva02_tiny_patch14_224",
-    "metaformer": "caformer_s18",
-    "mobilenetv3": "mobilenetv3_small_050",
-    "pvt_v2": "pvt_v2_b0",
-    "regnet": "regnety_002",
-    "res2net": "res2net50_14w_8s",
-    "resnest": "resnest14d",
-    "resnet": "resnet10t",
-    "sknet": "skresnet18",
-    "swin_transformer": "swin_tiny_patch4_window7_224",
-    "swin_transformer_v2": "swinv2_tiny_window8_256",
-    "vision_transformer": "test_vit",
-}
+TINY = {family: tiny.name for family, tiny in families.tiny_networks().items()}
 """family -> a small network of it; its weights are drawn at random."""
 
-SMALLER: dict[str, dict[str, Any]] = {
-    "deit_tiny_distilled_patch16_224": {"depth": 4},
-    "eva02_tiny_patch14_224": {"depth": 4},
-    "pvt_v2_b0": {"depths": (1, 1, 1, 1)},
-    "res2net50_14w_8s": {"layers": (1, 1, 1, 1)},
-    "skresnet18": {"layers": (1, 1, 1, 1)},
-    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
-    "swinv2_tiny_window8_256": {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
-}
-"""Arguments of timm beside the name, where its smallest network of a family is not small."""
+SMALLER = {tiny.name: tiny.changes for tiny in families.tiny_networks().values()}
+"""timm's arguments besides the name, where its smallest network of a family is not small."""
 
 CLASSES = 5
 SIDE = 64

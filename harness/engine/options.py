@@ -6,53 +6,24 @@ Each option is one field with its help text. The command line makes its flags fr
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from harness.util.option import option, read_size
 from harness.util.progress import warn
 
 if TYPE_CHECKING:
     from harness.runs.store import RunStore
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    flags: tuple[str, ...] = (),
-    env: str | None = None,
-    metavar: str | None = None,
-    minimum: float | None = None,
-    hidden: bool = False,
-    on_command_line: bool = True,
-) -> Any:
-    """A field of `ExecutionOptions` with what the command line needs to know of it.
-
-    `flags` default to `--name-with-dashes`. `on_command_line=False`: decided by a launcher, never set by a user.
-    """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": help,
-            "flags": flags,
-            "env": env,
-            "metavar": metavar,
-            "minimum": minimum,
-            "hidden": hidden,
-            "on_command_line": on_command_line,
-        },
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExecutionOptions:
     """The options of `run`, `compare` and `search`. Plain values: it travels to other machines."""
 
-    runs: Path = option(Path("runs"), "folder of the run folders", env="HARNESS_RUNS")
-    data: Path = option(Path("data"), "folder of the datasets", env="HARNESS_DATA")
+    runs: Path = option(Path("runs"), "folder of the run folders", env="HARNESS_RUNS", metavar="FOLDER")
+    data: Path = option(Path("data"), "folder of the datasets", env="HARNESS_DATA", metavar="FOLDER")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     workers: int | None = option(None, "data-loading processes of a run; default by cores", minimum=0)
     tracking: str | None = option(None, "MLflow store; default SQLite under --runs; or off", env="MLFLOW_TRACKING_URI")
@@ -61,6 +32,8 @@ class ExecutionOptions:
         "disk under --runs for the outputs of frozen stages, such as 500MB or 20GiB; 0: none",
         env="HARNESS_CACHE_SIZE",
         metavar="SIZE",
+        read=read_size,
+        shown_default="8GB",
     )
     checkpoint_seconds: float = option(30.0, "least time between two checkpoints", minimum=0, hidden=True)
     plugins: tuple[Path, ...] = option(
@@ -69,7 +42,7 @@ class ExecutionOptions:
     threads: int | None = option(None, "threads of torch on a CPU; None: torch's own choice", on_command_line=False)
     cores: tuple[int, ...] = option((), "cores that the process may use; none: all", on_command_line=False)
     time_limit: float | None = option(
-        None, "minutes that one cell may take, in all its attempts; more ends it as timed out", minimum=0
+        None, "minutes that one cell may take, in all its attempts; more ends it as timed out", above=0
     )
     together: int = option(
         1, "cells, or trials of a search, that see the same images and that one process trains side by side", minimum=1

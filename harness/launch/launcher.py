@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from harness.errors import UserError, did_you_mean
@@ -72,30 +71,3 @@ class Launcher(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop all jobs, wait for them, and release what was taken. Runs that were stopped can be resumed."""
-
-
-@dataclass(frozen=True)
-class LauncherChoice:
-    """The launcher that the command line asks for: name, number of jobs at once, its own options."""
-
-    name: str = "local"
-    jobs: int | None = None
-    device: str = "auto"
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-    def open(self) -> Launcher:
-        """Raises `UserError`."""
-        if self.jobs is not None and self.jobs < 1:
-            raise UserError(f"--jobs {self.jobs}: give at least 1")
-        if self.name == "local":
-            from harness.launch.local import LocalLauncher as launcher
-        elif self.name == "ray":
-            from harness.launch.ray import RayLauncher as launcher
-        elif self.name == "slurm":
-            from harness.launch.slurm import SlurmLauncher as launcher
-        else:
-            raise UserError(f"--launcher {self.name}: no such launcher; {did_you_mean(self.name, NAMES)}")
-        return launcher(self.jobs, self.device, launcher.read_options(self.settings))
-
-
-NAMES = ("local", "ray", "slurm")

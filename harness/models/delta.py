@@ -1,4 +1,4 @@
-"""The delta: the trained tensors alone, and what it takes to rebuild the adapted network from the public backbone."""
+"""The delta: only the trained tensors, and what is needed to rebuild the adapted network from the public backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = "harness-delta-1"
 
 @dataclass(frozen=True)
 class DeltaHeader:
-    """What a delta says of itself."""
+    """What a delta states about itself."""
 
     spec: Spec
     classes: tuple[str, ...]
@@ -50,12 +50,12 @@ def read_delta_header(path: Path) -> DeltaHeader:
         with safe_open(path, "pt") as stored:
             metadata = stored.metadata() or {}
         if metadata.get("format") != FORMAT:
-            raise ValueError("it carries no header of a delta")
+            raise ValueError("it has no delta header")
         fields = json.loads(metadata["header"])
         if not all(0 <= value <= 255 for colour in fields["palette"] for value in colour):
-            raise ValueError("its palette holds values beyond 0..255")
+            raise ValueError("its palette has values outside 0..255")
         if fields["scale"] is not None and min(fields["scale"]) < 1:
-            raise ValueError(f"its scale {fields['scale']} is no size")
+            raise ValueError(f"invalid scale {fields['scale']}")
         return DeltaHeader(
             spec=Spec.model_validate(fields["spec"]),
             classes=tuple(fields["classes"]),
@@ -88,7 +88,7 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
             raise
         raise UserError(
             f"{path}: was trained on {spec.backbone} with a file of weights, {spec.weights}; "
-            "say where it is now with --weights PATH"
+            "say where that file is with --weights PATH"
         ) from error
     if tensors_digest(backbone) != header.backbone_sha256:
         raise UserError(

@@ -22,20 +22,20 @@ heads: Registry[HeadFactory] = Registry("head")
 
 
 def parse_head(head: str) -> tuple[str, int | None]:
-    """`name` or `name:width` -> (name, width). Raises `UserError` for an unknown name or a width that is none."""
+    """`name` or `name:width` -> (name, width). Raises `UserError` for an unknown name or an invalid width."""
     name, colon, width = head.partition(":")
     heads.get(name)
     if not colon:
         return name, None
     if not width.isdecimal() or not 1 <= int(width) <= 8192:
-        raise UserError(f"--head {head}: {width!r} is no width; give channels, such as {name}:128")
+        raise UserError(f"--head {head}: invalid width {width!r}; give channels, such as {name}:128")
     return name, int(width)
 
 
 def build_head(head: str, backbone: StagedBackbone, num_classes: int, seed: int) -> nn.Module:
     """The head for a backbone: list of maps [B, C_i, H/s_i, W/s_i] -> logits [B, classes, h, w] at a size of its own.
 
-    Its initialisation depends on the seed and the shapes alone, not on the method.
+    Its initialisation depends only on the seed and the shapes, not on the method.
     Raises `UserError` where the head does not fit the backbone.
     """
     import torch
@@ -55,7 +55,7 @@ def _norm() -> dict[str, object]:
 
 
 def _decoder(num_classes: int) -> dict[str, object]:
-    """What all of mmsegmentation's heads are given. The loss is the harness's own: see `network.py`."""
+    """Arguments of all of mmsegmentation's heads. The loss is the harness's own: see `network.py`."""
     return {"num_classes": num_classes, "out_channels": num_classes, "align_corners": False}
 
 
@@ -72,7 +72,7 @@ def _pyramid(backbone: StagedBackbone) -> list[nn.Module]:
 def _linear(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn.Module:
     """A 1×1 convolution on the last stage's map."""
     if width is not None:
-        raise UserError("--head linear has no width: it is one convolution")
+        raise UserError("--head linear: takes no width, it is one convolution")
     from mmseg.models.decode_heads import FCNHead
 
     return FCNHead(

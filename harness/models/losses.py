@@ -1,4 +1,4 @@
-"""The cross-entropy that heads and auxiliary maps share, and labels at a map's size."""
+"""The cross-entropy of heads and auxiliary maps, and labels at a map's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapted network: a frozen backbone with a method attached, and a head. What is trained, counted and stored."""
+"""The adapted network: a frozen backbone with a method attached, and a head; what of it is trained and counted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from harness.util.seeds import derive
 
 
 class MethodError(Exception):
-    """A method broke its contract: a bug of the method, not of the user."""
+    """A method breaks its contract: a bug of the method, not a mistake of the user."""
 
 
 class UnsupportedMethod(Exception):
-    """The method does not go with the backbone, and says why."""
+    """The method does not support the backbone; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ParameterCounts:
 
 
 class Segmenter(nn.Module):
-    """images -> class logits; with masks -> the training loss as well."""
+    """images -> class logits; with masks, the training loss as well."""
 
     def __init__(self, backbone: StagedBackbone, head: nn.Module, method: Method):
         super().__init__()
@@ -44,7 +44,7 @@ class Segmenter(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor | StageOutputs, masks: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """images [B, 3, H, W], or what `backbone.prefix` made of them -> logits [B, classes, h, w] at the head's size.
+        """images [B, 3, H, W], or their `backbone.prefix` -> logits [B, classes, h, w] at the head's size.
 
         With masks [B, H, W]: (loss, logits), the loss being the mean cross-entropy over labelled pixels at the
         masks' size plus the method's auxiliary loss, in float32; the logits are detached.
@@ -89,9 +89,9 @@ class Segmenter(nn.Module):
 
 
 def apply_memory_format(module: nn.Module, budget: Budget) -> nn.Module:
-    """Give a network's convolutions the memory layout that the budget asks for, in place; what they are fed follows.
+    """Give a network's convolutions the memory layout that the budget asks for, in place; their inputs follow.
 
-    A part with a true attribute `keeps_layout`, whose code counts on torch's own, keeps that.
+    A module with a true attribute `keeps_layout`, whose code relies on torch's default layout, keeps that.
     """
     if not budget.channels_last:
         return module
@@ -113,8 +113,8 @@ def _contiguous_where_no_gradient_goes(norm: nn.Module, inputs: tuple[Tensor]) -
 def build_segmenter(backbone: StagedBackbone, method: Method, head: str, num_classes: int, seed: int) -> Segmenter:
     """Attach the method to the backbone and put the head on top.
 
-    Raises `UnsupportedMethod` where the method says so, `MethodError` where it trains another number of
-    parameters than its closed form says, and `UserError` where the head does not fit the backbone.
+    Raises `UnsupportedMethod` if the method does not support the backbone, `MethodError` if it does not train as many
+    parameters as its closed form says, and `UserError` if the head does not fit the backbone.
     """
     supported = method.supports(backbone)
     if not supported:

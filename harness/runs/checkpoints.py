@@ -1,7 +1,11 @@
-"""Checkpoints of a run: one file, named by its step and its own digest, so that a damaged one is recognised."""
+"""Checkpoints of a run: one file, named by its step and its own digest, so that a damaged one is recognised.
+
+What a checkpoint contains is decided by training; when one is written too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,23 +13,28 @@ from typing import Any
 
 from harness.util.files import atomically, sha256
 
+STATE_KEYS = frozenset({"trained", "optimizer", "precision", "meters"})
+"""What a run resumes from."""
+
 
 class Checkpoints:
-    """States to go on from: one file, named by its step and its own digest, so that a damaged one is known as such."""
+    """The checkpoints of one run in a folder of their own. Only the newest is needed."""
 
-    def __init__(self, folder: Path, before_writing: Callable[[], None] = lambda: None):
+    def __init__(self, folder: Path, before_writing: Callable[[], None] = lambda: None, fingerprint: str = ""):
+        """`before_writing` may raise to forbid it. `fingerprint`: of the run; checkpoints of others are not loaded."""
         self.folder = folder
         self._before_writing = before_writing
+        self._fingerprint = fingerprint
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after `step` steps; the one before is removed only when this one is whole."""
+        """Write the state after `step` steps, with the keys `STATE_KEYS`; older files are removed once it is whole."""
         import torch
 
         self._before_writing()
         older = self._files()
         staged = self.folder / "staged.pt"
         with atomically(staged) as temporary:
-            torch.save(state, temporary)
+            torch.save({**state, "step": step, "fingerprint": self._fingerprint}, temporary)
         target = self.folder / f"{step:09d}-{sha256(staged)[:16]}.pt"
         staged.rename(target)
         for path in older:
@@ -33,14 +42,13 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The last whole state and its step. Damaged files are moved aside as `*.damaged`."""
-        import torch
-
+        """The newest usable state and its step, or None. Files that are not usable are moved aside as `*.damaged`."""
         for path in reversed(self._files()):
-            step, _, digest = path.stem.partition("-")
-            if sha256(path).startswith(digest):
-                return int(step), torch.load(path, map_location="cpu", weights_only=True)
-            path.rename(path.with_suffix(".damaged"))
+            loaded = self._load(path)
+            if loaded is not None:
+                return loaded
+            with contextlib.suppress(OSError):
+                path.rename(path.with_suffix(".damaged"))
         return None
 
     def damaged(self) -> list[Path]:
@@ -49,6 +57,25 @@ class Checkpoints:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _load(self, path: Path) -> tuple[int, dict[str, Any]] | None:
+        """None for a file that is not what its name promises, or not a checkpoint of this run."""
+        import torch
+
+        name, _, digest = path.stem.partition("-")
+        try:
+            if not sha256(path).startswith(digest):
+                return None
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            step = int(name)
+            # Older checkpoints hold neither of the two.
+            own_step, fingerprint = state.pop("step", step), state.pop("fingerprint", self._fingerprint)
+            usable = state.keys() == STATE_KEYS and own_step == step and fingerprint == self._fingerprint
+        except MemoryError:
+            raise
+        except Exception:  # torch and pickle raise anything for a file that is not theirs
+            return None
+        return (step, state) if usable else None
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("?????????-????????????????.pt"))

@@ -59,7 +59,7 @@ class RunFolder:
         self.curve_path = path / "curve.jsonl"
         self.log_path = path / "log.txt"
         self.samples_path = path / "samples"
-        self.checkpoints = Checkpoints(path / "checkpoint", self.check_lock)
+        self.checkpoints = Checkpoints(path / "checkpoint", self.check_lock, path.name)
 
     @property
     def fingerprint(self) -> str:

@@ -188,11 +188,12 @@ def _database(runs: Path, uri: str, artifacts: str) -> Iterator[None]:
     """
     import sqlalchemy
 
-    file = sqlalchemy.make_url(uri).database if uri.startswith("sqlite") else None
     runs.mkdir(parents=True, exist_ok=True)
-    with FileLock((Path(file).parent if file else runs) / ".mlflow.lock", timeout=60):
-        if file and not Path(file).exists():
-            _create_sqlite(Path(file), artifacts)
+    database = sqlalchemy.make_url(uri).database if uri.startswith("sqlite") else None
+    file = Path(database) if database and Path(database).parent.is_dir() else None
+    with FileLock((file.parent if file else runs) / ".mlflow.lock", timeout=60):
+        if file and not file.exists():
+            _create_sqlite(file, artifacts)
         engine = sqlalchemy.create_engine(uri)
         try:
             sqlalchemy.inspect(engine).get_table_names()

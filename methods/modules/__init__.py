@@ -1,1 +1,1 @@
-"""Trainable modules of the methods that are more than wiring."""
+"""The trainable modules of the methods, one file for each method of the same name; `bottleneck` serves several."""

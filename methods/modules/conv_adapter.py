@@ -1,4 +1,4 @@
-"""Conv-Adapter: depth-wise, then point-wise, beside a convolution of the backbone."""
+"""Conv-Adapter: depth-wise, then point-wise, in parallel to a convolution of the backbone."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from methods.modules.bottleneck import ACTIVATIONS
 
 
 class ConvAdapterModule(nn.Module):
-    """x [B, C, h, w] -> scale ⊙ point(act(depth x)), of the size that `beside` puts out.
+    """x [B, C, h, w] -> scale ⊙ point(act(depth x)), of the size of `convolution`'s output.
 
-    `depth` has the kernel, stride, padding and dilation of `beside` and narrows C to C/γ channels; each of them sees
-    γ channels. `point` widens to what `beside` puts out and starts at zero; the scale, one a channel, starts at one.
+    `depth` has the kernel, stride, padding and dilation of `convolution` and narrows C to C/γ channels; each of them
+    sees γ channels. `point` widens to its output channels and starts at zero; the scale, one a channel, starts at one.
     """
 
-    def __init__(self, beside: nn.Conv2d, compression: int, activation: str):
+    def __init__(self, convolution: nn.Conv2d, compression: int, activation: str):
         super().__init__()
-        width, groups = narrowed(beside.in_channels, compression)
-        kind = Conv2dSame if isinstance(beside, Conv2dSame) else nn.Conv2d
-        self.depth = kind(
-            beside.in_channels, width, beside.kernel_size, beside.stride, beside.padding, beside.dilation, groups
-        )
+        width, groups = narrowed(convolution.in_channels, compression)
+        kind = Conv2dSame if isinstance(convolution, Conv2dSame) else nn.Conv2d
+        window = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+        self.depth = kind(convolution.in_channels, width, *window, groups)
         self.act = ACTIVATIONS[activation]()
-        self.point = nn.Conv2d(width, beside.out_channels, 1)
-        self.scale = nn.Parameter(torch.ones(beside.out_channels, 1, 1))
+        self.point = nn.Conv2d(width, convolution.out_channels, 1)
+        self.scale = nn.Parameter(torch.ones(convolution.out_channels, 1, 1))
         nn.init.zeros_(self.point.weight)
         nn.init.zeros_(self.point.bias)
 
@@ -41,8 +40,8 @@ def narrowed(channels: int, compression: int) -> tuple[int, int]:
     return width, math.gcd(channels, width)
 
 
-def conv_adapter_parameters(beside: nn.Conv2d, compression: int) -> int:
+def conv_adapter_parameters(convolution: nn.Conv2d, compression: int) -> int:
     """The number of a `ConvAdapterModule`'s parameters in closed form."""
-    width, groups = narrowed(beside.in_channels, compression)
-    depth = width * (beside.in_channels // groups * math.prod(beside.kernel_size) + 1)
-    return depth + (width + 2) * beside.out_channels
+    width, groups = narrowed(convolution.in_channels, compression)
+    depth = width * (convolution.in_channels // groups * math.prod(convolution.kernel_size) + 1)
+    return depth + (width + 2) * convolution.out_channels

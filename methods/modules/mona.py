@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.modules.places import Grid
+from harness.models.backbones.attach import PatchGrid
 
 KERNELS = (3, 5, 7)
 
@@ -30,7 +30,7 @@ class MonaChange(nn.Module):
     γ starts at 1e-6, γₓ at one, `up` at zero.
     """
 
-    def __init__(self, channels: int, width: int, dropout: float, grid: Grid):
+    def __init__(self, channels: int, width: int, dropout: float, grid: PatchGrid):
         super().__init__()
         self.grid = grid
         self.norm = nn.LayerNorm(channels)

@@ -34,6 +34,24 @@ class LinearAdapter(nn.Module):
         identity = torch.eye(up.shape[0], dtype=up.dtype, device=up.device)
         return identity + self.scale * up @ down, self.scale * (up @ inner + self.bias.detach().double())
 
+    @torch.no_grad()
+    def fold_into(self, layer: nn.Linear | nn.Conv2d) -> None:
+        """Make `layer` compute layer(adapter(x)), without dropout. A layer without a bias gets one if it takes one.
+
+        Exact for linear layers, and for convolutions without padding.
+        """
+        matrix, constant = self.affine()
+        weight = layer.weight.to(torch.float64)
+        if weight.dim() == 2:
+            shift = weight @ constant
+        else:
+            shift = torch.einsum("oi...,i->o...", weight, constant).flatten(1).sum(1)
+        layer.weight.copy_(torch.einsum("oc...,ci->oi...", weight, matrix))
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias + shift)
+        elif bool(shift.any()):
+            layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+
 
 def linear_adapter_parameters(channels: int, width: int, groups: int) -> int:
     """The number of a `LinearAdapter`'s parameters in closed form."""

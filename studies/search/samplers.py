@@ -1,4 +1,7 @@
-"""How Optuna chooses the hyperparameters of one trial: distributions, samplers and pruners, by name."""
+"""How Optuna proposes the hyperparameters of one trial, and prunes it: distributions, samplers and pruners by name.
+
+Nothing here writes to the search's storage; `search.py` does.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,15 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-WATCHED = "watched"
-MEMORY = "harness:memory"
-"""System attribute of a trial: what its sampler had noted on the study when it proposed the trial."""
+PRUNER_RECORD = "watched"
+"""User attribute of a trial: its `PrunerRecord`."""
+SAMPLER_STATE = "harness:memory"
+"""System attribute of a trial: what its sampler had stored on the study when it proposed the trial."""
 
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Nothing of Optuna's own on the user's terminal: neither its log nor that a function of it is experimental."""
+    """Silence Optuna's log and its warnings about experimental functions."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -60,7 +64,7 @@ def make_sampler(spec: SearchSpec, number: int) -> BaseSampler:
     from optuna import samplers
 
     own = derive(spec.seed, "search", number) % 2**32
-    common = derive(spec.seed, "search") % 2**32  # where all trials are points of one sequence
+    common = derive(spec.seed, "search") % 2**32  # for samplers whose trials are points of one sequence
     random = samplers.RandomSampler(seed=own)
     match spec.sampler:
         case "tpe":
@@ -84,7 +88,7 @@ def make_sampler(spec: SearchSpec, number: int) -> BaseSampler:
 
 
 def make_pruner(spec: SearchSpec) -> BasePruner:
-    """With Optuna's own settings but for the unit: the first rung is at a 27th of the steps."""
+    """With Optuna's own settings, except that the first rung is at a 27th of the steps."""
     from optuna import pruners
 
     first = max(1, spec.budget.steps // 27)
@@ -117,21 +121,21 @@ def _distribution(range_: Range) -> BaseDistribution:
 
 
 def directions(spec: SearchSpec) -> list[str]:
-    return [OBJECTIVES[name].direction for name in spec.objectives]
+    """`maximize` or `minimize` for each objective."""
+    return ["maximize" if OBJECTIVES[name].better == "higher" else "minimize" for name in spec.objectives]
 
 
 def propose(spec: SearchSpec, trials: Sequence[FrozenTrial]) -> FrozenTrial:
-    """The trial that comes after these, whole and ready to be stored; nothing is written anywhere.
+    """The trial that comes after these, complete and ready to be stored; nothing is written anywhere.
 
-    What the sampler notes on the study travels with the trial, so that trial and note are stored together or not at
-    all.
+    What the sampler stores on the study goes with the trial, so that both are stored together or not at all.
     """
     from optuna.trial import TrialState, create_trial
 
     memory, study = _in_memory(spec, trials, make_sampler(spec, len(trials)))
     study_id = memory.get_study_id_from_name(spec.name)
-    noted: dict[str, Any] = json.loads(trials[-1].system_attrs[MEMORY]) if trials else {}
-    for key, value in noted.items():
+    stored: dict[str, Any] = json.loads(trials[-1].system_attrs[SAMPLER_STATE]) if trials else {}
+    for key, value in stored.items():
         memory.set_study_system_attr(study_id, key, value)
     distributions = make_distributions(spec)
     asked = study.ask(distributions)
@@ -140,67 +144,69 @@ def propose(spec: SearchSpec, trials: Sequence[FrozenTrial]) -> FrozenTrial:
         state=TrialState.RUNNING,
         params=asked.params,
         distributions=distributions,
-        system_attrs={**system, MEMORY: json.dumps(memory.get_study_system_attrs(study_id))},
+        system_attrs={**system, SAMPLER_STATE: json.dumps(memory.get_study_system_attrs(study_id))},
     )
 
 
-class Watched(TypedDict):
-    """What the pruner was shown of a trial and made of it; kept with the trial as its user attribute `WATCHED`."""
+class PrunerRecord(TypedDict):
+    """What the pruner has seen of a trial, and its decision."""
 
     curve: list[tuple[int, float]]
-    """Step and figure."""
+    """Step and score."""
     noted: dict[str, Any]
-    """What the pruner remembers of this trial, to judge others by."""
+    """What the pruner stores of this trial, to compare others with."""
     pruned_at: int | None
-    """The step at which it ended the trial; None: it has not."""
+    """The step at which it ended the trial; None where it has not."""
 
 
-def watch(spec: SearchSpec, trials: Sequence[FrozenTrial], number: int, curve: list[tuple[int, float]]) -> Watched:
+def replay(
+    spec: SearchSpec, trials: Sequence[FrozenTrial], number: int, curve: list[tuple[int, float]]
+) -> PrunerRecord:
     """Show the pruner a trial's curve, point by point from its beginning; nothing is written anywhere.
 
-    Its judgement depends on the curve and the other trials alone, and not on when or how often it is asked for.
+    Its decision depends only on the curve and the other trials, not on when or how often it is asked for.
     """
     from optuna.trial import Trial
 
-    shown = copy.copy(trials[number])
-    shown.user_attrs = {}
-    memory, study = _in_memory(spec, [*trials[:number], shown, *trials[number + 1 :]])
+    unseen = copy.copy(trials[number])
+    unseen.user_attrs = {}
+    memory, study = _in_memory(spec, [*trials[:number], unseen, *trials[number + 1 :]])
     study_id = memory.get_study_id_from_name(spec.name)
     trial = Trial(study, memory.get_trial_id_from_study_id_trial_number(study_id, number))
     pruned_at = None
-    for step, figure in curve:
-        trial.report(figure, step)
+    for step, score in curve:
+        trial.report(score, step)
         if trial.should_prune():
             pruned_at = step
             break
     system = study.get_trials()[number].system_attrs
-    noted = {key: value for key, value in system.items() if key not in shown.system_attrs}
-    return Watched(curve=curve, noted=noted, pruned_at=pruned_at)
+    noted = {key: value for key, value in system.items() if key not in unseen.system_attrs}
+    return PrunerRecord(curve=curve, noted=noted, pruned_at=pruned_at)
 
 
 def _in_memory(
     spec: SearchSpec, trials: Sequence[FrozenTrial], sampler: BaseSampler | None = None
 ) -> tuple[BaseStorage, Study]:
-    """A copy of the study, on which samplers and pruners may write what they like."""
+    """A copy of the study, to which samplers and pruners may write."""
     import optuna
 
     memory = optuna.storages.InMemoryStorage()
     study = optuna.create_study(
         storage=memory,
-        study_name=spec.name,  # Hyperband deals its brackets by it
+        study_name=spec.name,  # Hyperband assigns its brackets by it
         directions=directions(spec),
         sampler=sampler or optuna.samplers.RandomSampler(),
         pruner=make_pruner(spec),
     )
-    study.add_trials(_with_what_was_watched(trial) for trial in trials)
+    study.add_trials(_with_pruner_record(trial) for trial in trials)
     return memory, study
 
 
-def _with_what_was_watched(trial: FrozenTrial) -> FrozenTrial:
-    watched: Watched | None = trial.user_attrs.get(WATCHED)
-    if watched is None:
+def _with_pruner_record(trial: FrozenTrial) -> FrozenTrial:
+    record: PrunerRecord | None = trial.user_attrs.get(PRUNER_RECORD)
+    if record is None:
         return trial
     seen = copy.copy(trial)
-    seen.intermediate_values = dict(watched["curve"])
-    seen.system_attrs = {**trial.system_attrs, **watched["noted"]}
+    seen.intermediate_values = dict(record["curve"])
+    seen.system_attrs = {**trial.system_attrs, **record["noted"]}
     return seen

@@ -1,24 +1,25 @@
-"""What a search is and what it left: its ranges, its identity, its folder. Free of torch and of Optuna.
+"""What a search is and its folder: ranges, objectives, identity, recorded trials. Free of torch and of Optuna.
 
-How trials are chosen and told is `search.py`; a study is planned, and a report made, from what is here.
+How trials are proposed and recorded is `search.py`; studies are planned, and reports made, from what is here.
 """
 
 from __future__ import annotations
 
+import enum
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.cells.resolve import Cell
 from harness.errors import UserError, did_you_mean
 from harness.method import Method
-from harness.runs.result import RunResult
+from harness.runs.result import MEASURES_BY_NAME, Measure
 from harness.spec import PROTOCOL, Budget
 from harness.util.files import digest, write_json
 
@@ -28,26 +29,14 @@ SAMPLERS = ("tpe", "random", "qmc", "cmaes", "gp", "nsgaii", "grid")
 PRUNERS = ("median", "hyperband", "successive_halving")
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A figure that a search improves."""
-
-    direction: Literal["maximize", "minimize"]
-    unit: str
-    of: Callable[[RunResult], float | int | None]
-
-
-OBJECTIVES = {
-    "miou": Objective("maximize", "mIoU", lambda result: result.metrics.miou),
-    "trained": Objective("minimize", "trained parameters", lambda result: result.parameters.trainable),
-    "memory": Objective("minimize", "peak memory, bytes", lambda result: result.peak_memory_bytes),
-    "flops": Objective("minimize", "training FLOPs", lambda result: result.train_flops),
-    "delta": Objective("minimize", "delta, bytes", lambda result: result.delta_bytes),
+OBJECTIVES: dict[str, Measure] = {
+    name: measure for name, measure in MEASURES_BY_NAME.items() if measure.unit not in ("seconds", "ratio")
 }
+"""What a search can improve. Measurements by the clock are left out: with them a repeated search would differ."""
 
 
 class Range(BaseModel):
-    """What one hyperparameter is drawn from: numbers from `low` to `high`, both included, or one of `choices`."""
+    """The values of one hyperparameter: numbers from `low` to `high`, both included, or one of `choices`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,7 +59,7 @@ class Range(BaseModel):
 
     @property
     def grid(self) -> tuple[Setting, ...] | None:
-        """All that can be drawn; None where that is a continuum."""
+        """All values; None for a continuous range."""
         if self.choices is None and self.integer:
             assert self.low is not None and self.high is not None
             return tuple(range(int(self.low), int(self.high) + 1))
@@ -140,7 +129,7 @@ def make_space(
 
 
 class SearchSpec(BaseModel):
-    """One search, complete and immutable. How many trials it has is not part of it: it can be gone on with."""
+    """One search, complete and immutable. The number of trials is not part of it: a search can be extended."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -189,34 +178,49 @@ class SearchSpec(BaseModel):
 
     @cached_property
     def name(self) -> str:
-        """Readable, unique, and a file's name."""
+        """Readable, unique, and valid as a file name."""
         own = self.model_dump(mode="json", exclude={"dataset", "budget"})
-        told = [PROTOCOL, {**own, "budget": self.budget.identity()}]
-        words = (self.method, self.backbone, self.dataset, digest(told)[:8])
+        identity = [PROTOCOL, {**own, "budget": self.budget.identity()}]
+        words = (self.method, self.backbone, self.dataset, digest(identity)[:8])
         return "-".join(re.sub(r"[^\w.]+", "_", word) for word in words)
 
 
-TrialState = Literal["running", "complete", "pruned", "failed"]
+class TrialState(enum.StrEnum):
+    """Optuna's states of a trial. The value is what files and tables have."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+    @property
+    def optuna(self) -> str:
+        """The name of Optuna's own state."""
+        return "FAIL" if self is TrialState.FAILED else self.name
+
+    @classmethod
+    def of(cls, optuna: str) -> TrialState:
+        return next(state for state in cls if state.optuna == optuna)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial as its search's folder records it."""
+    """One trial as the search's folder records it."""
 
     number: int
     state: TrialState
     settings: dict[str, Setting]
     fingerprint: str = ""
     values: list[float] | None = None
-    """One an objective, for a complete trial."""
+    """One for each objective; None unless the trial is complete."""
     steps: int = 0
-    """Optimiser steps that were spent on it."""
+    """Optimiser steps that it took."""
     reason: str | None = None
 
 
 @dataclass(frozen=True)
 class SearchFolder:
-    """`RUNS/searches/NAME/`: `search.json`, `trials.json`, and at the end what was found."""
+    """`RUNS/searches/NAME/`: `search.json`, `trials.json`, and at the end recipes, importances and plots."""
 
     path: Path
     spec: SearchSpec = field(compare=False)
@@ -233,19 +237,23 @@ class SearchFolder:
         write_json(self.path / "trials.json", [asdict(trial) for trial in trials])
 
     def trials(self) -> list[Trial]:
-        """By number. Empty where nothing was begun, or the file is damaged: the search's storage knows them too."""
+        """By number. Empty before the first one, or where the file is damaged: the search's storage has them too."""
         try:
-            return [Trial(**fields) for fields in json.loads((self.path / "trials.json").read_text(encoding="utf-8"))]
-        except (OSError, ValueError, TypeError):
+            rows = json.loads((self.path / "trials.json").read_text(encoding="utf-8"))
+            return [Trial(**{**row, "state": TrialState(row["state"])}) for row in rows]
+        except (OSError, ValueError, TypeError, KeyError):
             return []
 
+    def count_ended(self, trials: int) -> int:
+        """How many of the first `trials` have ended, in whichever state."""
+        return sum(trial.number < trials and trial.state is not TrialState.RUNNING for trial in self.trials())
+
     def is_finished(self, trials: int) -> bool:
-        """Whether so many trials have ended, however they ended."""
-        ended = [trial for trial in self.trials() if trial.number < trials and trial.state != "running"]
-        return len(ended) >= trials
+        """Whether so many trials have ended."""
+        return self.count_ended(trials) >= trials
 
     def best(self, trials: int) -> Trial | None:
-        """The complete trial with the best first objective among the first `trials`; of equals the earlier."""
-        complete = [t for t in self.trials() if t.number < trials and t.state == "complete" and t.values]
-        sign = 1 if OBJECTIVES[self.spec.objectives[0]].direction == "maximize" else -1
-        return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
+        """The complete trial with the best first objective among the first `trials`; of equal ones the earlier."""
+        sign = 1 if OBJECTIVES[self.spec.objectives[0]].better == "higher" else -1
+        complete = [(sign * t.values[0], -t.number, t) for t in self.trials() if t.number < trials and t.values]
+        return max(complete, key=lambda row: row[:2])[2] if complete else None

@@ -1,4 +1,4 @@
-"""What a search found, from its folder alone: cells to run, importances, pictures, and what to print."""
+"""The results of a search, from its folder alone: recipes to run, importances, plots, and the lines to print."""
 
 from __future__ import annotations
 
@@ -13,65 +13,68 @@ from harness.cells.resolve import Request
 from harness.spec import budgets
 from harness.util.files import write_json, write_text
 from studies.search.samplers import directions, make_distributions, make_pruner, quiet_optuna
-from studies.search.spec import OBJECTIVES, SearchFolder, SearchSpec, Setting, Trial
+from studies.search.spec import OBJECTIVES, SearchFolder, SearchSpec, Setting, Trial, TrialState
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.importance import BaseImportanceEvaluator
 
-FEWEST = 10
-"""Complete trials below which importances say nothing."""
+MIN_TRIALS = 10
+"""Complete trials that importances need."""
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """The end of a search, or how far it is."""
+    """What a search has found so far."""
 
     folder: SearchFolder
     trials: list[Trial]
     """Those that have ended."""
-    asked: int
+    planned: int
     found: dict[Path, Trial]
-    """Recipe -> the trial it repeats: the best one, or with several objectives the Pareto front."""
+    """Recipe -> its trial: the best one, or with several objectives the Pareto front."""
     importances: dict[str, float] | str
     """Shares of 1 by hyperparameter, or why there are none."""
-    pictures: list[Path]
+    plots: list[Path]
 
     @property
     def steps(self) -> int:
-        """Optimiser steps that were spent."""
+        """Optimiser steps of all trials."""
         return sum(trial.steps for trial in self.trials)
 
     def lines(self) -> list[str]:
         """What to print."""
         spec = self.folder.spec
         counts = Counter(trial.state for trial in self.trials)
-        states = ", ".join(f"{counts[state]} {state}" for state in ("complete", "pruned", "failed") if counts[state])
+        ends = [state for state in TrialState if state is not TrialState.RUNNING and counts[state]]
+        states = ", ".join(f"{counts[state]} {state}" for state in ends)
         lines = [
-            f"{len(self.trials)} of {self.asked} trials: {states or 'none has ended'}; "
-            f"{self.steps:,} of {self.asked * spec.budget.steps:,} steps spent"
+            f"{len(self.trials)} of {self.planned} trials: {states or 'none has ended'}; "
+            f"{self.steps:,} of {self.planned * spec.budget.steps:,} steps executed"
         ]
-        lines += [f"trial {trial.number} failed: {trial.reason}" for trial in self.trials if trial.state == "failed"]
+        lines += [
+            f"trial {trial.number} failed: {trial.reason}" for trial in self.trials if trial.state is TrialState.FAILED
+        ]
         if not self.found:
-            lines.append("nothing was found: no trial is complete")
+            lines.append("no result: no trial is complete")
         for path, trial in self.found.items():
-            lines += [f"trial {trial.number}: {figures(spec, trial)} with {settings(trial)}", f"  {path}"]
+            lines += [f"trial {trial.number}: {scores(spec, trial)} with {settings(trial)}", f"  {path}"]
         if isinstance(self.importances, str):
             lines.append(f"no importances: {self.importances}")
         else:
             shares = ", ".join(f"{name} {share:.2f}" for name, share in self.importances.items())
             lines.append(f"importances for {' and '.join(spec.objectives)}: {shares}")
-        return lines + [str(path) for path in self.pictures]
+        return lines + [str(path) for path in self.plots]
 
 
-def conclude(folder: SearchFolder, request: Request, asked: int) -> Conclusion:
-    """Write `best.yaml`, or `front/NUMBER.yaml` with several objectives, `importances.json` and the pictures.
+def conclude(folder: SearchFolder, request: Request, planned: int) -> Conclusion:
+    """Write `best.yaml`, or `front/NUMBER.yaml` with several objectives, `importances.json` and the plots.
 
-    `request` is what the search was made of; `asked` is how many trials it is to have.
+    `request` is the search's cell; `planned` is how many trials it should have.
     """
     from studies.search.plots import draw
 
-    trials = folder.trials()[:asked]
+    trials = folder.trials()[:planned]
     with quiet_optuna():
         study = as_study(folder.spec, trials)
         found = _write_recipes(folder, request, trials, study)
@@ -81,22 +84,22 @@ def conclude(folder: SearchFolder, request: Request, asked: int) -> Conclusion:
             target.unlink(missing_ok=True)
         else:
             write_json(target, importances)
-        pictures = draw(folder.spec, study, evaluator, folder.path)
-    ended = [trial for trial in trials if trial.state != "running"]
-    return Conclusion(folder, ended, asked, found, importances, pictures)
+        plots = draw(folder.spec, study, evaluator, folder.path)
+    ended = [trial for trial in trials if trial.state is not TrialState.RUNNING]
+    return Conclusion(folder, ended, planned, found, importances, plots)
 
 
 def as_study(spec: SearchSpec, trials: list[Trial]) -> Study:
-    """The trials as an Optuna study in memory, for what Optuna derives from one."""
+    """The trials as an Optuna study in memory, from which Optuna computes fronts, importances and plots."""
     import optuna
-    from optuna.trial import TrialState, create_trial
+    from optuna.trial import TrialState as OptunaState
+    from optuna.trial import create_trial
 
-    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
     study = optuna.create_study(study_name=spec.name, directions=directions(spec), pruner=make_pruner(spec))
     for trial in trials:
         study.add_trial(
             create_trial(
-                state=states.get(trial.state, TrialState.RUNNING),
+                state=OptunaState[trial.state.optuna],
                 values=trial.values,
                 params=trial.settings,
                 distributions=make_distributions(spec),
@@ -120,15 +123,15 @@ def _write_recipes(folder: SearchFolder, request: Request, trials: list[Trial], 
 
 
 def _front(spec: SearchSpec, trials: list[Trial], study: Study) -> list[Trial]:
-    """The trials that no other beats in everything, the best first objective first; of twins the earlier one."""
+    """The Pareto front, sorted by the first objective, best first; of trials of one run only the earliest."""
     numbers = {trial.number for trial in study.best_trials}
-    unlike = {trial.fingerprint: trial for trial in reversed(trials) if trial.number in numbers and trial.values}
-    maximized = OBJECTIVES[spec.objectives[0]].direction == "maximize"
-    return sorted(unlike.values(), key=lambda trial: trial.values or [], reverse=maximized)
+    distinct = {trial.fingerprint: trial for trial in reversed(trials) if trial.number in numbers and trial.values}
+    maximized = OBJECTIVES[spec.objectives[0]].better == "higher"
+    return sorted(distinct.values(), key=lambda trial: trial.values or [], reverse=maximized)
 
 
 def recipe(spec: SearchSpec, request: Request, trial: Trial) -> str:
-    """The trial's cell on the reported part, for `harness run --from`, with every hyperparameter written out."""
+    """The trial's cell on the test split, for `harness run --from`, with every hyperparameter."""
     shipped = budgets().get(spec.budget.name) == spec.budget
     cell = replace(
         request,
@@ -137,32 +140,32 @@ def recipe(spec: SearchSpec, request: Request, trial: Trial) -> str:
         settings={**spec.fixed, **trial.settings},
     )
     header = (
-        f"Trial {trial.number} of search {spec.name}: {figures(spec, trial)}, on the dev part.\n"
-        "`harness run --from` trains it on all of train and scores it on the reported part."
+        f"Trial {trial.number} of search {spec.name}: {scores(spec, trial)}, on the dev part.\n"
+        "`harness run --from` trains it on all of train and evaluates it on the test split."
     )
     return write_recipe(cell, header)
 
 
 def _importances(study: Study) -> tuple[BaseImportanceEvaluator | None, dict[str, float] | str]:
-    """By PED-ANOVA: how much a hyperparameter had to do with being among the best trials."""
+    """By PED-ANOVA: how much each hyperparameter decides whether a trial is among the best."""
     import optuna
 
     complete = len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))
-    if complete < FEWEST:
-        return None, f"{complete} complete trials tell too little; {FEWEST} are needed"
+    if complete < MIN_TRIALS:
+        return None, f"{complete} complete trials; {MIN_TRIALS} are needed"
     # The best tenth, but five trials at least, as the evaluator's page advises.
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, 5 / complete))
     return evaluator, optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
-def figures(spec: SearchSpec, trial: Trial) -> str:
-    """A complete trial's objectives, to be read."""
+def scores(spec: SearchSpec, trial: Trial) -> str:
+    """A complete trial's objectives, as text."""
     pairs = zip(spec.objectives, trial.values or (), strict=True)
-    return ", ".join(f"{OBJECTIVES[name].unit} {_number(value)}" for name, value in pairs)
+    return ", ".join(f"{OBJECTIVES[name].label} {_number(value)}" for name, value in pairs)
 
 
 def settings(trial: Trial) -> str:
-    """A trial's hyperparameters, to be read."""
+    """A trial's hyperparameters, as text."""
 
     def text(value: Setting) -> str:
         return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

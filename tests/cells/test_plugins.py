@@ -47,7 +47,7 @@ class Scale(Method):
                 return feature_map * self.factors
 
         for stage in range(4 - self.hyperparameters.stages, 4):
-            backbone.put_in_gap(stage, Factors(backbone.channels[stage]))
+            backbone.insert_after_stage(stage, Factors(backbone.channels[stage]))
 
     def parameter_count(self, backbone, num_classes):
         return sum(backbone.channels[-self.hyperparameters.stages :])

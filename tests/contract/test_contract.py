@@ -69,7 +69,7 @@ class Good(Method):
     source = "this test"
 
     def attach(self, backbone, num_classes):
-        backbone.put_in_gap(0, Residual(backbone.channels[0]))
+        backbone.insert_after_stage(0, Residual(backbone.channels[0]))
 
     def parameter_count(self, backbone, num_classes):
         return backbone.channels[0] * (backbone.channels[0] + 1)
@@ -109,7 +109,7 @@ class Shared(Good):
 
     def attach(self, backbone, num_classes):
         channels = backbone.channels[0]
-        backbone.put_in_gap(0, self.kept.setdefault(channels, Residual(channels)))
+        backbone.insert_after_stage(0, self.kept.setdefault(channels, Residual(channels)))
 
 
 class Nothing(Good):
@@ -176,7 +176,7 @@ class Remembers(Good):
             return x + self.mix(x) + self.kept
 
     def attach(self, backbone, num_classes):
-        backbone.put_in_gap(0, self.Module(backbone.channels[0]))
+        backbone.insert_after_stage(0, self.Module(backbone.channels[0]))
 
 
 class OutsideTheDelta(Good):
@@ -190,7 +190,7 @@ class OutsideTheDelta(Good):
             return x + self.mix(x) + self.steps
 
     def attach(self, backbone, num_classes):
-        backbone.put_in_gap(0, self.Module(backbone.channels[0]))
+        backbone.insert_after_stage(0, self.Module(backbone.channels[0]))
 
 
 class CopiesTheBackbone(Good):
@@ -209,7 +209,7 @@ class FullPrecisionOnly(Good):
             return x + mixed
 
     def attach(self, backbone, num_classes):
-        backbone.put_in_gap(0, self.Module(backbone.channels[0]))
+        backbone.insert_after_stage(0, self.Module(backbone.channels[0]))
 
 
 class CountsOnContiguousMaps(Good):
@@ -218,7 +218,7 @@ class CountsOnContiguousMaps(Good):
             return super().forward(x) + 0 * x.view(len(x), -1).sum()
 
     def attach(self, backbone, num_classes):
-        backbone.put_in_gap(0, self.Module(backbone.channels[0]))
+        backbone.insert_after_stage(0, self.Module(backbone.channels[0]))
 
 
 class Explodes(Good):

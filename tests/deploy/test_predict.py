@@ -202,7 +202,7 @@ def test_weights_that_were_moved_are_asked_for(run: Path, colours: Path, weights
             patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
             line = refusal("predict", run, image, "--out", tmp_path / "out")
         assert line.startswith(f"{run / 'delta.safetensors'}: was trained on resnet10t with a file of weights, sha256:")
-        assert line.endswith("say where it is now with --weights PATH")
+        assert line.endswith("say where that file is with --weights PATH")
         assert call("predict", run, image, "--out", tmp_path / "out", "--weights", moved).code == 0
     finally:
         moved.rename(weights)
@@ -244,7 +244,7 @@ def forged(run: Path, path: Path, change: Callable[[dict], object]) -> Path:
         (lambda header: header["spec"].update(head="setr_pup"), "--head setr_pup is for a ViT"),
         (lambda header: header.update(classes=["one", "two"]), "tensors do not fit"),
         (lambda header: header.update(palette=[[0, 0, 256]] * 3), "not a delta: its palette"),
-        (lambda header: header.update(scale=[0, 0]), "not a delta: its scale"),
+        (lambda header: header.update(scale=[0, 0]), "not a delta: invalid scale"),
         (lambda header: header.pop("spec"), "not a delta: "),
     ],
 )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from harness.cli.listing import rows
+from harness.cli.listing import list_runs
 from harness.runs.folder import RunFolder
 from harness.runs.store import RunStore
 from tests.support.run_commands import assert_same, curve, finished, one_line, only_run, snapshot
@@ -98,7 +98,8 @@ def assert_row_without_result(run: RunFolder, state: str, reason: str) -> None:
     assert run.result() is None and not run.result_path.exists()
     status = run.status()
     assert status is not None and status.state == state and reason in str(status.reason)
-    (row,) = rows("runs", run.path.parent, run.path.parent)
+    (listed,) = list_runs(RunStore(run.path.parent))
+    row = listed.as_json()
     assert row["status"] == state and row["reason"] == status.reason and "metrics" not in row
 
 

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from harness.errors import UserError
+from harness.launch.choice import LauncherChoice
 from harness.launch.job import Job
-from harness.launch.launcher import LauncherChoice
 from harness.launch.ray import RayLauncher
 from tests.support.tiny_jobs import (
     SLOW,

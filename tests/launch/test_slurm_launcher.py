@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from harness.errors import UserError
-from harness.launch.launcher import LauncherChoice
+from harness.launch.choice import LauncherChoice
 from harness.launch.slurm import SlurmLauncher
 from harness.launch.supervise import supervise
 from harness.runs.folder import RunFolder

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from harness.launch.choice import LauncherChoice
 from harness.launch.job import Job
-from harness.launch.launcher import LauncherChoice
 from harness.launch.local import LocalLauncher
 from harness.launch.supervise import Stop, supervise
 from harness.runs.state import Outcome

@@ -1,4 +1,4 @@
-"""What SPM's matcher computes, and what a step of SPM holds in memory against one of full fine-tuning."""
+"""SPM: what a matcher computes, its ablations, and the memory of a step compared with full fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.engine.cost import step_cost
+from harness.errors import UserError
 from harness.method import methods
 from harness.models.backbones.families import create, cut
-from harness.models.network import build_segmenter
+from harness.models.losses import cross_entropy, labels_at
+from harness.models.network import UnsupportedMethod, build_segmenter
 from harness.spec import Budget
-from methods.modules.matcher import Matcher
-
-CLASSES = 5
+from methods.modules.spm import Matcher, matcher_parameters
+from tests.support.tiny_methods import CLASSES, batch, segmenter, train
 
 
 def _as_written(matcher: Matcher, f: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -47,7 +48,7 @@ def _as_written(matcher: Matcher, f: Tensor) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("guidance", [True, False])
 @pytest.mark.parametrize("pool", [1, 3])
 @pytest.mark.parametrize("relative", [False, True])
-def test_a_matcher_and_its_gradients_are_those_of_the_equations(iterations, share_weights, guidance, pool, relative):
+def test_matcher_and_its_gradients_follow_the_equations(iterations, share_weights, guidance, pool, relative):
     torch.manual_seed(0)
     matcher = Matcher(7, CLASSES, 8, iterations, 3, pool, share_weights, guidance, relative).double()
     nn.init.normal_(matcher.expand.weight)
@@ -64,7 +65,7 @@ def test_a_matcher_and_its_gradients_are_those_of_the_equations(iterations, shar
 
 
 @pytest.mark.parametrize("size", [1e-3, 40])
-def test_a_relative_matcher_does_not_see_how_large_the_maps_of_a_network_are(size):
+def test_relative_matcher_is_invariant_to_the_scale_of_maps(size):
     torch.manual_seed(0)
     matcher = Matcher(7, CLASSES, 8, 3, 3, 2, True, True, relative=True)
     nn.init.normal_(matcher.expand.weight)
@@ -73,11 +74,95 @@ def test_a_relative_matcher_does_not_see_how_large_the_maps_of_a_network_are(siz
     assert not torch.allclose(matcher(f), f, atol=0.1)
 
 
-def test_a_relative_matcher_passes_a_map_of_zeros():
+def test_relative_matcher_keeps_a_map_of_zeros():
     zeros = torch.zeros(1, 7, 4, 4, requires_grad=True)
     y = Matcher(7, CLASSES, 8, 3, 3, 2, True, True, relative=True)(zeros)
     y.sum().backward()
     assert torch.equal(y, zeros) and zeros.grad.isfinite().all()
+
+
+def test_matcher_count_is_that_of_a_hand_count():
+    """C = 24, K = 6, d = 32, k = 3, guided, shared cell: see the layers of `Matcher`."""
+    reduce, semantic, expand = 24 * 32 + 32, 32 * 6 + 6, 32 * 24 + 24
+    inputs = 32 * 9 + 32 * 96 + 96
+    recurrent = 2 * (38 * 9) + 38 * 64 + 38 * 32
+    options = {"hidden": 32, "iterations": 3, "kernel": 3, "share_weights": True, "guidance": True}
+    assert matcher_parameters(24, 6, **options) == reduce + semantic + expand + inputs + recurrent
+    module = Matcher(24, 6, pool=4, **options)
+    assert sum(parameter.numel() for parameter in module.parameters()) == matcher_parameters(24, 6, **options)
+    assert matcher_parameters(24, 6, relative=True, **options) == matcher_parameters(24, 6, **options) + expand
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"hidden": 8, "kernel": 5},
+        {"iterations": 1},
+        {"iterations": 4, "share_weights": False},
+        {"guidance": False},
+        {"auxiliary": 0},
+        {"guidance": False, "auxiliary": 0},
+        {"gaps": "1,3"},
+        {"gaps": "2"},
+        {"working_stride": 4},
+        {"working_stride": 64},
+        {"relative": True},
+        {"relative": True, "working_stride": 64},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_closed_form_holds_in_every_ablation_and_all_of_it_trains(settings, name):
+    assert train(segmenter("spm", name, **settings)) == set()  # its count is checked on building
+
+
+def test_missing_gap_is_unsupported_with_the_reason():
+    with pytest.raises(UnsupportedMethod, match="gap 4 does not exist: there are 3 gaps between 4 stages"):
+        segmenter("spm", "resnet10t", gaps="1,4")
+
+
+def test_even_kernel_is_refused_and_gaps_are_sorted():
+    hyperparameters = methods.get("spm").Hyperparameters
+    with pytest.raises(UserError, match="kernel: 4 is even"):
+        hyperparameters.parse("spm", {"kernel": "4"})
+    assert hyperparameters.parse("spm", {"gaps": "3,1,1"}).gaps == "1,3"
+
+
+def test_no_matcher_behind_the_last_stage():
+    assert sorted(segmenter("spm", "resnet10t").backbone.gaps) == ["0", "1", "2"]
+
+
+def test_pooling_and_upsampling_commute_with_1x1_convolutions():
+    torch.manual_seed(0)
+    convolution, x = nn.Conv2d(6, 4, 1), torch.randn(1, 6, 10, 14)
+    pooled = F.avg_pool2d(x, 4, ceil_mode=True, count_include_pad=False)
+    after = F.avg_pool2d(convolution(x), 4, ceil_mode=True, count_include_pad=False)
+    torch.testing.assert_close(convolution(pooled), after)
+    small = torch.randn(1, 6, 3, 4)
+    up = {"size": (10, 14), "mode": "bilinear", "align_corners": False}
+    torch.testing.assert_close(convolution(F.interpolate(small, **up)), F.interpolate(convolution(small), **up))
+
+
+def test_map_smaller_than_the_pooling_works():
+    network = segmenter("spm", "resnet10t", working_stride=256).eval()
+    assert network(torch.randn(1, 3, 32, 32)).shape[1] == CLASSES
+
+
+def test_auxiliary_loss_is_the_weighted_sum_over_gaps_and_iterations():
+    network = segmenter("spm", "resnet10t", auxiliary=0.6, iterations=2).train()
+    images, masks = batch()
+    network(images, masks)
+    matchers = list(network.backbone.gaps.values())
+    assert [len(matcher.semantic_maps) for matcher in matchers] == [2, 2, 2]
+    each = [cross_entropy(m, labels_at(masks, m.shape[-2:])) for matcher in matchers for m in matcher.semantic_maps]
+    torch.testing.assert_close(network.method.auxiliary_loss(masks), 0.6 / 2 * sum(each))
+
+
+def test_evaluation_keeps_no_semantic_maps():
+    network = segmenter("spm", "resnet10t").eval()
+    network(batch()[0])
+    assert all(matcher.semantic_maps == [] for matcher in network.backbone.gaps.values())
 
 
 def _peak_bytes(method: str, name: str) -> int:
@@ -89,6 +174,6 @@ def _peak_bytes(method: str, name: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["resnet101", pytest.param("vit_base_patch16_224", marks=pytest.mark.exhaustive)])
-def test_a_step_holds_under_60_percent_of_what_one_of_full_fine_tuning_does(name):
+def test_step_needs_under_60_percent_of_the_memory_of_full_fine_tuning(name):
     """At 512×512, one image, as an allocator would count it; on shapes alone."""
     assert _peak_bytes("spm", name) < 0.6 * _peak_bytes("full", name)

@@ -1,8 +1,9 @@
-"""Where methods stand: blocks, branches, layers, prompts, output; a method never needs to know a family."""
+"""Attach points: blocks, branches, layers, prompts, output, without a method knowing a family."""
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -32,6 +33,15 @@ class Probe(nn.Module):
         return self.scale * x
 
 
+class Prompts(nn.Module):
+    def __init__(self, width: int, depth: int = 1):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(depth, 3, width))
+
+    def forward(self, block):
+        return self.tokens[block]
+
+
 def images(height=64, width=96):
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -47,7 +57,7 @@ def pick(backbone):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_blocks_run_in_the_stated_order_and_put_out_the_stated_channels(pristine, name):
+def test_blocks_run_in_order_with_the_stated_channels(pristine, name):
     backbone = pristine(name)
     calls = []
     for block in backbone.blocks:
@@ -61,40 +71,40 @@ def test_blocks_run_in_the_stated_order_and_put_out_the_stated_channels(pristine
 
 
 @pytest.mark.parametrize("name", CNNS)
-def test_convolutional_networks_have_layers_and_no_branches(pristine, name):
+def test_convolutional_networks_have_layers_but_no_branches(pristine, name):
     backbone = pristine(name)
     assert backbone.branches == []
     assert backbone.layers("conv")
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_modules_that_change_nothing_leave_every_bit(pristine, name):
+def test_identity_modules_change_no_bit(pristine, name):
     backbone = pristine(name)
     plain = backbone(images(50, 75))
     for branch in pick(backbone):
         for view in VIEWS:
-            backbone.add_at_exit(branch, Probe(), view)
+            backbone.insert_at_exit(branch, Probe(), view)
             if branch.entry:
-                backbone.add_at_entry(branch, Probe(), view)
-            backbone.add_parallel(branch, Probe(0.0), True, view)
-            backbone.add_parallel(branch, Probe(0.0), False, view)
+                backbone.insert_at_entry(branch, Probe(), view)
+            backbone.add_to_branch(branch, Probe(0.0), view)
+            backbone.add_to_branch(branch, Probe(0.0), view, before_entry=False)
     for block in (backbone.blocks[0], backbone.blocks[-1]):
         for view in VIEWS:
-            backbone.add_after_block(block, Probe(), view)
+            backbone.insert_after_block(block, Probe(), view)
     assert same(plain, backbone(images(50, 75)))
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_an_added_module_sees_the_stated_channels_and_the_grid_of_the_image(pristine, name):
+def test_attached_module_sees_the_stated_channels_and_grid(pristine, name):
     backbone = pristine(name)
     probes = []
     for branch in pick(backbone):
         for view in VIEWS:
             for add in (
-                backbone.add_at_exit,
-                lambda b, m, view: backbone.add_parallel(b, m, True, view),
-                lambda b, m, view: backbone.add_parallel(b, m, False, view),
-                *([backbone.add_at_entry] if branch.entry else []),
+                backbone.insert_at_exit,
+                backbone.add_to_branch,
+                partial(backbone.add_to_branch, before_entry=False),
+                *([backbone.insert_at_entry] if branch.entry else []),
             ):
                 probes.append((branch, view, Probe(0.5)))
                 add(branch, probes[-1][2], view)
@@ -112,13 +122,13 @@ def test_an_added_module_sees_the_stated_channels_and_the_grid_of_the_image(pris
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_a_zero_at_the_exit_removes_the_branch(pristine, name):
+def test_zero_at_the_exit_disables_the_branch(pristine, name):
     backbone = pristine(name)
     by_block: dict[int, list] = {}
     for branch in backbone.branches:
         by_block.setdefault(branch.block, []).append(branch)
     for branch in by_block[1]:
-        backbone.add_at_exit(branch, Probe(0.0))
+        backbone.insert_at_exit(branch, Probe(0.0))
     seen = {}
     backbone.branches[0].module.register_forward_hook(lambda m, i, o: seen.update(before=o))
     by_block[1][0].module.register_forward_hook(lambda m, i, o: seen.update(after=o))
@@ -127,14 +137,14 @@ def test_a_zero_at_the_exit_removes_the_branch(pristine, name):
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_a_parallel_module_gets_the_branchs_input_and_its_result_is_added(pristine, name):
+def test_parallel_module_gets_the_branch_input_and_is_added(pristine, name):
     backbone = pristine(name)
     first = next(branch for branch in backbone.branches if branch.block == 1)
     last = [branch for branch in backbone.branches if branch.block == 1][-1]
     for branch in {first, last}:
-        backbone.add_at_exit(branch, Probe(0.0))
+        backbone.insert_at_exit(branch, Probe(0.0))
     parallel = Probe(1.0)
-    backbone.add_parallel(first, parallel)
+    backbone.add_to_branch(first, parallel)
     seen = {}
     first.module.register_forward_hook(lambda m, inputs, o: seen.update(x=inputs[0], y=o))
     backbone(images())
@@ -142,11 +152,11 @@ def test_a_parallel_module_gets_the_branchs_input_and_its_result_is_added(pristi
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"])
-def test_what_enters_past_the_norm_is_what_the_norm_puts_out(pristine, name):
+def test_parallel_module_after_the_entry_gets_the_norms_output(pristine, name):
     backbone = pristine(name)
     branch = backbone.branches[-1]
     normed = Probe(0.0)
-    backbone.add_parallel(branch, normed, before_entry=False)
+    backbone.add_to_branch(branch, normed, before_entry=False)
     seen = {}
     branch.module.get_submodule(branch.entry).register_forward_hook(lambda m, i, o: seen.update(y=o))
     backbone(images())
@@ -154,15 +164,15 @@ def test_what_enters_past_the_norm_is_what_the_norm_puts_out(pristine, name):
     assert torch.equal(normed.input, expected)
 
 
-def test_post_norm_blocks_have_no_entry_and_say_so(pristine):
+def test_post_norm_blocks_have_no_entry(pristine):
     backbone = pristine("swinv2_tiny_window8_256")
     assert all(branch.entry is None for branch in backbone.branches)
     with pytest.raises(ValueError, match="the attention of block 0 has no norm at its entry"):
-        backbone.add_at_entry(backbone.branches[0], Probe())
+        backbone.insert_at_entry(backbone.branches[0], Probe())
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-def test_prefix_tokens_are_no_part_of_a_map_and_come_back(pristine, name):
+def test_maps_leave_prefix_tokens_out_and_restore_them(pristine, name):
     backbone = pristine(name)
     branch = backbone.branches[-1]
 
@@ -173,34 +183,34 @@ def test_prefix_tokens_are_no_part_of_a_map_and_come_back(pristine, name):
             self.equal = torch.equal(backbone.from_map(feature_map, x), x)
             return x
 
-    backbone.add_at_exit(branch, RoundTrip())
+    backbone.insert_at_exit(branch, RoundTrip())
     backbone(images(50, 75))
     assert backbone.added[next(iter(backbone.added))].equal
 
 
-def test_a_parallel_map_adds_nothing_to_prefix_tokens_and_a_sequential_one_passes_them(pristine):
+def test_map_view_does_not_change_prefix_tokens(pristine):
     backbone = pristine("deit_tiny_distilled_patch16_224")
     branch = backbone.branches[-1]
     outputs = []
     branch.module.register_forward_hook(lambda m, i, o: outputs.append(o))
     backbone(images())
-    backbone.add_parallel(branch, Probe(3.0), view="map")
-    backbone.add_at_exit(branch, Probe(3.0), view="map")
+    backbone.add_to_branch(branch, Probe(3.0), view="map")
+    backbone.insert_at_exit(branch, Probe(3.0), view="map")
     backbone(images())
     assert torch.equal(outputs[0][:, :2], outputs[1][:, :2])
     assert not torch.equal(outputs[0][:, 2:], outputs[1][:, 2:])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_added_modules_alone_are_trained_and_stored_and_the_networks_names_stay(pristine, name):
+def test_only_attached_modules_are_trained_and_stored(pristine, name):
     backbone = pristine(name)
     names = set(backbone.state_dict())
     for branch in backbone.branches[:2]:
-        backbone.add_at_exit(branch, Probe())
-        backbone.add_parallel(branch, Probe())
-    backbone.add_after_block(backbone.blocks[-1], Probe())
+        backbone.insert_at_exit(branch, Probe())
+        backbone.add_to_branch(branch, Probe())
+    backbone.insert_after_block(backbone.blocks[-1], Probe())
     layer = backbone.layers("conv", "fc1")[0]
-    backbone.add_after(layer, Probe())
+    backbone.insert_after(layer, Probe())
     state = Segmenter(backbone, nn.Identity(), Linear(Linear.Hyperparameters())).trained_state()
     assert set(backbone.state_dict()) - names == {key.removeprefix("backbone.") for key in state}
     assert len(state) == len(backbone.added) and all(key.startswith("backbone.added.") for key in state)
@@ -209,23 +219,23 @@ def test_added_modules_alone_are_trained_and_stored_and_the_networks_names_stay(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_module_behind_or_beside_a_layer_acts_on_what_the_layer_computes(pristine, name):
-    """Every layer with a role is really called: doubling and doubling again is seen in the maps."""
+def test_every_layer_with_a_role_is_called(pristine, name):
+    """Scaling the output of a layer of each role changes the maps."""
     backbone = pristine(name)
     plain = backbone(images())
     for role in sorted(set(backbone.roles().values())):
         changed = copy.deepcopy(backbone)
-        changed.add_after(changed.layers(role)[0], Probe(1.0))
+        changed.insert_after(changed.layers(role)[0], Probe(1.0))
         assert same(plain, changed(images()))
-        changed.add_after(changed.layers(role)[0], Probe(-2.0))
+        changed.insert_after(changed.layers(role)[0], Probe(-2.0))
         assert not same(plain, changed(images())), role
 
 
-def test_a_layers_own_input_reaches_the_module_beside_it(pristine):
+def test_module_parallel_to_a_layer_gets_its_input(pristine):
     backbone = pristine("resnet10t")
     layer = backbone.layers("conv")[0]
     beside = copy.deepcopy(backbone.get_submodule(layer))
-    backbone.add_beside(layer, beside)
+    backbone.add_to_layer(layer, beside)
     seen = {}
     module = backbone.get_submodule(layer)
     module.register_forward_hook(lambda m, inputs, o: seen.update(x=inputs[0], y=o))
@@ -242,7 +252,7 @@ def test_a_layers_own_input_reaches_the_module_beside_it(pristine):
         ("convnext_atto", {"stem": 1, "grouped": 12, "fc1": 12, "fc2": 12, "merge": 3}),
     ],
 )
-def test_layers_have_honest_roles(pristine, name, expected):
+def test_layers_have_the_expected_roles(pristine, name, expected):
     backbone = pristine(name)
     assert {role: len(backbone.layers(role)) for role in set(backbone.roles().values())} == expected
     with pytest.raises(ValueError, match="no role key"):
@@ -250,7 +260,7 @@ def test_layers_have_honest_roles(pristine, name, expected):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_affine_normalisation_is_found(pristine, name):
+def test_all_affine_norms_are_found(pristine, name):
     backbone = pristine(name)
     found = {id(p) for norm in backbone.norms().values() for p in norm.parameters(recurse=False)}
     kinds = (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
@@ -260,22 +270,14 @@ def test_every_affine_normalisation_is_found(pristine, name):
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("deep", [False, True])
-def test_prompts_stand_behind_the_prefix_tokens_and_never_in_a_map(pristine, name, deep):
-    class Prompts(nn.Module):
-        def __init__(self, width):
-            super().__init__()
-            self.tokens = nn.Parameter(torch.randn(12 if deep else 1, 3, width))
-
-        def forward(self, block):
-            return self.tokens[block]
-
+def test_prompts_follow_the_prefix_tokens_and_are_in_no_map(pristine, name, deep):
     backbone = pristine(name)
     plain, prefix = backbone(images()), backbone.prefix_tokens
-    prompts = Prompts(backbone.channels[0])
+    prompts = Prompts(backbone.channels[0], depth=12 if deep else 1)
     entered = []
     for block in backbone.blocks:
         block.module.norm1.register_forward_pre_hook(lambda m, inputs: entered.append(inputs[0]))
-    backbone.add_prompts(prompts, length=3, deep=deep)
+    backbone.insert_prompts(prompts, length=3, deep=deep)
     maps = backbone(images())
     assert [m.shape for m in maps] == [m.shape for m in plain] and not same(maps, plain)
     lengths = {x.shape[1] for x in entered}
@@ -286,33 +288,33 @@ def test_prompts_stand_behind_the_prefix_tokens_and_never_in_a_map(pristine, nam
     assert (prompts.tokens.grad.abs().sum((1, 2)) > 0).all()
 
 
-def test_prompts_are_refused_where_the_network_is_not_one_sequence(pristine):
+def test_prompts_need_one_sequence_of_tokens(pristine):
     with pytest.raises(ValueError, match="one sequence of tokens"):
-        pristine("pvt_v2_b0").add_prompts(nn.Identity(), 3, deep=True)
+        pristine("pvt_v2_b0").insert_prompts(nn.Identity(), 3, deep=True)
 
 
-def test_the_output_place_turns_maps_into_maps_and_holds_one_module(pristine):
+def test_output_module_transforms_the_maps_and_is_the_only_one(pristine):
     class Halve(nn.Module):
         def forward(self, maps):
             return [m / 2 for m in maps]
 
     backbone = pristine("resnet10t")
     plain = backbone(images())
-    backbone.put_at_output(Halve())
+    backbone.insert_at_output(Halve())
     assert same(backbone(images()), [m / 2 for m in plain])
-    with pytest.raises(ValueError, match="taken"):
-        backbone.put_at_output(Halve())
+    with pytest.raises(ValueError, match="already"):
+        backbone.insert_at_output(Halve())
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "pvt_v2_b0"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradients_are_the_same_under_checkpointing_of_stages(pristine, name, reentrant):
+def test_checkpointed_stages_give_the_same_gradients(pristine, name, reentrant):
     def gradients(checkpointed: bool):
         backbone = pristine(name)
         torch.manual_seed(0)
         module = nn.Conv2d(backbone.branches[2].channels, backbone.branches[2].channels, 3, padding=1)
-        backbone.add_parallel(backbone.branches[2], module, view="map")
-        backbone.add_at_exit(backbone.branches[-1], Probe(), view="map")
+        backbone.add_to_branch(backbone.branches[2], module, view="map")
+        backbone.insert_at_exit(backbone.branches[-1], Probe(), view="map")
         if checkpointed:
             for stage in backbone.stages:
                 run = stage.forward
@@ -326,13 +328,101 @@ def test_gradients_are_the_same_under_checkpointing_of_stages(pristine, name, re
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_copy_has_its_own_modules(pristine):
+def test_copied_backbone_has_its_own_modules(pristine):
     backbone = pristine("vit_tiny_patch16_224")
-    backbone.add_parallel(backbone.branches[0], Probe(0.0))
-    backbone.add_at_exit(backbone.branches[0], Probe(1.0))
+    backbone.add_to_branch(backbone.branches[0], Probe(0.0))
+    backbone.insert_at_exit(backbone.branches[0], Probe(1.0))
     plain = backbone(images())
     other = copy.deepcopy(backbone)
     with torch.no_grad():
         for parameter in other.added.parameters():
             parameter.fill_(2.0)
     assert same(plain, backbone(images())) and not same(plain, other(images()))
+
+
+def attach_everywhere(backbone):
+    """A module at every kind of place; with their probes they change the maps."""
+    branch, block = backbone.branches[0], backbone.blocks[-1]
+    layer = backbone.layers("fc1")[0]
+    probes = [Probe(2.0) for _ in range(11)]
+    backbone.insert_at_entry(branch, probes[0])
+    backbone.insert_at_exit(branch, probes[1])
+    backbone.insert_after_block(block, probes[2], view="map")
+    backbone.insert_after_stage(0, probes[3])
+    backbone.insert_after(layer, probes[4])
+    backbone.insert_before([layer], probes[5])
+    backbone.insert_at_output(nn.Identity())
+    backbone.add_to_branch(branch, probes[6])
+    backbone.add_to_branch(branch, probes[7], before_entry=False)
+    backbone.add_to_layer(layer, probes[8])
+    backbone.add_to_stream(branch, probes[9])
+    backbone.add_to_stream(block, probes[10])
+    return [*probes, backbone.added["output"]]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_removed_modules_leave_no_trace(pristine, copied):
+    backbone = pristine("vit_tiny_patch16_224")
+    plain = backbone(images())
+    modules = attach_everywhere(backbone)
+    if copied:
+        backbone, modules = copy.deepcopy((backbone, modules))
+    assert not same(plain, backbone(images()))
+    for module in modules:
+        backbone.remove(module)
+    assert same(plain, backbone(images()))
+    assert len(backbone.added) == len(backbone.gaps) == 0
+    assert backbone.count_frozen_stages() == len(backbone.stages)
+    with pytest.raises(ValueError, match="this Probe is not attached to vit_tiny_patch16_224"):
+        backbone.remove(modules[0])
+
+
+def test_module_on_the_stream_changes_it_after_a_branch_and_a_block(pristine):
+    backbone = pristine("vit_tiny_patch16_224")
+    block = backbone.blocks[0]
+    after_the_branch, after_the_block = Probe(0.5), Probe(0.25)
+    backbone.add_to_stream(backbone.branches[0], after_the_branch)
+    backbone.add_to_stream(block, after_the_block)
+    seen = {}
+    block.module.register_forward_hook(lambda m, inputs, o: seen.update(x=inputs[0], y=o))
+    backbone(images())
+    own = pristine("vit_tiny_patch16_224").blocks[0].module
+    x = 1.5 * (seen["x"] + own.ls1(own.attn(own.norm1(seen["x"]))))
+    torch.testing.assert_close(seen["y"], 1.25 * (x + own.ls2(own.mlp(own.norm2(x)))))
+
+
+def test_layers_that_share_their_input_share_the_module_before_them(pristine):
+    backbone = pristine("pvt_v2_b0")
+    module = Probe(2.0)
+    backbone.insert_before(["stages.0.blocks.0.attn.q", "stages.0.blocks.0.attn.sr"], module)
+    seen = []
+    layer = backbone.get_submodule("stages.0.blocks.0.attn.sr")
+    backbone.get_submodule("stages.0.blocks.0.attn.q").register_forward_pre_hook(lambda m, i: seen.append(i[0]))
+    layer.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    backbone(images())
+    tokens, feature_map = seen
+    torch.testing.assert_close(tokens, feature_map.flatten(2).transpose(1, 2))
+    assert list(backbone.added) == ["stages_0_blocks_0_attn_q_before"]
+
+
+@pytest.mark.parametrize(
+    ("old", "arguments"),
+    [
+        ("put_in_gap", lambda b: (0, Probe())),
+        ("put_at_output", lambda b: (nn.Identity(),)),
+        ("add_at_entry", lambda b: (b.branches[0], Probe())),
+        ("add_at_exit", lambda b: (b.branches[0], Probe(), "map")),
+        ("add_parallel", lambda b: (b.branches[0], Probe(0.0), False, "map")),
+        ("add_after_block", lambda b: (b.blocks[0], Probe())),
+        ("add_after", lambda b: (b.layers("fc1")[0], Probe())),
+        ("add_beside", lambda b: (b.layers("fc1")[0], Probe(0.0))),
+        ("add_prompts", lambda b: (Prompts(b.channels[0]), 3, False)),
+    ],
+)
+def test_old_names_of_the_verbs_work_with_a_warning(pristine, old, arguments):
+    backbone = pristine("vit_tiny_patch16_224")
+    plain = backbone(images())
+    with pytest.warns(DeprecationWarning, match=f"StagedBackbone.{old} is now (insert|add)_"):
+        getattr(backbone, old)(*arguments(backbone))
+    assert len(backbone.added) + len(backbone.gaps) == 1
+    assert same(plain, backbone(images())) == (old != "add_prompts")

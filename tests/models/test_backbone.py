@@ -93,7 +93,7 @@ def test_a_module_in_a_gap_sees_the_map_and_its_result_reaches_head_and_next_sta
     images = torch.randn(1, 3, 56, 64)
     plain = backbone(images)
     shift = Shift()
-    backbone.put_in_gap(1, shift)
+    backbone.insert_after_stage(1, shift)
     try:
         shift.by = 0.0
         assert all(torch.equal(a, b) for a, b in zip(plain, backbone(images), strict=True))
@@ -102,15 +102,15 @@ def test_a_module_in_a_gap_sees_the_map_and_its_result_reaches_head_and_next_sta
         moved = backbone(images)
         assert torch.equal(plain[0], moved[0])
         assert not any(torch.equal(a, b) for a, b in zip(plain[1:], moved[1:], strict=True))
-        with pytest.raises(ValueError, match="taken"):
-            backbone.put_in_gap(1, Shift())
+        with pytest.raises(ValueError, match="already"):
+            backbone.insert_after_stage(1, Shift())
     finally:
         backbone.gaps.clear()
 
 
 def test_a_gap_that_does_not_exist_is_an_error(backbone):
     with pytest.raises(IndexError, match="no stage 4"):
-        backbone.put_in_gap(4, nn.Identity())
+        backbone.insert_after_stage(4, nn.Identity())
 
 
 def test_prefix_tokens_pass_a_gap_untouched():
@@ -119,7 +119,7 @@ def test_prefix_tokens_pass_a_gap_untouched():
     backbone.stages[1].register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0]))
     images = torch.randn(1, 3, 64, 64)
     backbone(images)
-    backbone.put_in_gap(0, nn.Dropout(p=1.0).train())
+    backbone.insert_after_stage(0, nn.Dropout(p=1.0).train())
     backbone(images)
     assert torch.equal(tokens[0][:, :2], tokens[1][:, :2])
     assert tokens[1][:, 2:].abs().sum() == 0

@@ -1,4 +1,4 @@
-"""Every family gives its maps at any image size, computes what timm computes, and stays frozen."""
+"""Every family has maps at any image size, computes what timm computes, and stays frozen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import timm
 import torch
 
 from harness.errors import UserError
-from harness.models.backbones.families import backbone_names, check_backbone, create, cut, families
+from harness.models.backbones.families import (
+    backbone_names,
+    check_backbone,
+    create,
+    cut,
+    families,
+    register,
+    tiny_networks,
+)
+from harness.models.backbones.family import Family, TinyNetwork
 from tests.support.tiny_networks import FAMILIES
 
 
@@ -25,7 +34,7 @@ def test_maps_have_the_stated_channels_and_strides_at_any_size(pristine, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_maps_are_those_of_timms_own_intermediates(name):
+def test_maps_are_timms_own_intermediates(name):
     torch.manual_seed(0)
     network = create(name).eval()
     flat = len(set(FAMILIES[name])) == 1
@@ -46,7 +55,7 @@ def test_maps_are_those_of_timms_own_intermediates(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_frozen_backbone_builds_no_graph_and_keeps_every_bit_in_training_mode(pristine, name):
+def test_frozen_backbone_builds_no_graph_and_changes_no_bit(pristine, name):
     backbone = pristine(name)
     before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
     maps = backbone.train()(torch.randn(2, 3, 64, 64))
@@ -55,7 +64,7 @@ def test_a_frozen_backbone_builds_no_graph_and_keeps_every_bit_in_training_mode(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_all_of_the_network_is_used_so_that_full_fine_tuning_trains_all_of_it(pristine, name):
+def test_every_parameter_gets_a_gradient(pristine, name):
     backbone = pristine(name)
     backbone.unfreeze(*backbone.parameters())
     torch.manual_seed(0)
@@ -63,7 +72,7 @@ def test_all_of_the_network_is_used_so_that_full_fine_tuning_trains_all_of_it(pr
     assert [key for key, parameter in backbone.named_parameters() if parameter.grad is None] == []
 
 
-def test_a_network_with_a_rotary_embedding_for_each_block_reads_its_own():
+def test_rotary_embedding_of_each_block_is_its_own():
     name = "vit_small_patch16_rope_mixed_224"
     torch.manual_seed(0)
     network = create(name).eval()
@@ -74,17 +83,36 @@ def test_a_network_with_a_rotary_embedding_for_each_block_reads_its_own():
             torch.testing.assert_close(ours, theirs)
 
 
-def test_anti_aliasing_by_pooling_drops_no_border():
+def test_anti_aliasing_pooling_keeps_the_border():
     for name in ("resnetaa34d", "mobilenetv4_conv_aa_medium"):
         with torch.device("meta"):
             maps = cut(name, create(name))(torch.empty(1, 3, 50, 75))
         assert [tuple(m.shape[-2:]) for m in maps] == [(13, 19), (7, 10), (4, 5), (2, 3)]
 
 
-def test_what_is_listed_is_usable_and_what_is_not_gets_the_nearest_name():
+def test_listed_backbones_are_usable_and_others_are_refused_with_the_nearest_name():
     for name in families():
         check_backbone(backbone_names(name)[0])
     with pytest.raises(UserError, match="its family cannot be cut into stages"):
         check_backbone("crossvit_9_240")
     with pytest.raises(UserError, match="convnext_tiny"):
         check_backbone("convnext_tinny")
+
+
+def test_family_of_a_taken_timm_module_is_refused():
+    class Other(Family):
+        modules = {"resnet": TinyNetwork("resnet10t")}
+
+        def cut(self, network):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=r"the family of timm\.models\.resnet is registered"):
+        register(Other)
+
+
+def test_tiny_network_of_every_family_belongs_to_it_and_is_small():
+    for module, tiny in tiny_networks().items():
+        assert tiny.name in backbone_names(module)
+        with torch.device("meta"):
+            network = create(tiny.name, **tiny.changes)
+        assert sum(parameter.numel() for parameter in network.parameters()) < 3e7

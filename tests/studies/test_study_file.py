@@ -8,8 +8,9 @@ import pytest
 
 from harness.errors import UserError
 from harness.runs.store import RunStore
+from studies import shipped_studies
 from studies.plan import make_plan
-from studies.study import Replacements, Study, load_study, shipped_studies
+from studies.study import Replacements, Study, load_study
 from tests.support.studies_at_hand import write_study
 
 

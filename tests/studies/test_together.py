@@ -24,7 +24,7 @@ from studies.search.search import TrialJob
 from studies.search.spec import declared_space
 from studies.study import load_study
 from tests.support.in_process import call, refusal
-from tests.support.searching import Place, carry_out
+from tests.support.searching import Place, execute_trial
 from tests.support.studies_at_hand import finish, write_study
 
 
@@ -182,7 +182,7 @@ def searched(place: Place, trials: int, together: int, **options: Any) -> tuple[
     """The trials of a search that was executed on one slot, and the jobs that they were in."""
 
     def done(cell: JobCell) -> RunState:
-        carry_out(place, TrialJob(0, cell.request, cell.fingerprint))
+        execute_trial(place, TrialJob(0, cell.request, cell.fingerprint))
         return RunState.DONE
 
     launcher = AtOnce(1, done)
@@ -232,5 +232,5 @@ def test_search_trains_trials_side_by_side(place: Place) -> None:
 def test_invalid_cache_size_is_refused_first(place: Place, command: str, tmp_path: Path) -> None:
     study = write_study(tmp_path / "s.yaml", place.dataset)
     arguments = search_arguments(place) if command == "search" else ["compare", study, "--runs", place.root]
-    assert refusal(*arguments, "--cache-size", "8 gigs").startswith("--cache-size 8 gigs: not a size; give a number")
+    assert refusal(*arguments, "--cache-size", "8 gigs").startswith("--cache-size 8 gigs: invalid size; give a number")
     assert not place.root.exists()

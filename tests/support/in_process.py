@@ -1,4 +1,4 @@
-"""The command in this process, where a test is about what it says and not about how it starts."""
+"""Commands in this process, for tests of what they do and print and not of how they start."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import torch
 
 from harness.cli import main
 
-torch.set_num_threads(1)  # for networks this small; the cores have other tests to run
+torch.set_num_threads(1)  # the networks are tiny, and other tests need the cores
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command left: its exit code, and what it wrote where."""
+class CommandOutput:
+    """Exit code, stdout and stderr of a command."""
 
     code: int
     out: str
     err: str
 
 
-def call(*arguments: str | Path) -> Said:
-    """`harness ARGUMENTS`. An exception that the command does not answer itself is the test's failure."""
+def call(*arguments: str | Path) -> CommandOutput:
+    """`harness ARGUMENTS`. An exception that the command does not handle fails the test."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    before = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
         mock.patch("sys.argv", ["harness", *map(str, arguments)]),
         contextlib.redirect_stdout(out),
@@ -39,19 +39,20 @@ def call(*arguments: str | Path) -> Said:
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:
-            signal.signal(signal.SIGTERM, before)
-    return Said(code, out.getvalue(), err.getvalue())
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return CommandOutput(code, out.getvalue(), err.getvalue())
 
 
 def refusal(*arguments: str | Path) -> str:
-    """The one line of a command that is refused as the user's to mend: exit 2, nothing on stdout, no traceback."""
-    said = call(*arguments)
-    assert (said.code, said.out) == (2, ""), said
-    (line,) = said.err.splitlines()
+    """The one line of a command that ends with an error of the user: exit 2, nothing on stdout, no traceback."""
+    output = call(*arguments)
+    assert (output.code, output.out) == (2, ""), output
+    (line,) = output.err.splitlines()
     assert line.startswith("error: "), line
     return line.removeprefix("error: ")
 
 
 def runs_in(folder: Path) -> list[str]:
-    """What lies in a `--runs` folder besides caches and locks."""
+    """The run folders in a `--runs` folder: everything but caches and locks."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []

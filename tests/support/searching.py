@@ -1,4 +1,4 @@
-"""Searches whose trials cost nothing: their runs are claimed and written as any other, but nothing is trained."""
+"""Searches whose trials cost nothing: their runs are locked and written like any other, but nothing is trained."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GRID = {"hidden": Range(low=4, high=8, integer=True), "kernel": Range(choices=(3
 
 @dataclass(frozen=True)
 class Place:
-    """Where searches of one tiny cell are kept. Plain values: processes are started on it."""
+    """A run store with searches of one tiny cell. Plain values: it is passed to other processes."""
 
     root: Path
     dataset: Path
@@ -73,13 +73,13 @@ def _resolver(root: Path) -> Resolver:
 
 
 def quality(job: TrialJob) -> float:
-    """The best learning rate is 1e-3, and a wide matcher is a little better."""
+    """The mIoU of a trial: the best learning rate is 1e-3, and a wide matcher is a little better."""
     lr, hidden = job.request.settings.get("lr", 1e-3), job.request.settings["hidden"]
     return 0.6 - 0.1 * abs(math.log10(lr) + 3) + 0.001 * hidden
 
 
-def carry_out(place: Place, job: TrialJob, **figures: float | None) -> None:
-    """Leave the run of a trial as a finished one, with these figures over its own. Raises `AlreadyLocked`."""
+def execute_trial(place: Place, job: TrialJob, **values: float | None) -> None:
+    """Write the run of a trial as a finished one; `values` replace its own. Raises `AlreadyLocked`."""
     run = place.run(job.fingerprint)
     with place.store.lock(run) as run.lock:
         if run.result() is not None:
@@ -89,19 +89,18 @@ def carry_out(place: Place, job: TrialJob, **figures: float | None) -> None:
             run.append_curve({"step": step, "miou_train": quality(job) * step / STEPS})
         with (place.root / "executed.txt").open("a") as log:
             log.write(f"{job.fingerprint}\n")
-        figures = {name: value for name, value in figures.items()}
         spec = _resolver(place.root)(job.request).spec
-        metrics = {"miou": figures.pop("miou", quality(job))}
+        metrics = {"miou": values.pop("miou", quality(job))}
         finish(
             run,
             make_result(
-                spec, metrics=metrics, parameters={"trainable": 100 * job.request.settings["hidden"]}, **figures
+                spec, metrics=metrics, parameters={"trainable": 100 * job.request.settings["hidden"]}, **values
             ),
         )
 
 
 def drive(place: Place, search: Search, seconds: float = 0.0) -> list[Trial]:
-    """Work on a search, one trial at a time of at least so many seconds, until all have ended."""
+    """Execute a search, one trial at a time of at least so many seconds, until all have ended."""
     while not search.finished:
         job = search.next()
         if job is None:
@@ -110,7 +109,7 @@ def drive(place: Place, search: Search, seconds: float = 0.0) -> list[Trial]:
             continue
         try:
             time.sleep(seconds)
-            carry_out(place, job)
+            execute_trial(place, job)
         except AlreadyLocked as error:
             search.ended(job.fingerprint, Outcome(RunState.RUNNING, error.lock_owner))
         else:
@@ -119,7 +118,7 @@ def drive(place: Place, search: Search, seconds: float = 0.0) -> list[Trial]:
 
 
 def work(place: Place, trials: int, seconds: float, options: dict[str, Any]) -> None:
-    """What a worker's process does."""
+    """Body of a worker process."""
     with place.open(trials, **options) as search:
         drive(place, search, seconds)
 
@@ -145,7 +144,7 @@ def _is_watched(file: str) -> bool:
 
 
 def start(target: Callable[..., None], place: Place, *arguments: Any) -> BaseProcess:
-    """A process of its own, with what is slow to import or to look up imported and looked up before."""
+    """A forked process; what is slow to import or to look up was imported and looked up before."""
     _resolver(place.root)(place.request)
     process = multiprocessing.get_context("fork").Process(target=target, args=(place, *arguments))
     process.start()

@@ -59,3 +59,10 @@ def run_arguments(dataset: Path, budget: Path, runs: Path, *more: str | Path) ->
     cell = ["--method", "spm", "--backbone", "resnet10t", "--weights", "random", "--head", "fpn:16"]
     places = ["--dataset", dataset, "--budget", budget, "--runs", runs, "--device", "cpu", "--workers", "0"]
     return ["run", *cell, *places, "--tracking", "off", *more]
+
+
+def fresh_python(code: str) -> str:
+    """What a new interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -61,7 +61,7 @@ class _Troublesome(Method):
         pass
 
     def attach(self, backbone, num_classes):
-        backbone.put_in_gap(0, Deed(lambda step: self.do() if step == 5 else None))
+        backbone.insert_after_stage(0, Deed(lambda step: self.do() if step == 5 else None))
 
     def parameter_count(self, backbone, num_classes):
         return 0
@@ -122,7 +122,7 @@ class TakesItsTime(_Troublesome):
     name = summary = "takes_its_time"
 
     def attach(self, backbone, num_classes):
-        backbone.put_in_gap(0, Deed(lambda step: time.sleep(0.1)))
+        backbone.insert_after_stage(0, Deed(lambda step: time.sleep(0.1)))
 '''
 
 SLOW = "takes_its_time"

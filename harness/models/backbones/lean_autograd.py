@@ -1,8 +1,8 @@
-"""Frozen convolutions and batch norms that keep nothing for the backward pass but what it needs.
+"""Frozen convolutions and batch norms that only save for the backward pass what it needs.
 
-The gradient of their input depends on their own tensors alone, yet torch keeps the input as well, for the gradient of
-a weight that nobody asks for: half of what a frozen CNN keeps. Nothing is decided in advance: each call looks whether
-its parameters are frozen and its input is not, and everything else is the class's own forward, as it was.
+The gradient of their input only depends on their own tensors, yet torch saves the input as well, for a weight gradient
+that is not needed: half of what a frozen CNN saves. Each call decides for itself, by whether its parameters are frozen
+and its input is not; in every other case the class's own forward runs unchanged.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 LEAN_FROM = 2**20
-"""Bytes of an input from which on it is left out; below, memory is not worth the microseconds of a call in Python."""
+"""Inputs of at least so many bytes are not saved; below, memory is not worth the microseconds of a Python call."""
 
 
 def make_lean(network: nn.Module) -> None:
-    """Let every convolution and batch norm in `network` keep as little as it can, from now on, frozen or not yet.
+    """Let every convolution and batch norm in `network` save as little as it can, whether it is frozen now or later.
 
-    Outputs and gradients keep every bit: forward and backward pass call the kernels that they called. Modules, their
-    names, parameters and buffers stay the same objects. A `Conv2d` keeps its class, for methods look for exactly that
-    one: it is given another inner step. A module of exactly one of the classes in `LEAN` becomes one of a subclass.
-    Other classes (weight standardisation, a plugin's own) are left alone.
+    Outputs and gradients are the same to the bit: forward and backward pass call the same kernels. Modules, their
+    names, parameters and buffers stay the same objects. A `Conv2d` keeps its class, because methods look for exactly
+    that class: its inner step is replaced. A module of exactly one of the classes in `LEAN` gets a subclass.
+    Other classes (weight standardisation, a plugin's own) are not changed.
     """
     for module in network.modules():
         if type(module) is nn.Conv2d:
@@ -70,7 +70,7 @@ LEAN: dict[type[nn.Module], type[nn.Module]] = {
 def _is_lean(x: Tensor, *own: Tensor | None) -> bool:
     """Whether a gradient goes through the module to a large x [B, C, H, W] and to none of its own tensors.
 
-    Compilers and tracers see the plain operations: they decide for themselves what is kept.
+    Compilers and tracers see the plain operations: they decide for themselves what is saved.
     """
     return (
         x.requires_grad
@@ -152,7 +152,7 @@ class _EvaluatedNorm(Function):
 
 
 class _Layout:
-    """All that a backward kernel reads of an input when the input's gradient alone is asked for."""
+    """All that a backward kernel reads of an input when only the input's gradient is needed."""
 
     def __init__(self, tensor: Tensor):
         self.fields = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)

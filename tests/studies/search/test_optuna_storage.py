@@ -1,4 +1,4 @@
-"""Where a search is kept: one among several workers, a server that goes away and comes back, one that never does."""
+"""Storages of a search: shared by several workers, away for a while, away for good."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.errors import UserError
 from harness.runs.state import Outcome, RunState
 from tests.support import postgres
 from tests.support.postgres import Postgres
-from tests.support.searching import Place, carry_out, drive, start, work
+from tests.support.searching import Place, drive, execute_trial, start, work
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def shared(request: pytest.FixtureRequest, place: Place, tmp_path: Path) -> Plac
     return replace(place, storage=f"journal:{tmp_path / 'search.log'}" if request.param == "journal" else None)
 
 
-def test_four_processes_on_one_search_make_exactly_as_many_trials_as_asked_for(shared: Place) -> None:
+def test_four_processes_share_a_search(shared: Place) -> None:
     trials = 10
     workers = [start(work, shared, trials, 0.05, {}) for _ in range(4)]
     for worker in workers:
@@ -52,15 +52,15 @@ def test_four_processes_on_one_search_make_exactly_as_many_trials_as_asked_for(s
         assert search.folder.trials() == search.trials
 
 
-def test_a_server_that_goes_away_and_comes_back_costs_no_trial(place: Place, server: Postgres) -> None:
+def test_server_outage_costs_no_trial(place: Place, server: Postgres) -> None:
     place = replace(place, storage=server.create_database())
     with place.open(3) as search:
         job = search.next()
         assert job is not None
         server.stop()
         try:
-            carry_out(place, job)
-            search.ended(job.fingerprint, Outcome(RunState("done")))
+            execute_trial(place, job)
+            search.ended(job.fingerprint, Outcome(RunState.DONE))
             assert search.next() is None
             assert search.poll() == []
             assert not search.finished
@@ -74,19 +74,19 @@ def test_a_server_that_goes_away_and_comes_back_costs_no_trial(place: Place, ser
     assert "does not answer" in warning
 
 
-def test_a_server_that_stays_away_ends_the_search_with_a_remedy(place: Place, server: Postgres) -> None:
+def test_long_server_outage_ends_the_search_with_a_hint(place: Place, server: Postgres) -> None:
     place = replace(place, storage=server.create_database())
     with place.open(1, patience=0) as search:
         server.stop()
         try:
-            with pytest.raises(UserError, match="start it and repeat the command, the search goes on"):
+            with pytest.raises(UserError, match="start it and repeat the command, which resumes the search"):
                 while True:
                     search.poll()
         finally:
             server.start()
 
 
-def test_a_server_that_does_not_answer_at_the_start_is_refused_without_its_password(place: Place) -> None:
+def test_error_about_an_unreachable_server_hides_its_password(place: Place) -> None:
     url = "postgresql+psycopg://me:secret@/postgres?host=/nowhere"
     with pytest.raises(UserError, match="cannot be used") as refusal:
         replace(place, storage=url).open(1)

@@ -1,4 +1,4 @@
-"""A search: the same trials however it is interrupted, as many as were asked for, none executed twice."""
+"""A search makes the same trials however it is interrupted, as many as planned, and executes none twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.runs.state import Outcome, RunState
 from studies.search.optuna_storage import open_storage
 from studies.search.samplers import quiet_optuna
 from studies.search.spec import Range
-from tests.support.searching import GRID, SPACE, STEPS, Place, carry_out, drive, quality, start, work_until_killed
+from tests.support.searching import GRID, SPACE, STEPS, Place, drive, execute_trial, quality, start, work_until_killed
 
 
 @pytest.fixture(scope="session")
@@ -54,12 +54,10 @@ def finish(place: Place, trials: int, **options: object) -> list:
 
 
 @pytest.mark.parametrize(("trials", "options"), [(12, {}), (5, {"pruner": "hyperband"})])
-def test_a_search_that_is_killed_again_and_again_makes_the_same_trials_as_one_that_is_not(
-    place: Place, another: Place, trials: int, options: dict
-) -> None:
-    """The kills are at calls drawn by chance from all that a worker makes, so at every moment of a trial's life.
+def test_killed_search_makes_the_same_trials(place: Place, another: Place, trials: int, options: dict) -> None:
+    """The kills are at random calls of functions, so in every phase of a trial.
 
-    Twelve trials, as TPE looks at what came before from the eleventh on.
+    Twelve trials, as TPE uses earlier trials from the eleventh on.
     """
     whole = finish(place, trials, **options)
     draw = random.Random(0)
@@ -78,10 +76,8 @@ def test_a_search_that_is_killed_again_and_again_makes_the_same_trials_as_one_th
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc", "nsgaii", "grid"])
-def test_what_a_sampler_proposes_does_not_depend_on_which_process_asks_it(
-    place: Place, another: Place, sampler: str
-) -> None:
-    """Nor, for what is less than a generation, on which trials have ended by then."""
+def test_proposals_do_not_depend_on_the_process(place: Place, another: Place, sampler: str) -> None:
+    """Nor, within a generation, on which trials have ended by then."""
     space = GRID if sampler == "grid" else SPACE
     trials = 4
     whole = finish(place, trials, space=space, sampler=sampler)
@@ -89,36 +85,34 @@ def test_what_a_sampler_proposes_does_not_depend_on_which_process_asks_it(
     with at_once.open(trials, space, sampler=sampler) as search:
         jobs = [job for _ in range(trials) if (job := search.next())]
         for job in jobs:
-            carry_out(at_once, job)
-            search.ended(job.fingerprint, Outcome(RunState("done")))
+            execute_trial(at_once, job)
+            search.ended(job.fingerprint, Outcome(RunState.DONE))
     assert search.trials == whole
     for _ in range(trials):
         with another.open(trials, space, sampler=sampler) as search:
             job = search.next()
             assert job is not None
-            carry_out(another, job)
-            search.ended(job.fingerprint, Outcome(RunState("done")))
+            execute_trial(another, job)
+            search.ended(job.fingerprint, Outcome(RunState.DONE))
     assert search.trials == whole
     assert len({tuple(trial.settings.values()) for trial in whole}) == trials
 
 
-def test_a_search_that_is_given_more_trials_goes_on_as_if_it_had_had_them_from_the_start(
-    place: Place, another: Place
-) -> None:
+def test_extended_search_makes_the_same_trials(place: Place, another: Place) -> None:
     first = finish(place, 2)
     assert finish(place, 4)[:2] == first
     assert finish(place, 4) == finish(another, 4)
     assert len(place.executed) == 4
 
 
-def test_a_search_whose_storage_was_lost_finds_its_trials_again_without_executing_any(place: Place) -> None:
+def test_search_with_a_lost_storage_executes_nothing_twice(place: Place) -> None:
     before = finish(place, 3)
     (place.root / "optuna.db").unlink()
     assert finish(place, 3) == before
     assert len(place.executed) == 3
 
 
-def test_a_damaged_list_of_trials_is_written_again(place: Place) -> None:
+def test_damaged_list_of_trials_is_repaired(place: Place) -> None:
     before = finish(place, 2)
     search = place.open(2)
     (search.folder.path / "trials.json").write_text('[{"number": 0, "st')
@@ -130,7 +124,7 @@ def test_a_damaged_list_of_trials_is_written_again(place: Place) -> None:
 # Who executes what
 
 
-def test_a_trial_that_another_process_has_is_left_to_it_and_taken_over_when_it_dies(place: Place) -> None:
+def test_trial_of_another_process_is_taken_over_when_that_dies(place: Place) -> None:
     with place.open(1) as holding, place.open(1) as waiting:
         job = holding.next()
         assert job is not None
@@ -139,7 +133,7 @@ def test_a_trial_that_another_process_has_is_left_to_it_and_taken_over_when_it_d
         assert waiting.next() == job
 
 
-def test_a_dead_process_run_that_still_executes_is_left_alone(place: Place) -> None:
+def test_trial_of_a_dead_worker_whose_run_still_executes_is_left_alone(place: Place) -> None:
     with place.open(1) as dead:
         job = dead.next()
         assert job is not None
@@ -150,18 +144,18 @@ def test_a_dead_process_run_that_still_executes_is_left_alone(place: Place) -> N
         assert search.next() == job
 
 
-def test_a_trial_whose_run_is_done_but_was_not_told_is_told_and_not_executed_again(place: Place) -> None:
+def test_unrecorded_result_is_recorded_without_a_rerun(place: Place) -> None:
     with place.open(1) as dead:
         job = dead.next()
         assert job is not None
-        carry_out(place, job)
+        execute_trial(place, job)
     with place.open(1) as search:
         assert search.next() is None
         assert search.finished
         assert search.trials[0].values == [quality(job)]
 
 
-def test_a_worker_that_stopped_beating_loses_its_trial(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_worker_loses_its_trial(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "LEASE", 0.5)
     stopped = start(_take_one_and_stop, place)
     try:
@@ -190,7 +184,7 @@ def _until(reached: Callable[[], bool], seconds: float = 900) -> None:
         time.sleep(0.02)
 
 
-def test_a_trial_that_was_interrupted_is_taken_up_again(place: Place) -> None:
+def test_interrupted_trial_is_resumed(place: Place) -> None:
     with place.open(1) as search:
         job = search.next()
         assert job is not None
@@ -199,7 +193,7 @@ def test_a_trial_that_was_interrupted_is_taken_up_again(place: Place) -> None:
         assert search.next() == job
 
 
-def test_several_trials_at_once_are_different_ones(place: Place) -> None:
+def test_trials_side_by_side_differ(place: Place) -> None:
     with place.open(3) as search:
         jobs = [search.next() for _ in range(4)]
         assert [job.number for job in jobs if job] == [0, 1, 2]
@@ -211,7 +205,7 @@ def test_several_trials_at_once_are_different_ones(place: Place) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["failed", "diverged", "out_of_memory", "unsupported"])
-def test_a_trial_that_fails_counts_and_says_why(place: Place, outcome: str) -> None:
+def test_failed_trial_counts_and_has_a_reason(place: Place, outcome: str) -> None:
     with place.open(2) as search:
         job = search.next()
         assert job is not None
@@ -221,16 +215,16 @@ def test_a_trial_that_fails_counts_and_says_why(place: Place, outcome: str) -> N
         assert len(search.trials) == 2
 
 
-def test_a_result_without_the_objective_is_a_failed_trial(place: Place) -> None:
+def test_result_without_the_objective_is_a_failed_trial(place: Place) -> None:
     with place.open(1) as search:
         job = search.next()
         assert job is not None
-        carry_out(place, job, miou=None)
-        search.ended(job.fingerprint, Outcome(RunState("done")))
-        assert (search.trials[0].state, search.trials[0].reason) == ("failed", "its result has no figure for miou")
+        execute_trial(place, job, miou=None)
+        search.ended(job.fingerprint, Outcome(RunState.DONE))
+        assert (search.trials[0].state, search.trials[0].reason) == ("failed", "its result has no value for miou")
 
 
-def test_hyperparameters_that_come_up_twice_are_executed_once(place: Place) -> None:
+def test_equal_hyperparameters_are_executed_once(place: Place) -> None:
     space = {"kernel": Range(choices=(3, 5)), "hidden": Range(choices=(8,))}
     trials = finish(place, 4, space=space, sampler="random")
     assert len(trials) == 4
@@ -244,13 +238,13 @@ def _twin(trials: list, trial) -> object:
     return next(other for other in trials if other.fingerprint == trial.fingerprint)
 
 
-def test_what_is_pruned_counts_with_the_steps_that_it_took(place: Place) -> None:
+def test_pruned_trial_counts_with_its_steps(place: Place) -> None:
     with place.open(8, pruner="median") as search:
         for _ in range(7):
             job = search.next()
             assert job is not None
-            carry_out(place, job)
-            search.ended(job.fingerprint, Outcome(RunState("done")))
+            execute_trial(place, job)
+            search.ended(job.fingerprint, Outcome(RunState.DONE))
         job = search.next()
         assert job is not None
         run = place.run(job.fingerprint)
@@ -269,17 +263,19 @@ def test_what_is_pruned_counts_with_the_steps_that_it_took(place: Place) -> None
 
 
 @pytest.mark.parametrize(("pruner", "trials"), [("median", 9), ("hyperband", 5), ("successive_halving", 4)])
-def test_the_curve_prunes_and_not_the_clock(place: Place, another: Place, pruner: str, trials: int) -> None:
-    """A trial that is done before anybody looks is pruned as one that is looked at while it runs."""
+def test_pruning_depends_on_the_curve_and_not_on_the_clock(
+    place: Place, another: Place, pruner: str, trials: int
+) -> None:
+    """A trial that is done before anybody looks is pruned like one that is watched."""
     whole = finish(place, trials, pruner=pruner)
     assert "pruned" in {trial.state for trial in whole}
     with another.open(trials, pruner=pruner) as search:
         while not search.finished:
             job = search.next()
             assert job is not None
-            carry_out(another, job)
+            execute_trial(another, job)
             search.poll()
-            search.ended(job.fingerprint, Outcome(RunState("done")))
+            search.ended(job.fingerprint, Outcome(RunState.DONE))
     assert search.trials == whole
 
 
@@ -287,7 +283,7 @@ def test_the_curve_prunes_and_not_the_clock(place: Place, another: Place, pruner
 
 
 @pytest.mark.parametrize(
-    ("said", "trials", "options"),
+    ("message", "trials", "options"),
     [
         ("--trials 0: give at least 1", 0, {}),
         ("--sampler tpr: no such sampler; did you mean tpe?", 1, {"sampler": "tpr"}),
@@ -301,21 +297,21 @@ def test_the_curve_prunes_and_not_the_clock(place: Place, another: Place, pruner
         ("--storage journal:/no/such/folder/file: cannot be used", 1, {"storage": "journal:/no/such/folder/file"}),
     ],
 )
-def test_what_cannot_be_searched_is_one_line(place: Place, said: str, trials: int, options: dict) -> None:
+def test_wrong_arguments_are_one_line(place: Place, message: str, trials: int, options: dict) -> None:
     with pytest.raises(UserError) as refusal:
         place.open(trials, **options)
-    assert str(refusal.value).startswith(said)
+    assert str(refusal.value).startswith(message)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_study_that_somebody_else_filled_is_refused(place: Place) -> None:
+def test_foreign_optuna_study_is_refused(place: Place) -> None:
     search = place.open(1)
     search._study.ask()
-    with pytest.raises(UserError, match="has trials that were not made here"):
+    with pytest.raises(UserError, match="has trials that this program did not make"):
         search.next()
 
 
-def test_another_budget_or_sampler_is_another_search(place: Place, another: Place, tmp_path: Path) -> None:
+def test_budget_and_sampler_identify_a_search(place: Place, another: Place, tmp_path: Path) -> None:
     longer = shutil.copy(place.budget, tmp_path / "longer.yaml")
     Path(longer).write_text(place.budget.read_text().replace("steps: 12", "steps: 13"))
     names = {

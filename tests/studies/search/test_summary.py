@@ -1,4 +1,4 @@
-"""What a search leaves: a cell to run, a Pareto front, importances, pictures, and runs that MLflow shows nested."""
+"""The results of a search: recipes, Pareto front, importances, plots, and its trials in MLflow."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def several(place: Place) -> Conclusion:
     return concluded(place, 12, objectives=("miou", "trained"))
 
 
-def test_the_best_trial_is_a_recipe_that_comes_to_the_same_cell_on_the_reported_part(
-    place: Place, single: Conclusion
-) -> None:
+def test_recipe_of_the_best_trial_is_its_cell_on_the_test_split(place: Place, single: Conclusion) -> None:
     ((path, trial),) = single.found.items()
     assert path == single.folder.path / "best.yaml"
     assert trial.values == [max(trial.values[0] for trial in single.trials if trial.values)]
@@ -56,7 +54,7 @@ def test_the_best_trial_is_a_recipe_that_comes_to_the_same_cell_on_the_reported_
     assert f"trial {trial.number} of search {single.folder.spec.name}".lower() in path.read_text().lower()
 
 
-def test_the_front_has_a_recipe_for_each_trial_that_no_other_beats_in_everything(several: Conclusion) -> None:
+def test_every_trial_of_the_pareto_front_has_a_recipe(several: Conclusion) -> None:
     def beaten(values: list[float]) -> bool:
         return any(
             other.values != values and other.values[0] >= values[0] and other.values[1] <= values[1]
@@ -72,7 +70,7 @@ def test_the_front_has_a_recipe_for_each_trial_that_no_other_beats_in_everything
     assert not (several.folder.path / "best.yaml").exists()
 
 
-def test_importances_are_shares_and_the_learning_rate_has_most_of_what_this_quality_depends_on(
+def test_importances_are_shares_and_favour_the_learning_rate(
     single: Conclusion,
 ) -> None:
     shares = json.loads((single.folder.path / "importances.json").read_text())
@@ -82,11 +80,11 @@ def test_importances_are_shares_and_the_learning_rate_has_most_of_what_this_qual
     assert max(shares, key=shares.get) == "lr"
 
 
-def test_few_trials_have_no_importances_but_a_reason(place: Place, single: Conclusion) -> None:
+def test_too_few_trials_have_a_reason_instead_of_importances(place: Place, single: Conclusion) -> None:
     few = concluded(place, 2, sampler="random")
-    assert few.importances == "2 complete trials tell too little; 10 are needed"
+    assert few.importances == "2 complete trials; 10 are needed"
     assert not (few.folder.path / "importances.json").exists()
-    assert "no importances: 2 complete trials tell too little; 10 are needed" in few.lines()
+    assert "no importances: 2 complete trials; 10 are needed" in few.lines()
 
 
 @pytest.mark.parametrize(
@@ -96,31 +94,31 @@ def test_few_trials_have_no_importances_but_a_reason(place: Place, single: Concl
         ("several", {"history-miou", "history-trained", "slice-miou", "slice-trained", "importances", "front"}),
     ],
 )
-def test_pictures_are_whole_and_not_empty(request: pytest.FixtureRequest, which: str, names: set[str]) -> None:
+def test_plots_are_complete_and_not_empty(request: pytest.FixtureRequest, which: str, names: set[str]) -> None:
     conclusion: Conclusion = request.getfixturevalue(which)
-    assert {path.stem for path in conclusion.pictures} == names
-    for path in conclusion.pictures:
+    assert {path.stem for path in conclusion.plots} == names
+    for path in conclusion.plots:
         with Image.open(path) as picture:
             assert len(picture.convert("RGB").getcolors(1_000_000)) > 10
 
 
-def test_the_conclusion_says_what_was_spent_of_what_was_planned(place: Place, single: Conclusion) -> None:
+def test_summary_compares_executed_steps_with_planned_ones(place: Place, single: Conclusion) -> None:
     with place.open(13) as search:
         unfinished = search.conclude()
-    assert unfinished.lines()[0] == f"12 of 13 trials: 12 complete; {12 * STEPS} of {13 * STEPS} steps spent"
+    assert unfinished.lines()[0] == f"12 of 13 trials: 12 complete; {12 * STEPS} of {13 * STEPS} steps executed"
 
 
-def test_a_search_in_which_nothing_came_out_says_so(place: Place, tmp_path: Path) -> None:
+def test_search_without_complete_trials_has_a_summary(place: Place, tmp_path: Path) -> None:
     with replace(place, root=tmp_path / "runs").open(1) as search:
         job = search.next()
         assert job is not None
         search.ended(job.fingerprint, Outcome(RunState("diverged"), "the loss was not finite at step 1"))
         conclusion = search.conclude()
     assert conclusion.lines() == [
-        f"1 of 1 trials: 1 failed; 0 of {STEPS} steps spent",
+        f"1 of 1 trials: 1 failed; 0 of {STEPS} steps executed",
         "trial 0 failed: diverged: the loss was not finite at step 1",
-        "nothing was found: no trial is complete",
-        "no importances: 0 complete trials tell too little; 10 are needed",
+        "no result: no trial is complete",
+        "no importances: 0 complete trials; 10 are needed",
     ]
     assert not (conclusion.folder.path / "best.yaml").exists()
 
@@ -135,9 +133,7 @@ def runs_in_mlflow(place: Place, condition: str) -> list:
     return list(client.search_runs([experiment.experiment_id], condition))
 
 
-def test_sync_nests_the_runs_of_trials_under_a_run_of_the_search(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sync_nests_trials_under_their_search(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     place = replace(place, root=tmp_path / "runs")
     found = concluded(place, 2)
@@ -155,7 +151,7 @@ def test_sync_nests_the_runs_of_trials_under_a_run_of_the_search(
     assert parent.data.metrics["trials/complete"] == 2
 
 
-def test_tracking_that_cannot_be_reached_is_a_warning(place: Place, single: Conclusion) -> None:
+def test_unreachable_tracking_is_a_warning(place: Place, single: Conclusion) -> None:
     warnings: list[str] = []
     mirror = Mirror(place.root, "sqlite:////nowhere/at/all.db", warnings.append)
     assert not mirror.update_search(single.folder.path)

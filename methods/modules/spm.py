@@ -30,10 +30,10 @@ class Matcher(nn.Module):
         s, p = upsample(conv1x1(h_T))                        d -> 2 C, zero at the start
         f -> f + s f + r p
 
-    How large a network's maps are is its own convention: a ViT's can have r = 0.05 behind its first blocks, where the
-    plain matcher sees next to nothing and puts out the same prompt everywhere, an EfficientNet's r = 8, where its tanh
-    is saturated. The relative matcher does not see it: with a f for f it puts out a times as much. And as no gradient
-    passes what it reads, a matcher's semantic maps teach that matcher alone, not the ones before it.
+    How large a network's maps are is its own convention: a ViT's can have r = 0.05 after its first blocks, where the
+    plain matcher sees next to nothing and outputs the same prompt everywhere, an EfficientNet's r = 8, where its tanh
+    is saturated. The relative matcher is invariant to it: a f instead of f changes its output by the factor a. And as
+    no gradient passes what it reads, a matcher's semantic maps only teach that matcher, not the ones before it.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from methods.modules.places import Grid
+from harness.models.backbones.attach import PatchGrid
 
 
 class ConvolutionalBypass(nn.Module):
@@ -14,7 +14,7 @@ class ConvolutionalBypass(nn.Module):
     The 3×3 convolution starts as the identity (or Xavier-uniform), `up` as zero.
     """
 
-    def __init__(self, channels: int, width: int, scale: float, dropout: float, xavier: bool, grid: Grid):
+    def __init__(self, channels: int, width: int, scale: float, dropout: float, xavier: bool, grid: PatchGrid):
         super().__init__()
         self.scale = scale
         self.grid = grid

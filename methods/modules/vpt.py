@@ -34,7 +34,7 @@ class Border(nn.Module):
     outside of them the mean colour (zero), so that `margin` is a multiple of every stride. `forward`, the other end,
     takes the cells of the margin off the maps. What is left is as large as the image's own maps and lies where they do.
 
-    The pixels are kept for an image of `side`; along its borders they are resampled to the size of the image at hand.
+    The pixels are stored for an image of `side`; along its borders they are resampled to the size of each image.
     """
 
     def __init__(self, width: int, side: int, strides: Sequence[int], mean: Sequence[float], std: Sequence[float]):

@@ -15,10 +15,10 @@ GATE_TEMPERATURE = 0.1
 
 
 class Activations:
-    """Detached outputs of blocks during one forward pass, by block; not copied with the network."""
+    """Detached outputs of blocks during one forward pass; not copied with the network."""
 
     def __init__(self) -> None:
-        self.kept: dict[int, Tensor] = {}
+        self.by_block: dict[int, Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Activations:
         memo[id(self)] = copy = Activations()
@@ -29,7 +29,7 @@ class Activations:
 
 
 class Tap(nn.Module):
-    """Keeps a detached copy of what passes [B, C, h, w] and lets it pass."""
+    """The identity on maps [B, C, h, w], which notes a detached copy of them."""
 
     def __init__(self, block: int, activations: Activations):
         super().__init__()
@@ -37,7 +37,7 @@ class Tap(nn.Module):
         self.activations = activations
 
     def forward(self, x: Tensor) -> Tensor:
-        self.activations.kept[self.block] = x.detach()
+        self.activations.by_block[self.block] = x.detach()
         return x
 
 
@@ -102,7 +102,7 @@ class Ladder(nn.Module):
                     state = F.avg_pool2d(state, step, ceil_mode=True, count_include_pad=False)
                 state = self.between[stage - 1](state)
             for tap, rung in zip(self.taps[stage], self.rungs[stage], strict=True):
-                activation = self.activations.kept.pop(tap)
+                activation = self.activations.by_block.pop(tap)
                 if activation.shape[-2:] != feature_map.shape[-2:]:  # a block before the stage's last stride
                     activation = F.adaptive_avg_pool2d(activation, feature_map.shape[-2:])
                 state = rung(state, activation)

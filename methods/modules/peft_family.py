@@ -1,4 +1,4 @@
-"""Layers of HF peft inside a frozen backbone: which layers, how peft is called, and how its layers are folded away.
+"""Layers of HF peft inside a frozen backbone: which layers, how peft is called, and how its layers are merged.
 
 peft wraps whole layers. A projection that holds queries, keys and values in one matrix is therefore first seen as its
 parts, so that a method reaches the one that its paper names; the matrix itself stays one frozen tensor.
@@ -41,9 +41,9 @@ class Target:
 
 
 def find_targets(backbone: StagedBackbone, roles: frozenset[str]) -> list[Target]:
-    """The layers of these roles that peft computes rightly: plain Linear, and plain square Conv2d of one group.
+    """The layers of these roles that peft computes correctly: plain Linear, and plain square Conv2d of one group.
 
-    Layers that only look like them (dynamic padding, standardised weights) and dilated ones are left alone.
+    Layers that only look like them (dynamic padding, standardised weights) and dilated ones are not adapted.
     """
     found = []
     for name, role in backbone.roles().items():
@@ -179,7 +179,7 @@ def inject(backbone: StagedBackbone, targets: list[Target], config: Any) -> None
         parameter.requires_grad_(id(parameter) in trained)
     wrapped = {name for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}
     if wrapped != names:
-        raise RuntimeError(f"peft wrapped {sorted(wrapped ^ names)[0]} otherwise than asked")
+        raise RuntimeError(f"peft wrapped {sorted(wrapped ^ names)[0]} against the configuration")
 
 
 def fold(backbone: StagedBackbone) -> None:

@@ -1,0 +1,34 @@
+"""What a user asks for: the fields of one cell as they were given. `resolve` completes and checks them.
+
+Free of pydantic and torch, so that the command line can make its flags of the fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.util.option import option
+
+if TYPE_CHECKING:
+    from harness.spec import Budget, Part
+
+
+@dataclass(frozen=True)
+class Request:
+    """One cell as the user describes it. Plain values: it travels to other machines."""
+
+    method: str = option("spm", "tuning method; see `harness list methods`")
+    backbone: str = option("tf_efficientnet_lite0", "timm name, such as resnet101; see `harness list backbones`")
+    weights: str = option("auto", "auto, random, package:NAME, or a .safetensors or .pth file")
+    dataset: str = option("landcover", "name, or a folder or .yaml file of your own; see `harness list datasets`")
+    head: str = option("fpn", "decode head, NAME or NAME:WIDTH; see `harness list heads`")
+    budget: str | Budget = option("demo", "name, or a .yaml file; see `harness list budgets`", type=str)
+    seed: int = option(0, "seed of initialisation, data order and augmentation", minimum=0, maximum=2**31 - 1)
+    part: Part = option(
+        "report",
+        "report: train on train, score on test; dev: hold out a dev split of train and score on it",
+        type=Literal["report", "dev"],
+    )
+    settings: dict[str, Any] = option({}, "a hyperparameter; repeatable", flags=("--set",), metavar="KEY=VALUE")
+    """Hyperparameters that differ from the method's defaults; strings are read as the field's type."""

@@ -1,0 +1,29 @@
+"""ResNet and the networks built like it, with other blocks or channel attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from harness.models.backbones.family import CutNetwork, Family, TinyNetwork
+
+
+class ResNet(Family):
+    """ResNet, ResNeXt, Wide ResNet, ResNet-D, SE and ECA variants: He et al., arXiv 1512.03385, and successors; with
+    other blocks Res2Net (1904.01169), ResNeSt (2004.08955) and SKNet (1903.06586)."""
+
+    modules = {
+        "resnet": TinyNetwork("resnet10t"),
+        "res2net": TinyNetwork("res2net50_14w_8s", {"layers": (1, 1, 1, 1)}),
+        "resnest": TinyNetwork("resnest14d"),
+        "sknet": TinyNetwork("skresnet18", {"layers": (1, 1, 1, 1)}),
+    }
+    attention_gates = frozenset({"se", "fc1", "fc2", "fc_reduce", "fc_select"})
+
+    def cut(self, network: Any) -> CutNetwork:
+        return CutNetwork.described(
+            nn.Sequential(network.conv1, network.bn1, network.act1, network.maxpool),
+            [network.layer1, network.layer2, network.layer3, network.layer4],
+            network.feature_info[-4:],
+        )

@@ -1,0 +1,175 @@
+"""The contract of a backbone family: one class in one file of `families/` says all that is peculiar to its networks.
+
+How they are cut into a stem and stages, the residual branches of their blocks, the roles of their layers, and a tiny
+network to test methods on. `families/__init__.py` finds the classes; `backbone.py` turns a cut into a backbone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Layout = Literal["NCHW", "NHWC", "NLC"]
+"""How a network stores activations: a map with channels first or last, or a sequence of tokens."""
+Kind = Literal["attention", "mlp", "conv", "joint"]
+"""What a residual branch computes. `conv`: mixes neighbours without attention. `joint`: attention and MLP in one."""
+
+SHARED_ROLES = {"qkv": "qkv", "q": "q", "kv": "kv"}
+MLP_ROLES = {"fc1": "fc1", "fc2": "fc2", "fc1_x": "fc1", "fc1_g": "gate"}
+ROLES = frozenset(
+    {"qkv", "q", "k", "v", "kv", "proj", "fc1", "gate", "fc2", "joint_in", "joint_out"}
+    | {"conv", "grouped", "se", "merge", "stem"}
+)
+"""The roles of layers that methods can ask for; `AttachPoints.layers` explains them."""
+
+
+@dataclass(frozen=True)
+class CutNetwork:
+    """A network taken apart: what `StagedBackbone` runs, and the shapes of what its stages put out."""
+
+    stem: nn.Module
+    stages: Sequence[nn.Module]
+    channels: Sequence[int]
+    """Of each stage's output."""
+    strides: Sequence[int]
+    """Pixels of the image per cell of each stage's output."""
+    layout: Layout = "NCHW"
+    """Of the stages' outputs."""
+    prefix_tokens: int = 0
+    """Class and register tokens that stand before the patches."""
+    output_norm: nn.Module | None = None
+    """Applied to what the head sees of a stage, not to what the next stage sees (the final norm of a ViT, as DINOv2's
+    `get_intermediate_layers` does)."""
+
+    @classmethod
+    def described(
+        cls, stem: nn.Module, stages: Sequence[nn.Module], features: Sequence[Mapping[str, Any]], **other: Any
+    ) -> CutNetwork:
+        """Channels and strides from timm's `feature_info`, one entry a stage."""
+        channels = [feature["num_chs"] for feature in features]
+        return cls(stem, stages, channels, [feature["reduction"] for feature in features], **other)
+
+
+@dataclass(frozen=True)
+class BranchPath:
+    """One residual branch of a block, y = x + exit(f(entry(x))), as names of modules inside the block."""
+
+    kind: Kind
+    source: str
+    """The module whose input is the branch's input x; empty: the block itself."""
+    entry: str | None
+    """The norm whose output feeds the branch's linear layers; None in post-norm blocks, where x feeds them."""
+    exit: str
+    """The module through which the branch's output passes last (stochastic depth or layer scale)."""
+    layout: Layout
+    """Of input and output."""
+    entry_layout: Layout
+    """Of what the entry puts out."""
+
+
+def branch_path(
+    kind: Kind, source: str, entry: str | None, exit: str, layout: Layout, entry_layout: Layout | None = None
+) -> BranchPath:
+    return BranchPath(kind, source, entry, exit, layout, entry_layout or layout)
+
+
+def pre_norm_branches(attention: Layout = "NLC") -> list[BranchPath]:
+    """Attention and MLP of a pre-norm transformer block in timm's names."""
+    return [
+        branch_path("attention", "norm1", "norm1", "drop_path1", attention),
+        branch_path("mlp", "norm2", "norm2", "drop_path2", "NLC"),
+    ]
+
+
+def post_norm_branches(attention: Layout = "NLC") -> list[BranchPath]:
+    """Attention and MLP of a block whose norms stand behind them (residual post-norm)."""
+    return [
+        branch_path("attention", "", None, "drop_path1", attention),
+        branch_path("mlp", "mlp", None, "drop_path2", "NLC"),
+    ]
+
+
+@dataclass(frozen=True)
+class TinyNetwork:
+    """A timm network that is small enough to test every method on; its weights are drawn at random."""
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """timm's arguments that make it smaller still, where the smallest network of a family is not small."""
+
+
+class Family(ABC):
+    """The networks of one or more timm modules (`timm.models.resnet`, ...) that are cut in the same way.
+
+    A subclass states `modules` and `cut`; `branches` where its blocks have residual branches of attention, MLP or
+    convolutions that a method can stand at; `layer_roles` and `attention_gates` where its layers have names that the
+    shared rules of `role` do not read. One instance serves all networks: it holds no state.
+    """
+
+    modules: ClassVar[Mapping[str, TinyNetwork]]
+    """timm module -> its tiny network. Every architecture that the module registers belongs to the family."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Given to timm on creation, so that a network takes images of any size."""
+    layer_roles: ClassVar[Mapping[str, str]] = {}
+    """Role by the last part, or the last two parts, of a layer's name."""
+    attention_gates: ClassVar[frozenset[str]] = frozenset()
+    """Parts of names that mark the convolutions of channel attention (role `se`)."""
+
+    @abstractmethod
+    def cut(self, network: Any) -> CutNetwork:
+        """Take apart a network that was created without a classifier; it may be changed in place."""
+
+    def branches(self, block: Any) -> list[BranchPath]:
+        """The residual branches of a block, in order of execution; none in blocks like those of ResNet."""
+        return []
+
+    def role(self, name: str, layer: nn.Module) -> str | None:
+        """One of `ROLES` for a Linear or Conv2d layer by its name in the backbone; None for any other module, and for
+        what is not called as a layer (position-bias networks)."""
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            return None
+        if not name.startswith("stages."):
+            return "stem"
+        path = name.split(".")
+        for known in (path[-1], ".".join(path[-2:])):
+            if known in self.layer_roles:
+                return self.layer_roles[known]
+        if path[-1] in SHARED_ROLES:
+            return SHARED_ROLES[path[-1]]
+        if "mlp" in path and path[-1] in MLP_ROLES:
+            return MLP_ROLES[path[-1]]
+        if isinstance(layer, nn.Linear):
+            return "proj" if path[-1] == "proj" else None
+        if self.attention_gates & set(path):
+            return "se"
+        if path[2:3] == ["downsample"]:  # of the stage; a ResNet has its own inside blocks
+            return "merge"
+        return "conv" if layer.groups == 1 else "grouped"
+
+
+# ---- what several families use in their cuts -------------------------------------------------------------------------
+
+
+class PadToMultiple(nn.Module):
+    """Zeros at the lower and right border up to multiples of `multiple`, so that a strided layer drops no pixel."""
+
+    def __init__(self, multiple: int):
+        super().__init__()
+        self.multiple = multiple
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom, right = -x.shape[-2] % self.multiple, -x.shape[-1] % self.multiple
+        return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+def call_fused_projections(network: nn.Module) -> None:
+    """Where queries and values have biases and keys none, timm reads the projection's weight and bypasses the module
+    itself; a method that replaces the module (LoRA) would train in vain. This makes timm call it."""
+    for module in network.modules():
+        if hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = True

@@ -1,0 +1,105 @@
+"""Help, completion, start-up, wrong usage and exit codes of the program as a whole."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import harness
+from tests.support.in_process import call
+from tests.support.tiny_cell import environment, fresh_python
+
+COMMANDS = (
+    "run", "predict", "export", "list", "check", "new-method", "sync", "ui", "doctor", "compare", "search", "report",
+)  # fmt: skip
+HEAVY = {
+    "torch", "timm", "numpy", "pandas", "mlflow", "mmseg", "mmcv", "lightning_fabric", "PIL", "cv2", "optuna",
+    "sqlalchemy", "scipy", "matplotlib", "pydantic", "yaml", "rich",
+}  # fmt: skip
+
+
+def test_version_and_help_of_every_command() -> None:
+    assert call("--version").out == f"harness {harness.__version__}\n"
+    output = call("--help")
+    assert output.code == 0
+    assert all(f" {command} " in output.out for command in COMMANDS)
+    for command in COMMANDS:
+        for flag in ("--help", "-h"):
+            output = call(command, flag)
+            assert (output.code, output.err) == (0, "")
+            assert f"Usage: harness {command}" in output.out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from harness.cli.main import main
+def heavy(*arguments):
+    sys.argv = ["harness", *arguments, "--help"]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code
+    return {HEAVY!r} & sys.modules.keys()
+found = heavy()
+for command in {COMMANDS!r}:
+    found |= heavy(command) - {{"pydantic"}}  # typer reads the flags of a command by it
+print(sorted(found))
+"""
+    assert fresh_python(code).splitlines()[-1] == "[]"
+
+
+def test_methods_are_imported_without_torch() -> None:
+    code = """
+import importlib, pkgutil, sys
+import methods
+from harness.method import methods as registry
+for module in pkgutil.iter_modules(methods.__path__):
+    if not module.ispkg:
+        importlib.import_module(f"methods.{module.name}")
+print(registry.get("spm").Hyperparameters.describe()[0]["name"], "torch" in sys.modules)
+"""
+    assert fresh_python(code) == "lr False\n"
+
+
+def test_shell_completion() -> None:
+    base = environment(_HARNESS_COMPLETE="complete_bash", COMP_WORDS="harness list me", COMP_CWORD="2")
+    program = shutil.which("harness", path=str(Path(sys.executable).parent))
+    assert program is not None
+    done = subprocess.run([program], capture_output=True, text=True, env=base, timeout=900)
+    assert done.stdout.split() == ["methods"]
+    # Which shell is asked for, in place of the one that runs the tests (`make` runs them in sh, which has none).
+    named = environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    show = [program, "--show-completion", "bash"]
+    done = subprocess.run(show, capture_output=True, text=True, env=named, timeout=900)
+    assert "_HARNESS_COMPLETE=complete_bash" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--seed", "-1"),
+        ("run", "--seed", "2147483648"),
+        ("run", "--seed", "one"),
+        ("run", "--workers", "-1"),
+        ("run", "--part", "train"),
+        ("run", "--learning-rate", "1"),
+        ("run", "spm"),
+        ("list", "method"),
+        ("list",),
+        ("ui", "--port", "65536"),
+        ("predict", "abc"),
+        ("train",),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_prints_the_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    output = call(*arguments)
+    assert (output.code, output.out) == (2, "")
+    assert output.err.startswith("Usage: harness")
+    assert "Error" in output.err
+    assert "Traceback" not in output.err

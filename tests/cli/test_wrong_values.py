@@ -1,0 +1,109 @@
+"""A value that is wrong is one line, before anything is trained or written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.in_process import refusal, runs_in
+from tests.support.tiny_cell import make_budget, run_arguments
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "method": (("--method", "spn"), r"--method spn: no such method; did you mean spm\?$"),
+    "backbone": (("--backbone", "resnet110"), r"--backbone resnet110: unknown; did you mean .*resnet101"),
+    "backbone of no family": (
+        ("--backbone", "densenet121"),
+        r"--backbone densenet121: .* its family cannot be cut into stages here; .*\(families: ",
+    ),
+    "tag": (("--backbone", "resnet50.a1_in2k"), r"no such pre-training tag; did you mean .*resnet50.a1_in1k"),
+    "head": (("--head", "upper"), r"--head upper: no such head; did you mean uper\?$"),
+    "head's width": (("--head", "fpn:wide"), r"--head fpn:wide: invalid width 'wide'; give channels, such as fpn:128$"),
+    "head's zero width": (("--head", "fpn:0"), r"--head fpn:0: invalid width '0'"),
+    "head's huge width": (("--head", "fpn:8193"), r"--head fpn:8193: invalid width '8193'"),
+    "width of a head that has none": (("--head", "linear:8"), r"--head linear has no width"),
+    "head of a ViT on a CNN": (("--head", "setr_pup"), r"--head setr_pup is for a ViT .* use fpn or uper$"),
+    "dataset": (("--dataset", "landcove"), r"--dataset landcove: no such dataset; did you mean landcover\?"),
+    "dataset that is not there": (("--dataset", "ade20k"), r"--dataset ade20k: not found under .*; set --data or HARN"),
+    "dataset's file": (("--dataset", "none.yaml"), r"--dataset none.yaml: no such file: none.yaml$"),
+    "dataset's folder": (("--dataset", "no/where"), r"--dataset no/where: no such file: no/where/dataset.yaml$"),
+    "budget": (("--budget", "dem"), r"--budget dem: no such budget; did you mean demo\? \(or name a .yaml file\)$"),
+    "budget's file": (("--budget", "none.yaml"), r"--budget none.yaml: No such file"),
+    "no such hyperparameter": (("--set", "hiden=3"), r"--set for method spm: hiden: no such field; did you mean hid"),
+    "hyperparameter out of range": (("--set", "hidden=0"), r"hidden: '0': input should be greater than or equal to 1$"),
+    "hyperparameter of the wrong type": (("--set", "hidden=3.5"), r"hidden: '3.5': input should be a valid integer"),
+    "hyperparameter that is no flag": (("--set", "guidance=perhaps"), r"guidance: 'perhaps': input should be a valid"),
+    "hyperparameter that is no number": (("--set", "lr=nan"), r"lr: 'nan': input should be "),
+    "hyperparameter without a value": (("--set", "lr="), r"lr: '': input should be a valid number"),
+    "hyperparameter twice": (("--set", "lr=1", "--set", "lr=2"), r"--set lr=2: lr is set twice$"),
+    "no key and value": (("--set", "lr"), r"--set lr: expected KEY=VALUE$"),
+    "no key": (("--set", "=3"), r"--set =3: expected KEY=VALUE$"),
+    "device": (("--device", "tpu"), r"--device tpu: give auto, cpu, cuda or cuda:N$"),
+    "device with a number that has none": (("--device", "cpu:1"), r"--device cpu:1: give auto, cpu, cuda or cuda:N$"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_value_is_one_line_and_leaves_no_files(
+    case: str, colours: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, complaint = WRONG[case]
+    line = refusal(*run_arguments(colours, tiny, tmp_path / "runs", *arguments))
+    assert re.search(complaint, line), line
+    assert runs_in(tmp_path / "runs") == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_missing_gpu_is_refused(device: str, colours: Path, tiny: Path, tmp_path: Path) -> None:
+    line = refusal(*run_arguments(colours, tiny, tmp_path / "runs", "--device", device))
+    assert line.startswith(f"--device {device}: torch sees no CUDA device here; give cpu")
+    assert runs_in(tmp_path / "runs") == []
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated image": (lambda d: truncate(d / "images/train/3.png"), r"images/train/3.png: image file is truncated$"),
+    "label out of range": (
+        lambda d: Image.fromarray(np.full((64, 64), 7, np.uint8)).save(d / "masks/test/1.png"),
+        r"masks/test/1.png: label 7 at \(0, 0\) but 3 classes \(0\.\.2\) and 255 = ignore$",
+    ),
+    "mask missing": (lambda d: (d / "masks/train/2.png").unlink(), r"images/train/2.png: no mask .*masks/train/2.png"),
+    "no description": (lambda d: (d / "dataset.yaml").unlink(), r"holds no dataset.yaml; write one that names the"),
+    "one class": (lambda d: (d / "dataset.yaml").write_text("classes: [all]"), r"dataset.yaml: classes: \['all'\]"),
+    "no test part": (lambda d: shutil.rmtree(d / "images/test"), r"images/val: no such folder; `splits` and `root`"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_dataset_names_the_file(
+    case: str, colours: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, complaint = BROKEN[case]
+    shutil.copytree(colours, tmp_path / "broken")
+    change(tmp_path / "broken")
+    monkeypatch.chdir(tmp_path)
+    line = refusal(*run_arguments(Path("broken"), tiny, tmp_path / "runs"))
+    assert line.startswith("--dataset broken")
+    assert re.search(complaint, line), line
+    assert runs_in(tmp_path / "runs") == []
+
+
+@pytest.mark.parametrize(("head", "crop"), [("fpn:16", 32), ("uper:16", 64)])
+def test_budget_with_too_small_batches_for_the_head_is_refused(
+    head: str, crop: int, colours: Path, tmp_path: Path
+) -> None:
+    budget = make_budget(tmp_path / "narrow.yaml", batch_size=2, accumulate=2, crop=[crop, crop])
+    line = refusal(*run_arguments(colours, budget, tmp_path / "runs", "--head", head))
+    assert line.startswith(f"--budget narrow: the batch norms of head {head} see one value a channel")
+    assert runs_in(tmp_path / "runs") == []
