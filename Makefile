@@ -3,10 +3,11 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.harness-installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-all clean
+.PHONY: demo lint test test-fast test-all clean
 
-# The main job: the same cell for three methods on the embedded default, then the report of what they reached and cost.
+# The main job: the same cell for three methods on the packaged dataset, then the report of their scores and costs.
 demo: $(INSTALLED)
 	@$(BIN)/harness compare demo
 	@$(BIN)/harness report demo --out report
@@ -14,16 +15,25 @@ demo: $(INSTALLED)
 	@echo "Open report/index.html. Each run's folder under runs/ holds its spec, log, result, delta and sample pictures."
 	@echo "Next: $(BIN)/harness run --help, $(BIN)/harness compare tradeoff --plan, $(BIN)/harness list methods"
 
-test: $(INSTALLED)
+# Lint and types first: they are quick and find most.
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m mypy
 
-# The same with the tests marked `exhaustive`, which take several minutes more.
-test-all: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "exhaustive or not exhaustive" -n 4 --dist loadfile --no-loadscope-reorder
+test: lint
+	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder
+
+# Tests that start no process and no server.
+test-fast: lint
+	$(PYTEST) -m "not processes and not exhaustive" -n 2
+
+# The same as `test`, with the tests marked `exhaustive`, which take several minutes more.
+test-all: lint
+	$(PYTEST) -m "exhaustive or not exhaustive" -n 4 --dist loadfile --no-loadscope-reorder
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): several GB of packages, a few minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[demo,test]"

@@ -1,6 +1,20 @@
-"""`python -m harness` is `harness`."""
+"""The entry point of `harness` and of `python -m harness`: handles signals first, then imports the commands."""
 
-from harness.cli.main import main
+from __future__ import annotations
+
+import os
+import signal
+
+
+def main() -> None:
+    """Until the commands are imported there is nothing to clean up: Ctrl-C and SIGTERM end the process at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C
+            signal.signal(number, lambda number, frame: os._exit(130))
+    from harness.cli.main import main as run_commands
+
+    run_commands()
+
 
 if __name__ == "__main__":
     main()

@@ -120,7 +120,10 @@ class Method(ABC):
     mergeable: ClassVar[bool] = False
     """Whether `merge` can fold what was trained into the backbone's own layers."""
 
-    def __init__(self, hyperparameters: Hyperparameters):
+    hyperparameters: Any
+    """An instance of the class's own `Hyperparameters`."""
+
+    def __init__(self, hyperparameters: Any):
         self.hyperparameters = hyperparameters
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:

@@ -46,20 +46,16 @@ class Adapter(Method):
         options = self.hyperparameters.model_dump(include={"width", "activation", "dropout", "scale"})
         for branch in self._branches(backbone):
             backbone.insert_at_exit(branch, Bottleneck(branch.channels, residual=True, **options))
-        for block in self._whole_blocks(backbone):
+        for block in backbone.unbranched_blocks:
             backbone.insert_after_block(block, Bottleneck(block.channels, residual=True, **options))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.bottleneck import bottleneck_parameters
 
-        places = [*self._branches(backbone), *self._whole_blocks(backbone)]
+        places: list[Branch | Block] = [*self._branches(backbone), *backbone.unbranched_blocks]
         return sum(bottleneck_parameters(place.channels, self.hyperparameters.width) for place in places)
 
     def _branches(self, backbone: StagedBackbone) -> list[Branch]:
         if self.hyperparameters.variant == "houlsby":
             return backbone.branches
         return list({branch.block: branch for branch in backbone.branches}.values())
-
-    def _whole_blocks(self, backbone: StagedBackbone) -> list[Block]:
-        branched = {branch.block for branch in backbone.branches}
-        return [block for block in backbone.blocks if block.index not in branched]

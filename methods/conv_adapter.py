@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness import method
 from harness.method import Method, Unsupported, hyperparameter
@@ -57,7 +57,7 @@ class ConvAdapter(Method):
     @staticmethod
     def _convolutions(backbone: StagedBackbone) -> dict[str, nn.Conv2d]:
         """The K×K convolutions of blocks, except those inside attention and MLP."""
-        layers = {name: backbone.get_submodule(name) for name in backbone.layers("conv", "grouped")}
+        layers: dict[str, Any] = {name: backbone.get_submodule(name) for name in backbone.layers("conv", "grouped")}
         return {
             name: layer
             for name, layer in layers.items()

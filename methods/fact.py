@@ -57,7 +57,7 @@ class FacT(Method):
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         found = _targets(backbone)
-        return found if isinstance(found, Unsupported) else True
+        return True if isinstance(found, list) else found
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.fact import Increment, SharedFactors
@@ -94,8 +94,7 @@ class FacT(Method):
     def merge(self, backbone: StagedBackbone) -> None:
         """Add the increments to the weights."""
         for layer, module in self._added:
-            weight = backbone.get_submodule(layer).weight
-            weight.data.add_(module.weight().to(weight.dtype))
+            module.fold_into(backbone.get_submodule(layer))
         for _, module in self._added:
             backbone.remove(module)
         self._added = []
@@ -125,6 +124,7 @@ def _targets(backbone: StagedBackbone) -> list[_Target] | Unsupported:
 
 def _by_width(backbone: StagedBackbone) -> dict[int, list[_Target]]:
     targets = _targets(backbone)
+    assert isinstance(targets, list)  # asked after `supports`
     groups: dict[int, list[_Target]] = {}
     for target in targets:
         groups.setdefault(target.width, []).append(target)

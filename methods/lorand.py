@@ -41,20 +41,15 @@ class LoRand(Method):
         options = self.hyperparameters.model_dump(include={"branches", "rank", "scale"})
         for branch in backbone.branches:
             backbone.insert_at_exit(branch, LowRankAdapter(branch.channels, self._width(branch.channels), **options))
-        for block in self._whole_blocks(backbone):
+        for block in backbone.unbranched_blocks:
             backbone.insert_after_block(block, LowRankAdapter(block.channels, self._width(block.channels), **options))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.lorand import low_rank_adapter_parameters
 
         options = self.hyperparameters.model_dump(include={"branches", "rank"})
-        places: list[Branch | Block] = [*backbone.branches, *self._whole_blocks(backbone)]
+        places: list[Branch | Block] = [*backbone.branches, *backbone.unbranched_blocks]
         return sum(low_rank_adapter_parameters(p.channels, self._width(p.channels), **options) for p in places)
 
     def _width(self, channels: int) -> int:
         return max(1, channels // self.hyperparameters.reduction)
-
-    @staticmethod
-    def _whole_blocks(backbone: StagedBackbone) -> list[Block]:
-        branched = {branch.block for branch in backbone.branches}
-        return [block for block in backbone.blocks if block.index not in branched]

@@ -8,6 +8,7 @@ from harness import method
 from harness.method import Method, hyperparameter
 
 if TYPE_CHECKING:
+    from harness.models.backbones.attach import Block, Branch
     from harness.models.backbones.backbone import StagedBackbone
 
 
@@ -46,6 +47,5 @@ class Mona(Method):
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
         from methods.modules.mona import mona_parameters
 
-        branched = {branch.block for branch in backbone.branches}
-        places = [*backbone.branches, *(block for block in backbone.blocks if block.index not in branched)]
+        places: list[Branch | Block] = [*backbone.branches, *backbone.unbranched_blocks]
         return sum(mona_parameters(place.channels, self.hyperparameters.width) for place in places)

@@ -239,7 +239,7 @@ class IA3(Injected):
     def configuration(self, targets: list[Target]) -> Any:
         from peft import IA3Config
 
-        inputs = {target.name for target in targets if _scales_input(target)}
+        inputs: Any = {target.name for target in targets if _scales_input(target)}  # peft takes a set too
         return IA3Config(feedforward_modules=inputs)
 
     def added_parameters(self, target: Target) -> int:

@@ -54,8 +54,10 @@ def compare(
     from studies.plan import make_plan
     from studies.study import Replacements, load_study
 
-    lists = (tuple(names or ()) for names in (method, backbone, dataset, head))
-    chosen = load_study(study, Replacements(*lists, seeds, budget, trials))
+    replacements = Replacements(
+        tuple(method or ()), tuple(backbone or ()), tuple(dataset or ()), tuple(head or ()), seeds, budget, trials
+    )
+    chosen = load_study(study, replacements)
     if plan:
         planned = make_plan(chosen, options.open_store(), options.data, ask_support=True)
         show = say if json_ else print

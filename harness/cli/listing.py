@@ -112,15 +112,15 @@ def _no_match(kind: str, pattern: str, names: list[str], pretrained: bool = Fals
 def _methods() -> list[Row]:
     from harness.method import methods
 
-    listed = []
+    listed: list[Row] = []
     for name in methods.names():
         try:
             method = methods.get(name)
         except UserError as error:  # a broken plugin is a row; the others are listed
             listed.append({"name": name, "summary": f"broken: {error}", "source": "", "hyperparameters": []})
             continue
-        described = method.Hyperparameters.describe()
-        listed.append({"name": name, "summary": method.summary, "source": method.source, "hyperparameters": described})
+        row: Row = {"name": name, "summary": method.summary, "source": method.source}
+        listed.append(row | {"hyperparameters": method.Hyperparameters.describe()})
     return listed
 
 

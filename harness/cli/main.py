@@ -285,6 +285,9 @@ def main() -> None:
         if code is None:
             raise
         _exit(code, f"error: {error}")
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C while the interpreter shuts down
 
 
 def _exit(code: int, message: str) -> None:

@@ -168,7 +168,7 @@ def _flags(field: dataclasses.Field[Any]) -> tuple[str, ...]:
 def _type(cls: type, field: dataclasses.Field[Any]) -> Any:
     """What typer reads: the field's own type, but texts where this module reads them."""
     metadata = field.metadata
-    kind = metadata["type"] or eval(field.type, vars(sys.modules[cls.__module__]))
+    kind = metadata["type"] or eval(str(field.type), vars(sys.modules[cls.__module__]))
     origin = get_origin(kind)
     if kind is dict or origin in (dict, Mapping):
         return list[str] | None

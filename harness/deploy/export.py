@@ -1,6 +1,6 @@
-"""The adapted network for use elsewhere: a plain state dict with a recipe, TorchScript, or ONNX.
+"""Exports the adapted network: a state dict with a JSON recipe, TorchScript, or ONNX.
 
-Merging folds what a method trained into the backbone's own layers: inference then costs what the bare backbone costs.
+Merging puts the trained tensors of a method into the backbone's own layers: inference costs no more than the backbone.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from harness.util.files import atomically, write_text
 
 Format = Literal["safetensors", "torchscript", "onnx"]
 TOLERANCE = 1e-4
-"""Largest difference of logits, relative to their largest, that a merged or traced network may show."""
+"""Largest allowed difference of a merged or traced network's logits, relative to the largest logit."""
 
 
 def export(store: RunStore, run: str, out: Path, format: Format, merge: bool, weights: str | None) -> list[Path]:
     """Write the adapted network of a run (folder, fingerprint or delta file) to the folder `out`; returns the files.
 
-    Merged and traced networks are compared with the network as it was trained before they are written; ONNX is
-    written by torch's exporter, and TorchScript and ONNX are for images of the budget's crop. Raises `UserError`.
+    Merged and traced networks are compared with the trained network before they are written. TorchScript and ONNX take
+    images of the budget's crop size only. Raises `UserError`.
     """
-    delta, remembered = find_delta(store, run)
-    network, header = load_delta(delta, weights or remembered, store.cache)
-    images = _images(network, header.spec.budget.crop)
+    delta, run_weights = find_delta(store, run)
+    network, header = load_delta(delta, weights or run_weights, store.cache)
+    images = _random_images(header.spec.budget.crop)
     with torch.inference_mode():
         expected = network(images)
     if merge:
@@ -73,8 +73,8 @@ def load_exported(folder: Path) -> nn.Module:
         seed=0,
     )
     tensors = load_file(folder / recipe["file"])
-    own = network.state_dict()
-    for name in tensors.keys() - own.keys():  # merging gives layers without a bias one
+    parameters = network.state_dict()
+    for name in tensors.keys() - parameters.keys():  # merging adds a bias to layers without one
         owner, _, parameter = name.rpartition(".")
         network.get_submodule(owner).register_parameter(parameter, nn.Parameter(torch.empty_like(tensors[name])))
     network.load_state_dict(tensors)
@@ -85,20 +85,22 @@ def _merge(network: Segmenter, run: str, images: torch.Tensor, expected: torch.T
     method = network.method
     if not method.mergeable:
         able = ", ".join(name for name in methods.names() if methods.get(name).mergeable)
-        raise UserError(f"export {run} --merge: {method.name} cannot be folded into a backbone; these can: {able}")
+        raise UserError(f"--merge: {method.name} cannot be merged; these methods can: {able}")
     with torch.no_grad():
         method.merge(network.backbone)
     with torch.inference_mode():
         _compare(network(images), expected, "the merged network")
 
 
-def _compare(got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    difference = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+def _compare(logits: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    """Raises `RuntimeError` where the logits [B, classes, h, w] differ by more than `TOLERANCE`."""
+    difference = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
     if not difference <= TOLERANCE:
         raise RuntimeError(f"{what} differs from the trained one by {difference:.2g} of its largest logit")
 
 
-def _images(network: Segmenter, size: tuple[int, int]) -> torch.Tensor:
+def _random_images(size: tuple[int, int]) -> torch.Tensor:
+    """[1, 3, H, W], the same at every call."""
     return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
@@ -140,8 +142,8 @@ def _write_torchscript(network: Segmenter, images: torch.Tensor, expected: torch
     with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
         try:
             traced = torch.jit.trace(network, images, check_trace=False)
-        except Exception as error:  # the tracer fails in its own many ways
-            raise UserError(f"export --format torchscript: cannot be traced: {_first(error)}") from error
+        except Exception as error:  # the tracer raises errors of many types
+            raise UserError(f"--format torchscript: torch cannot trace this network: {_first_line(error)}") from error
         _compare(traced(images), expected, "the traced network")
         with atomically(path) as temporary:
             torch.jit.save(traced, str(temporary))
@@ -153,7 +155,7 @@ def _write_onnx(network: Segmenter, images: torch.Tensor, path: Path) -> Path:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"export --format onnx: {error.name} is not installed; pip install onnx onnxscript") from error
+        raise UserError(f"--format onnx: {error.name} is not installed; pip install onnx onnxscript") from error
     try:
         with atomically(path) as temporary, warnings.catch_warnings(action="ignore"):
             torch.onnx.export(
@@ -166,9 +168,9 @@ def _write_onnx(network: Segmenter, images: torch.Tensor, path: Path) -> Path:
                 verbose=False,
             )
     except Exception as error:
-        raise UserError(f"export --format onnx: this network cannot be written as ONNX: {_first(error)}") from error
+        raise UserError(f"--format onnx: torch cannot export this network: {_first_line(error)}") from error
     return path
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

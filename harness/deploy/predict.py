@@ -1,4 +1,4 @@
-"""Labels for images that have none: public backbone + delta -> label maps and overlays."""
+"""Predicts images with a finished run: public backbone + delta -> label maps and overlays."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from harness.runs.store import RunStore
 def predict_images(
     store: RunStore, run: str, images: Sequence[Path], out: Path, weights: str | None, device: str
 ) -> Iterator[Path]:
-    """Write `NAME.png` (indices in the palette's colours) and `NAME.overlay.png` for each image; yields their paths.
+    """Write `NAME.png` (class indices, with a palette) and `NAME.overlay.png` for each image; yields their paths.
 
-    `run` is a run folder, the beginning of a fingerprint, or a delta file. Every image is read before the first is
-    predicted, so that a bad one costs nothing. Raises `UserError`.
+    `run` is a run folder, the beginning of a fingerprint, or a delta file. All images are checked before the first is
+    predicted. Raises `UserError`.
     """
-    delta, remembered = find_delta(store, run)
+    delta, run_weights = find_delta(store, run)
     names = [path.stem for path in images]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"predict: two images are called {name}; their results would overwrite each other")
+            raise UserError(f"predict: two images are named {name}, and would have the same output file; rename one")
     for path in images:
         _read(path)
-    network, header = load_delta(delta, weights or remembered, store.cache)
+    network, header = load_delta(delta, weights or run_weights, store.cache)
     fabric = make_fabric(device, header.spec.budget.precision)
     backbone = network.backbone
     predictor = Predictor(
@@ -61,24 +61,26 @@ def predict_images(
 
 
 def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
-    """The delta's file, and where its run had the backbone's weights."""
+    """The path of the delta, and the `--weights` that its run read, `auto` if that file is gone. Raises `UserError`."""
     if Path(run).is_file():
         return Path(run), "auto"
     folder: RunFolder = store.find(run)
     result = folder.result()
     if result is None:
         outcome = RunStore(folder.path.parent).outcome(folder)
-        raise UserError(f"run {run}: has no delta: it is {outcome.state.label}")
-    given = result.provenance.weights.get("given", "auto")
-    return folder.delta_path, given if Path(given).is_file() else "auto"
+        raise UserError(
+            f"run {run}: not finished ({outcome.state.label}), so there is no delta; rerun it with `harness run`"
+        )
+    weights = result.provenance.weights.get("given", "auto")
+    return folder.delta_path, weights if Path(weights).is_file() else "auto"
 
 
 def _read(path: Path) -> np.ndarray:
-    """As a dataset's images are read."""
+    """An image as datasets read it: [H, W, 3], uint8. Raises `UserError`."""
     try:
         return read_image(path.read_bytes())
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image file") from error
-    except Exception as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error and more
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more for a damaged file
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path}: not a readable image: {' '.join(reason.split())}") from error

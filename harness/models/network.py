@@ -52,7 +52,7 @@ class Segmenter(nn.Module):
         logits = self.head(self.backbone(images))
         if masks is None:
             return logits
-        loss = cross_entropy(upsample(logits, masks.shape[-2:]), masks)
+        loss = cross_entropy(upsample(logits, (masks.shape[-2], masks.shape[-1])), masks)
         auxiliary = self.method.auxiliary_loss(masks)
         return (loss if auxiliary is None else loss + auxiliary), logits.detach()
 
@@ -95,10 +95,10 @@ def apply_memory_format(module: nn.Module, budget: Budget) -> nn.Module:
     """
     if not budget.channels_last:
         return module
-    module.to(memory_format=torch.channels_last)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     for part in module.modules():
         if getattr(part, "keeps_layout", False):
-            part.to(memory_format=torch.contiguous_format)
+            part.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if isinstance(part, nn.GroupNorm) and any(parameter.requires_grad for parameter in part.parameters()):
             part.register_forward_pre_hook(_contiguous_where_no_gradient_goes)
     return module

@@ -1,6 +1,6 @@
-"""The run folder: what a run is, how far it is, and what came out. What is written to it is whole or absent.
+"""The run folder: spec, state, curve and result of one run. Every file in it is complete or absent.
 
-The folder is the truth; everything else (MLflow, tables) is derived from it.
+MLflow, tables and reports are derived from it. Which runs there are, and who may execute one, is `store.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Listener = Callable[[Path, bool], object]
 
 @dataclass(frozen=True)
 class Status:
-    """`status.json`: how far a run says that it is. `RunStore.outcome` knows better whether that still holds."""
+    """`status.json`: the state that the run wrote last. Whether it still holds is answered by `RunStore.outcome`."""
 
     state: RunState
     reason: str | None = None
@@ -49,7 +49,7 @@ class RunFolder:
     def __init__(self, path: Path, listener: Listener | None = None):
         self.path = path
         self.lock: RunLock | None = None
-        """Of the process that executes the run; once it is lost, nothing is written here any more."""
+        """Of the process that executes the run; once it is lost, nothing more is written here."""
         self._listener = listener
         self.spec_path = path / "spec.yaml"
         self.status_path = path / "status.json"
@@ -73,9 +73,9 @@ class RunFolder:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def begin(self, spec: Spec, attempt: int) -> None:
-        """Create the folder, or resume in it; from here on the run is a visible row.
+        """Create the folder, or resume in it; from here on every list shows the run.
 
-        What a killed attempt was writing when it was killed is removed.
+        Files that a killed attempt left unfinished are removed.
         """
         for unfinished in self.path.rglob(".*.tmp"):
             unfinished.unlink(missing_ok=True)
@@ -94,12 +94,12 @@ class RunFolder:
         self._notify(final=False)
 
     def finish(self, outcome: Outcome, result: RunResult | None = None) -> None:
-        """Write how this attempt ended, the only place where that is done. `result` comes with `DONE` and only then.
+        """Write how this attempt ended; nothing else writes that. `result` is given with `DONE`, and only then.
 
-        Does nothing where there is no folder yet: a run that never began is no row.
+        Does nothing where there is no folder: such a run never began.
         """
         if (result is not None) != (outcome.state is RunState.DONE):
-            raise ValueError("a result comes with the state done and with no other")
+            raise ValueError("a result is given with the state done, and only then")
         if not self.path.exists():
             return
         self.check_lock()
@@ -110,7 +110,7 @@ class RunFolder:
         self._notify(final=True)
 
     def status(self) -> Status | None:
-        """None where nothing was ever begun here, or the file is not one of ours."""
+        """None where the run never began, or the file is damaged."""
         try:
             fields = json.loads(self.status_path.read_text(encoding="utf-8"))
             return Status(**{**fields, "state": RunState(fields["state"])})
@@ -118,12 +118,12 @@ class RunFolder:
             return None
 
     def _write_status(self, state: RunState, **fields: Any) -> None:
-        """Fields that are not given keep their last value, except `reason`, which goes."""
+        """Other fields keep their last value, except `reason`, which is removed."""
         self.check_lock()
-        kept = asdict(self.status() or Status(state))
+        last = asdict(self.status() or Status(state))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         fields = {"reason": None, "pid": os.getpid(), "host": socket.gethostname(), "updated": now} | fields
-        write_json(self.status_path, {**kept, **fields, "state": state.value})
+        write_json(self.status_path, {**last, **fields, "state": state.value})
 
     def _notify(self, final: bool) -> None:
         if self._listener is not None:
@@ -132,14 +132,14 @@ class RunFolder:
     # ---- contents ----------------------------------------------------------------------------------------------------
 
     def result(self) -> RunResult | None:
-        """What came out, or None where the run is not done or its file is damaged."""
+        """None where the run is not done, or the file is damaged."""
         try:
             return self.read_result()
         except UserError:
             return None
 
     def read_result(self) -> RunResult:
-        """Raises `UserError` that names the file, without its folder, where it is missing or does not fit."""
+        """Raises `UserError` that names the file, without its folder, where it is missing or not valid."""
         try:
             result = RunResult.model_validate_json(self.result_path.read_bytes())
         except OSError as error:
@@ -162,7 +162,7 @@ class RunFolder:
             handle.write(json.dumps(point) + "\n")
 
     def curve(self) -> list[dict[str, Any]]:
-        """The training curve so far; a half-written last line is left out."""
+        """The training curve so far, without a half-written last line."""
         points = []
         with contextlib.suppress(OSError):
             for line in self.curve_path.read_text(encoding="utf-8").splitlines():
@@ -171,6 +171,6 @@ class RunFolder:
         return points
 
     def cut_curve(self, step: int) -> None:
-        """Remove points after `step`, which are about to be computed again."""
-        kept = [point for point in self.curve() if point["step"] <= step]
-        write_text(self.curve_path, "".join(json.dumps(point) + "\n" for point in kept))
+        """Remove points after `step`, which will be computed again."""
+        points = [point for point in self.curve() if point["step"] <= step]
+        write_text(self.curve_path, "".join(json.dumps(point) + "\n" for point in points))

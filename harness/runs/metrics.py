@@ -1,4 +1,4 @@
-"""Figures from confusion matrices, and the file that a run keeps of them. Free of torch: reports read it too."""
+"""Metrics from confusion matrices, and the file of a run's matrices. Free of torch: reports use it too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.util.files import atomically
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures in 0..1 over one confusion matrix. Per class, None is a class that the figure is not defined for."""
+    """Scores in 0..1 of one confusion matrix. None: not defined, such as for an absent class."""
 
     miou: float | None
     macc: float | None
@@ -23,7 +23,7 @@ class Metrics:
     acc: tuple[float | None, ...]
     dice: tuple[float | None, ...]
     absent: int
-    """Classes in neither labels nor predictions; they are left out of the means."""
+    """Number of classes in neither labels nor predictions; the means leave them out."""
 
 
 def metrics(matrix: np.ndarray) -> Metrics:
@@ -74,7 +74,7 @@ def save_confusions(path: Path, names: Sequence[str], matrices: np.ndarray) -> N
 
 
 def load_confusions(path: Path) -> tuple[list[str], np.ndarray]:
-    """What `save_confusions` wrote: the images' names, and int64 [N, K, K]."""
+    """Read what `save_confusions` wrote: the images' names, and int64 [N, K, K]."""
     with np.load(path, allow_pickle=False) as stored:
         matrices = np.zeros(stored["shape"], np.int64)
         matrices[stored["image"], stored["label"], stored["predicted"]] = stored["pixels"]

@@ -1,7 +1,7 @@
-"""What came out of a run: `RunResult`, which the engine writes and everyone else reads, and the list of its measures.
+"""The result of a run, which the engine writes and everything else reads, and the list of its measures.
 
-A new cost is a field here, a line in `MEASURES`, and whatever measures it in the engine. Tables, plots, the page,
-searches, listing and MLflow take it from here.
+A new cost is a field and a `Measure` here, and its measurement in the engine. Tables, plots, the page, searches,
+lists and MLflow take it from here.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ class Inference(_Part):
 
 
 class Reuse(_Part):
-    """What was taken from the feature cache. It changes no score."""
+    """What was read from the feature cache. It changes no score."""
 
     frozen_stages: int = Field(validation_alias=AliasChoices("frozen_stages", "untouched_stages"), ge=0)
     training: float = Field(ge=0, description="share of the training passes")
     evaluation: float = Field(ge=0, description="share of the evaluation passes")
-    spent_seconds: float = Field(ge=0, description="what training took here, with what was reused")
+    spent_seconds: float = Field(ge=0, description="of training here, with the cache")
 
 
 class Provenance(_Part):
-    """Where a result comes from. Only what others read is named; the rest is kept as it is."""
+    """Where a result comes from. Fields that no other code reads are kept unchecked."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -91,11 +91,11 @@ class RunResult(_Part):
     delta_bytes: int = Field(ge=0)
     steps: int = Field(ge=0)
     images: int = Field(ge=0, description="training images seen, repetitions counted")
-    train_seconds: float = Field(ge=0, description="without evaluation; what was reused counts as computed")
+    train_seconds: float = Field(ge=0, description="without evaluation, and as if nothing had been cached")
     images_per_second: float = Field(ge=0)
     data_wait: float = Field(ge=0, description="share of the training time that the step waited for data")
-    peak_memory_bytes: int | None = Field(description="while training; None where it could not be told")
-    train_flops: int | None = Field(description="of the whole training; None where they could not be counted")
+    peak_memory_bytes: int | None = Field(description="while training; None where it was not measured")
+    train_flops: int | None = Field(description="of the whole training; None where they were not counted")
     inference: Inference
     reuse: Reuse
     provenance: Provenance
@@ -147,7 +147,7 @@ METRICS: dict[str, Measure] = {
         Measure("aacc", "aAcc", "aAcc, %", "share", "higher", lambda r: r.metrics.aacc, "aacc"),
     )
 }
-"""What a run is scored by; the first is the default."""
+"""Scores; the first is the default."""
 
 COSTS: dict[str, Measure] = {
     measure.key: measure

@@ -1,4 +1,4 @@
-"""Label maps as pictures: indexed PNGs, overlays, and strips of image, truth and prediction."""
+"""Label maps as images: indexed PNGs, overlays, and strips of image, ground truth and prediction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, opacity: fl
 
 
 def strip(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: Palette) -> np.ndarray:
-    """Image, truth and prediction beside each other, a white line between them."""
+    """Image, ground truth and prediction side by side, separated by a white line."""
     line = np.full((image.shape[0], 4, 3), 255, np.uint8)
     return np.concatenate([image, line, colour(truth, palette), line, colour(prediction, palette)], axis=1)
 
@@ -38,7 +38,7 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def save_labels(path: Path, labels: np.ndarray, palette: Palette) -> None:
-    """Labels [H, W] as a PNG of indices that shows in the palette's colours, atomically."""
+    """Labels [H, W] as an indexed PNG with the palette, atomically."""
     picture = Image.fromarray(labels, mode="L").convert("P")
     picture.putdata(labels.reshape(-1).tolist())
     picture.putpalette(_table(palette).reshape(-1).tolist())

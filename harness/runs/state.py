@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 
 class RunState(enum.StrEnum):
-    """How far a run is. Its value is what files and `--json` hold."""
+    """The state of a run. Its value is what files and `--json` have."""
 
     RUNNING = "running"
     INTERRUPTED = "interrupted"
-    """Stopped before its end; the same command resumes it."""
+    """Stopped or killed before its end; the same command resumes it."""
     DONE = "done"
     FAILED = "failed"
     TIMED_OUT = "timed_out"
@@ -19,24 +19,24 @@ class RunState(enum.StrEnum):
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     UNSUPPORTED = "unsupported"
-    """The method does not go with the backbone."""
+    """The method does not support the backbone."""
 
     # Derived from the folder and never written to it.
     DAMAGED = "damaged"
-    """Done once, but its files cannot be read; it is executed again."""
+    """Its files cannot be read; it is executed again."""
     TO_DO = "to do"
     """Never begun."""
     WAITING = "waiting"
-    """For its search to end, which decides its hyperparameters."""
+    """For its search, which decides its hyperparameters."""
 
     @property
     def final(self) -> bool:
-        """Whether repeating the run would end the same. A study tries every other state again."""
+        """Whether a repetition would end in the same state. A study executes runs in every other state."""
         return self in (RunState.DONE, RunState.DIVERGED, RunState.UNSUPPORTED)
 
     @property
     def failed(self) -> bool:
-        """Whether the run ended without a result that it should have had."""
+        """Whether the run ended without the result that it should have."""
         return self in (RunState.FAILED, RunState.TIMED_OUT, RunState.DIVERGED, RunState.OUT_OF_MEMORY)
 
     @property
@@ -62,13 +62,13 @@ _MLFLOW = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, or how far it is. Plain values: it travels between processes."""
+    """The state of a run with its reason. Plain values: it is sent between processes."""
 
     state: RunState
     reason: str | None = None
-    """One line; None where there is nothing to say."""
+    """One line; None where the state needs none."""
     step: int | None = None
-    """Optimiser steps done; None: as the folder says."""
+    """Optimiser steps done; None: unchanged."""
 
     def __str__(self) -> str:
         return f"{self.state.label}: {self.reason}" if self.reason else self.state.label

@@ -20,7 +20,7 @@ class RunStore:
     """The run folders under `root` (`--runs`)."""
 
     def __init__(self, root: Path, listener: Listener | None = None):
-        """`listener` is told of every state that is written to a run folder of this store: MLflow's mirror."""
+        """`listener` is called for every state that is written to a run folder of this store; see `tracked_store`."""
         self.root = root
         self.cache = root / ".cache"
         self._locks = root / ".locks"
@@ -41,21 +41,20 @@ class RunStore:
                     yield RunFolder(path, self._listener)
 
     def find(self, name: str) -> RunFolder:
-        """By path, or by the beginning of a fingerprint. Raises `UserError` where that is none or several."""
+        """By path, or by the first digits of a fingerprint. Raises `UserError` where no run or several match."""
         if (Path(name) / "spec.yaml").is_file():
             return RunFolder(Path(name), self._listener)
         found = [run for run in self if run.fingerprint.startswith(name)]
         if len(found) == 1:
             return found[0]
         if found:
-            raise UserError(f"run {name}: {len(found)} runs in {self.root} begin so; give more digits")
+            raise UserError(f"run {name}: {len(found)} runs in {self.root} start with it; give more digits")
         raise UserError(f"run {name}: no such run in {self.root}; `harness list runs` prints them")
 
     def outcome(self, run: RunFolder) -> Outcome:
         """The state of a run: the one answer to "is it done?" and "which state?".
 
-        A valid result means done, whatever else the folder says. A run whose process ended without a word is
-        interrupted.
+        A valid result means done, whatever `status.json` says. A run whose process was killed is interrupted.
         """
         if run.result_path.exists():
             try:
@@ -81,7 +80,7 @@ class RunStore:
         return locks.lock(self._locks, run.fingerprint)
 
     def lock_owner(self, run: RunFolder) -> str | None:
-        """Which process executes this run now; None where none does."""
+        """The process that executes this run now, as text; None where none does."""
         return locks.lock_owner(self._locks, run.fingerprint)
 
     def record(self, spec: Spec, outcome: Outcome) -> None:
@@ -97,7 +96,7 @@ class RunStore:
                 run.finish(outcome)
 
     def archive(self, run: RunFolder) -> Path | None:
-        """Move what a finished or damaged run left to `.superseded`, so that it can be rerun from the start."""
+        """Move a run folder to `.superseded`, so that the run can be repeated from the start."""
         if not run.path.exists():
             return None
         target = self.root / ".superseded" / f"{run.fingerprint}-{self.attempt(run)}"
@@ -106,7 +105,7 @@ class RunStore:
         return target
 
     def attempt(self, run: RunFolder) -> int:
-        """Counts the times that this run was started from the beginning, from 1; resuming does not count."""
+        """How often this run was started from the beginning, this time included; resuming does not count."""
         return 1 + sum(1 for _ in (self.root / ".superseded").glob(f"{run.fingerprint}-*"))
 
 

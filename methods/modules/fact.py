@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,11 @@ class Increment(nn.Module):
         weight = self(torch.eye(size, dtype=shared.u.dtype, device=shared.u.device)).T
         self.dropout.training = training
         return weight
+
+    @torch.no_grad()
+    def fold_into(self, layer: Any) -> None:
+        """Add the increment to the layer's weight."""
+        layer.weight.add_(self.weight().to(layer.weight.dtype))
 
     def _middle(self, shared: SharedFactors) -> Tensor:
         if self.middle is not None:

@@ -77,8 +77,8 @@ def _is_plain(conv: nn.Conv2d) -> bool:
 
 def weight_of(backbone: StagedBackbone, target: Target) -> Tensor:
     """The frozen weight [outputs, inputs, ...] of the target, as a view."""
-    weight = backbone.get_submodule(target.layer).weight
-    return weight[target.start : target.start + target.outputs]
+    layer: Any = backbone.get_submodule(target.layer)
+    return layer.weight[target.start : target.start + target.outputs]
 
 
 class Rows(nn.Linear):
@@ -91,22 +91,22 @@ class Rows(nn.Linear):
         self._rows = slice(start, start + rows)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]  # a view of the source's rows, not a parameter
         return self._source[0].weight[self._rows]
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:  # type: ignore[override]  # as the weight
         bias = self._source[0].bias
         return None if bias is None else bias[self._rows]
 
     def copied(self) -> nn.Linear:
         """A layer with tensors of its own."""
-        has_bias = self.bias is not None
-        layer = nn.Linear(self.in_features, self.out_features, has_bias, self.weight.device, self.weight.dtype)
+        weight, bias = self.weight, self.bias
+        layer = nn.Linear(self.in_features, self.out_features, bias is not None, weight.device, weight.dtype)
         layer.requires_grad_(False)
-        layer.weight.copy_(self.weight)
-        if has_bias:
-            layer.bias.copy_(self.bias)
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
         return layer
 
     def overwrite(self, layer: nn.Linear) -> None:
@@ -134,7 +134,7 @@ class SplitProjection(nn.Module):
 class _AsSequence:
     """Hooks that let a layer see [B, ..., C] as [B, N, C], for layers that take four dimensions for a convolution's."""
 
-    shape: torch.Size | None = None
+    shape: torch.Size = torch.Size()
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *rest = inputs
@@ -142,14 +142,13 @@ class _AsSequence:
         return (x.flatten(1, -2) if x.dim() > 3 else x, *rest)
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        shape, self.shape = self.shape, None
-        return output.reshape(*shape[:-1], output.shape[-1])
+        return output.reshape(*self.shape[:-1], output.shape[-1])
 
 
 def see_sequences(backbone: StagedBackbone, targets: list[Target]) -> None:
     """Give the wrapped Linear layers among the targets [B, N, C], whatever the shape of what they are called with."""
     for target in targets:
-        layer = backbone.get_submodule(target.name)
+        layer: Any = backbone.get_submodule(target.name)
         if isinstance(layer.base_layer, nn.Linear):
             hooks = _AsSequence()
             layer.register_forward_pre_hook(hooks.before)
@@ -166,7 +165,8 @@ def inject(backbone: StagedBackbone, targets: list[Target], config: Any) -> None
 
     roles = backbone.roles()
     for layer in dict.fromkeys(target.layer for target in targets if target.part):
-        _replace(backbone, layer, SplitProjection(backbone.get_submodule(layer), FUSED[roles[layer]]))
+        fused: Any = backbone.get_submodule(layer)
+        _replace(backbone, layer, SplitProjection(fused, FUSED[roles[layer]]))
     names = {target.name for target in targets}
     config.target_modules = set(names)
     trained = {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad}
@@ -187,7 +187,8 @@ def fold(backbone: StagedBackbone) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     with torch.no_grad():
-        for name, module in list(backbone.named_modules()):
+        modules: list[tuple[str, Any]] = list(backbone.named_modules())
+        for name, module in modules:
             if not isinstance(module, BaseTunerLayer):
                 continue
             base = module.base_layer

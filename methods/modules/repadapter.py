@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,8 +37,8 @@ class LinearAdapter(nn.Module):
         return identity + self.scale * up @ down, self.scale * (up @ inner + self.bias.detach().double())
 
     @torch.no_grad()
-    def fold_into(self, layer: nn.Linear | nn.Conv2d) -> None:
-        """Make `layer` compute layer(adapter(x)), without dropout. A layer without a bias gets one if it takes one.
+    def fold_into(self, layer: Any) -> None:
+        """Make `layer` (linear or convolution) compute layer(adapter(x)), without dropout. It gets a bias if needed.
 
         Exact for linear layers, and for convolutions without padding.
         """

@@ -28,7 +28,7 @@ def open_storage(url: str) -> BaseStorage:
         path = Path(url.removeprefix(JOURNAL)).absolute()
         # Optuna's own lock stays for half a minute after its process was killed.
         lock = FileLock(f"{path}.lock", timeout=_TIMEOUT)
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]  # a lock is one
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     arguments: dict[str, object] = {}
     if url.startswith("sqlite"):
         arguments = {"timeout": _TIMEOUT}

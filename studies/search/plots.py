@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,8 @@ def draw(spec: SearchSpec, study: Study, evaluator: BaseImportanceEvaluator | No
         target: dict[str, Any] = {"target_name": OBJECTIVES[name].label}
         if several:
             target["target"] = lambda trial, index=index: trial.values[index]
-        drawings[f"history{suffix}"] = lambda target=target: plots.plot_optimization_history(study, **target), (7, 4)
-        drawings[f"slice{suffix}"] = lambda target=target: plots.plot_slice(study, **target), wide
+        drawings[f"history{suffix}"] = partial(plots.plot_optimization_history, study, **target), (7, 4)
+        drawings[f"slice{suffix}"] = partial(plots.plot_slice, study, **target), wide
     if evaluator is not None:
         drawings["importances"] = lambda: plots.plot_param_importances(study, evaluator=evaluator), (7, 4)
     if several and len(spec.objectives) <= 3:

@@ -160,7 +160,7 @@ class Search:
         The pruner sees the mIoU of the training crops, from the runs' curves: the dev part is evaluated only at the
         end.
         """
-        if self._unrecorded or self._when_possible(self._is_behind, exclusively=False):
+        if bool(self._unrecorded) or self._when_possible(self._is_behind, exclusively=False):
             self._when_possible(self._refresh)
         if self.spec.pruner is None or not self._assigned:
             return []

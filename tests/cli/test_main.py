@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,7 @@ def test_version_and_help_of_every_command() -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
+import time
 from harness.cli.main import main
 def heavy(*arguments):
     sys.argv = ["harness", *arguments, "--help"]
@@ -103,3 +106,19 @@ def test_wrong_usage_prints_the_usage(arguments: tuple[str, ...], tmp_path: Path
     assert output.err.startswith("Usage: harness")
     assert "Error" in output.err
     assert "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.4])
+def test_early_signal_ends_quietly(number: signal.Signals, seconds: float) -> None:
+    code = "import harness.__main__ as m; print('ready', flush=True); m.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "list", "backbones"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(seconds)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    assert "Traceback" not in errors
+    assert process.returncode in (130, 0 if errors == "" else 130)

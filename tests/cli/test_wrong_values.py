@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.in_process import refusal, runs_in
+from tests.support.in_process import call, refusal, runs_in
 from tests.support.tiny_cell import make_budget, run_arguments
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
@@ -27,7 +28,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "head's width": (("--head", "fpn:wide"), r"--head fpn:wide: invalid width 'wide'; give channels, such as fpn:128$"),
     "head's zero width": (("--head", "fpn:0"), r"--head fpn:0: invalid width '0'"),
     "head's huge width": (("--head", "fpn:8193"), r"--head fpn:8193: invalid width '8193'"),
-    "width of a head that has none": (("--head", "linear:8"), r"--head linear has no width"),
+    "width of a head that has none": (("--head", "linear:8"), r"--head linear: takes no width"),
     "head of a ViT on a CNN": (("--head", "setr_pup"), r"--head setr_pup is for a ViT .* use fpn or uper$"),
     "dataset": (("--dataset", "landcove"), r"--dataset landcove: no such dataset; did you mean landcover\?"),
     "dataset that is not there": (("--dataset", "ade20k"), r"--dataset ade20k: not found under .*; set --data or HARN"),
@@ -107,3 +108,48 @@ def test_budget_with_too_small_batches_for_the_head_is_refused(
     line = refusal(*run_arguments(colours, budget, tmp_path / "runs", "--head", head))
     assert line.startswith(f"--budget narrow: the batch norms of head {head} see one value a channel")
     assert runs_in(tmp_path / "runs") == []
+
+
+def runs_that_cannot_be(tmp_path: Path) -> dict[str, tuple[Path | str, str]]:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    return {
+        "file": (tmp_path / "file", "Not a directory"),
+        "below a file": (tmp_path / "file" / "runs", "Not a directory"),
+        "loop of links": (tmp_path / "loop", "Too many levels of symbolic links"),
+        "broken link": (tmp_path / "broken", f"{tmp_path / 'broken'} is a broken link"),
+    }
+
+
+@pytest.mark.parametrize("case", ["file", "below a file", "loop of links", "broken link"])
+@pytest.mark.parametrize("command", ["run", "compare demo", "search", "list runs", "predict a b", "export a", "report"])
+def test_bad_runs_folder_is_refused_by_every_command(command: str, case: str, tmp_path: Path) -> None:
+    path, reason = runs_that_cannot_be(tmp_path)[case]
+    assert refusal(*command.split(), "--runs", path) == f"--runs {path}: {reason}; choose another folder"
+
+
+@pytest.mark.parametrize("arguments", [("run", "--runs", ""), ("report", "--out", ""), ("run", "--from", "")])
+def test_empty_path_is_refused(arguments: tuple[str, ...]) -> None:
+    output = call(*arguments)
+    assert output.code == 2
+    assert f"'{arguments[1]}'" in output.err and output.err.endswith(": it is empty; name a file or folder\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_read_only_folder_is_refused(tmp_path: Path) -> None:
+    from harness.cli.folders import check_readable, check_writable
+    from harness.errors import UserError
+
+    child = os.fork()
+    if not child:
+        try:
+            os.setuid(65534)
+            check_readable("--runs", Path("/usr"))
+            for folder in (Path("/usr"), Path("/usr/no/such/runs")):
+                with pytest.raises(UserError, match=r"^--runs \S+: Permission denied.*; choose another folder$"):
+                    check_writable("--runs", folder)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0

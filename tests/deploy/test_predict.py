@@ -1,4 +1,4 @@
-"""`harness predict`: the same labels as evaluation gave, from any way of naming a run, for any picture, or one line."""
+"""`harness predict`: the labels of the evaluation, for any image and any way to give a run, or a one-line error."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, colours: Path, tiny: Path, weights: Path) -> Path:
     """The folder of a finished run on weights from a file. Not to be changed."""
     runs = tmp_path_factory.mktemp("predicted")
-    said = call(*run_arguments(colours, tiny, runs, "--weights", weights))
-    assert said.code == 0, said.err
-    return Path(said.out.splitlines()[-1])
+    output = call(*run_arguments(colours, tiny, runs, "--weights", weights))
+    assert output.code == 0, output.err
+    return Path(output.out.splitlines()[-1])
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def predict(tmp_path: Path, run: Path) -> Callable[..., list[Path]]:
     """`harness predict` of this run; the files it says it wrote."""
 
     def written(*arguments: str | Path) -> list[Path]:
-        said = call("predict", run, *arguments, "--out", tmp_path / "out", "--device", "cpu")
-        assert (said.code, said.err) == (0, "")
-        paths = [Path(line) for line in said.out.splitlines()]
+        output = call("predict", run, *arguments, "--out", tmp_path / "out", "--device", "cpu")
+        assert (output.code, output.err) == (0, "")
+        paths = [Path(line) for line in output.out.splitlines()]
         assert sorted(paths) == sorted((tmp_path / "out").iterdir())
         return paths
 
@@ -63,7 +63,7 @@ def labels_of(path: Path) -> np.ndarray:
 # What is written
 
 
-def test_label_maps_are_what_evaluation_counted(predict: Callable[..., list[Path]], run: Path, colours: Path) -> None:
+def test_label_maps_match_the_evaluation(predict: Callable[..., list[Path]], run: Path, colours: Path) -> None:
     images = sorted((colours / "images" / "test").iterdir())
     written = predict(*images)
     names, matrices = load_confusions(run / "confusions.npz")
@@ -74,7 +74,7 @@ def test_label_maps_are_what_evaluation_counted(predict: Callable[..., list[Path
     assert matrices.sum() > 0
 
 
-def test_label_maps_show_in_the_datasets_colours_and_overlays_lie_over_the_image(
+def test_label_maps_and_overlays_have_the_dataset_colours(
     predict: Callable[..., list[Path]], colours: Path, tmp_path: Path
 ) -> None:
     source = colours / "images/test/0.png"
@@ -87,9 +87,7 @@ def test_label_maps_show_in_the_datasets_colours_and_overlays_lie_over_the_image
     assert np.abs(np.asarray(Image.open(overlay_path)) - mixed).max() <= 0.5
 
 
-def test_a_run_is_named_by_folder_by_beginning_or_by_its_delta_alone(
-    run: Path, colours: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_run_is_given_by_folder_fingerprint_or_delta(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
     alone = shutil.copy(run / "delta.safetensors", tmp_path / "from-a-colleague.safetensors")
     image = colours / "images/test/0.png"
     ways = {
@@ -99,8 +97,8 @@ def test_a_run_is_named_by_folder_by_beginning_or_by_its_delta_alone(
     }
     maps = []
     for name, arguments in ways.items():
-        said = call("predict", *arguments, image, "--out", tmp_path / name)
-        assert said.code == 0, said.err
+        output = call("predict", *arguments, image, "--out", tmp_path / name)
+        assert output.code == 0, output.err
         maps.append((tmp_path / name / "0.png").read_bytes())
     assert maps[0] == maps[1] == maps[2]
 
@@ -122,7 +120,7 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
 }
 
 
-def test_any_picture_gets_labels_of_its_own_size(predict: Callable[..., list[Path]], tmp_path: Path) -> None:
+def test_label_maps_have_the_image_size(predict: Callable[..., list[Path]], tmp_path: Path) -> None:
     for name, draw in PICTURES.items():
         draw().save(tmp_path / name)
     written = predict(*(tmp_path / name for name in PICTURES))
@@ -132,7 +130,7 @@ def test_any_picture_gets_labels_of_its_own_size(predict: Callable[..., list[Pat
         assert labels_of(label_path).max() < len(COLOURS), name
 
 
-def test_a_photograph_is_turned_as_its_exif_says(predict: Callable[..., list[Path]], tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(predict: Callable[..., list[Path]], tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turned by 90 degrees
     Image.fromarray(noise(20, 30, 3)).save(tmp_path / "turned.jpg", exif=exif)
@@ -175,7 +173,7 @@ def folder(path: Path) -> Path:
     ],
     ids=["missing", "truncated", "text", "folder", "16 bits"],
 )
-def test_a_picture_that_cannot_be_read_is_named_before_anything_is_written(
+def test_unreadable_image_is_named_before_anything_is_written(
     run: Path, colours: Path, tmp_path: Path, make: Callable[[Path], Path], complaint: str
 ) -> None:
     bad = make(tmp_path / "bad.png")
@@ -184,14 +182,14 @@ def test_a_picture_that_cannot_be_read_is_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_pictures_of_one_name_would_overwrite_each_other(run: Path, colours: Path, tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_refused(run: Path, colours: Path, tmp_path: Path) -> None:
     images = [colours / "images" / split / "0.png" for split in ("train", "test")]
     line = refusal("predict", run, *images, "--out", tmp_path / "out")
-    assert line == "predict: two images are called 0; their results would overwrite each other"
+    assert line == "predict: two images are named 0, and would have the same output file; rename one"
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_were_moved_are_asked_for(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
+def test_moved_weights_are_asked_for(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     image, moved = colours / "images/test/0.png", tmp_path / "moved.safetensors"
@@ -208,7 +206,7 @@ def test_weights_that_were_moved_are_asked_for(run: Path, colours: Path, weights
         moved.rename(weights)
 
 
-def test_other_weights_than_those_of_the_run_are_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+def test_other_weights_are_refused(run: Path, colours: Path, tmp_path: Path) -> None:
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "other.safetensors")
     for other in (tmp_path / "other.safetensors", "random"):
         line = refusal("predict", run, colours / "images/test/0.png", "--out", tmp_path / "out", "--weights", other)
@@ -248,7 +246,7 @@ def forged(run: Path, path: Path, change: Callable[[dict], object]) -> Path:
         (lambda header: header.pop("spec"), "not a delta: "),
     ],
 )
-def test_a_delta_that_does_not_go_with_its_header_is_refused(
+def test_delta_that_does_not_fit_its_header_is_refused(
     run: Path, colours: Path, weights: Path, tmp_path: Path, change: Callable[[dict], object], complaint: str
 ) -> None:
     delta = forged(run, tmp_path / "delta.safetensors", change)
@@ -258,7 +256,7 @@ def test_a_delta_that_does_not_go_with_its_header_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_no_delta_is_refused(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
+def test_other_file_is_not_a_delta(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((run / "delta.safetensors").read_bytes()[:5000])
     for file in (weights, cut, run / "result.json", run / "spec.yaml"):
@@ -266,32 +264,32 @@ def test_a_file_that_is_no_delta_is_refused(run: Path, colours: Path, weights: P
         assert line.startswith(f"{file}: not a delta: ")
 
 
-def test_a_beginning_that_no_run_or_several_have_is_refused(
+def test_ambiguous_or_unknown_fingerprint_is_refused(
     run: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, image = tmp_path / "runs", colours / "images/test/0.png"
     for name in ("ab" + "0" * 14, "ab" + "1" * 14):
         shutil.copytree(run, runs / name)
     monkeypatch.setenv("HARNESS_RUNS", str(runs))
-    assert refusal("predict", "ab", image) == f"run ab: 2 runs in {runs} begin so; give more digits"
+    assert refusal("predict", "ab", image) == f"run ab: 2 runs in {runs} start with it; give more digits"
     assert refusal("predict", "cd", image) == f"run cd: no such run in {runs}; `harness list runs` prints them"
 
 
-def test_a_run_that_is_not_done_has_no_delta(run: Path, colours: Path, tmp_path: Path) -> None:
+def test_unfinished_run_has_no_delta(run: Path, colours: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "runs" / run.name)
     (tmp_path / "runs" / run.name / "result.json").unlink()
     (tmp_path / "runs" / run.name / "status.json").write_text('{"state": "diverged"}')
     line = refusal("predict", tmp_path / "runs" / run.name, colours / "images/test/0.png")
-    assert line.endswith("has no delta: it is diverged")
+    assert line.endswith("not finished (diverged), so there is no delta; rerun it with `harness run`")
 
 
-def test_an_out_folder_that_cannot_be_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+def test_file_as_out_folder_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = refusal("predict", run, colours / "images/test/0.png", "--out", tmp_path / "file")
-    assert line == f"--out {tmp_path / 'file'}: File exists; name another folder"
+    assert line == f"--out {tmp_path / 'file'}: Not a directory; choose another folder"
 
 
-def test_a_device_that_is_not_there_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+def test_unknown_device_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
     arguments = ["predict", run, colours / "images/test/0.png", "--out", tmp_path / "out", "--device", "tpu"]
     assert refusal(*arguments) == "--device tpu: give auto, cpu, cuda or cuda:N"
     assert not (tmp_path / "out").exists()

@@ -343,7 +343,7 @@ def test_copied_backbone_has_its_own_modules(pristine):
 def attach_everywhere(backbone):
     """A module at every kind of place; with their probes they change the maps."""
     branch, block = backbone.branches[0], backbone.blocks[-1]
-    layer = backbone.layers("fc1")[0]
+    layer = backbone.layers("proj")[0]
     probes = [Probe(2.0) for _ in range(11)]
     backbone.insert_at_entry(branch, probes[0])
     backbone.insert_at_exit(branch, probes[1])
@@ -414,8 +414,8 @@ def test_layers_that_share_their_input_share_the_module_before_them(pristine):
         ("add_at_exit", lambda b: (b.branches[0], Probe(), "map")),
         ("add_parallel", lambda b: (b.branches[0], Probe(0.0), False, "map")),
         ("add_after_block", lambda b: (b.blocks[0], Probe())),
-        ("add_after", lambda b: (b.layers("fc1")[0], Probe())),
-        ("add_beside", lambda b: (b.layers("fc1")[0], Probe(0.0))),
+        ("add_after", lambda b: (b.layers("proj")[0], Probe())),
+        ("add_beside", lambda b: (b.layers("proj")[0], Probe(0.0))),
         ("add_prompts", lambda b: (Prompts(b.channels[0]), 3, False)),
     ],
 )

@@ -18,7 +18,7 @@ def backbone(name):
 
 @pytest.mark.parametrize("name", [CNN, VIT])
 @pytest.mark.parametrize("head", [*(h for h in heads.names() if h != "setr_pup"), "fpn:32", "uper:32", "fcn:32"])
-def test_a_head_gives_logits_that_a_gradient_flows_through(name, head):
+def test_head_gives_logits_with_a_gradient(name, head):
     maps = backbone(name)(torch.randn(2, 3, 64, 96))
     module = build_head(head, backbone(name), 5, seed=0)
     logits = module(maps)
@@ -27,13 +27,13 @@ def test_a_head_gives_logits_that_a_gradient_flows_through(name, head):
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-def test_setr_pup_is_for_a_vit_and_says_so():
+def test_setr_pup_needs_a_vit():
     assert build_head("setr_pup", backbone(VIT), 5, seed=0)(backbone(VIT)(torch.randn(1, 3, 32, 32))).shape[1] == 5
     with pytest.raises(UserError, match="strides 4, 8, 16, 32: use fpn or uper"):
         build_head("setr_pup", backbone(CNN), 5, seed=0)
 
 
-def test_head_sizes_are_those_of_mmsegmentations_standard_configurations():
+def test_head_sizes_are_those_of_mmsegmentation():
     """Counted by hand for ResNet-10-t's channels C = (64, 128, 256, 512), K = 19 classes, no convolution biases."""
     c, k = (64, 128, 256, 512), 19
     built = backbone(CNN)
@@ -51,7 +51,7 @@ def test_head_sizes_are_those_of_mmsegmentations_standard_configurations():
     assert size("fcn") == 9 * 512 * (512 + 512 + 1024) + 3 * 2 * 512 + (512 + 1) * k
 
 
-def test_the_head_is_the_same_for_every_method_at_one_seed_and_another_at_another():
+def test_head_depends_on_the_seed_and_not_on_the_method():
     def first_tensor(method, seed):
         built = methods.get(method)
         network = build_segmenter(backbone(CNN), built(built.Hyperparameters()), "fpn:16", 5, seed)

@@ -109,7 +109,7 @@ def test_outputs_and_gradients_are_the_same_to_the_bit(monkeypatch, layer, layou
 
 
 @pytest.mark.parametrize("layer", [*CONVOLUTIONS, "norm", "norm, another eps", "norm alone of two"])
-def test_nothing_is_kept_but_the_modules_own_tensors(monkeypatch, layer):
+def test_only_the_modules_own_tensors_are_saved(monkeypatch, layer):
     module = _made(layer)
     assert _passed(module, _image())[2] == []
     monkeypatch.setattr(lean_autograd, "LEAN_FROM", OFF)
@@ -118,7 +118,7 @@ def test_nothing_is_kept_but_the_modules_own_tensors(monkeypatch, layer):
 
 @pytest.mark.parametrize("layout", ["NCHW", "channels last"])
 @pytest.mark.parametrize("layer", [*CONVOLUTIONS, "norm", "norm alone of two"])
-def test_what_stands_in_for_the_input_is_read_by_nobody(monkeypatch, layer, layout):
+def test_placeholder_of_the_input_is_never_read(monkeypatch, layer, layout):
     """Whatever layout the gradient comes in: a norm's kernel is given the gradient itself where the two agree."""
     module, x = _made(layer), _image().requires_grad_()
     weights = LAYOUTS[layout](torch.randn(module(x).shape))
@@ -129,7 +129,7 @@ def test_what_stands_in_for_the_input_is_read_by_nobody(monkeypatch, layer, layo
     assert _same(gradient, expected) and gradient.isfinite().all()
 
 
-def test_a_small_input_is_not_worth_it(monkeypatch):
+def test_small_input_uses_the_plain_forward(monkeypatch):
     module, x = _made("norm"), _image()
     monkeypatch.setattr(lean_autograd, "LEAN_FROM", x.nbytes)
     assert _passed(module, x)[2] == []
@@ -137,7 +137,7 @@ def test_a_small_input_is_not_worth_it(monkeypatch):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_what_is_unfrozen_trains_as_ever(monkeypatch, layer):
+def test_unfrozen_layer_trains_as_before(monkeypatch, layer):
     def gradients(target: nn.Module) -> list[Tensor]:
         x = _image().requires_grad_()
         target.zero_grad()
@@ -164,7 +164,7 @@ def test_what_is_unfrozen_trains_as_ever(monkeypatch, layer):
         assert len(got) == len(expected) and all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def test_it_is_decided_call_by_call():
+def test_each_call_decides_for_itself():
     module, x = _made("3x3 with bias"), _image()
     assert _passed(module, x)[2] == []
     module.weight.requires_grad_(True)
@@ -173,7 +173,7 @@ def test_it_is_decided_call_by_call():
     assert _passed(module, x)[2] == []
 
 
-def test_other_classes_and_paddings_are_left_alone():
+def test_other_classes_and_paddings_are_not_changed():
     class Own(nn.Conv2d):
         pass
 
@@ -195,7 +195,7 @@ def test_other_classes_and_paddings_are_left_alone():
         assert all(_same(a, b) for a, b in zip(_passed(lean, _image())[:2], _passed(plain, _image())[:2], strict=True))
 
 
-def test_modules_keep_their_identity_and_state_and_conv2d_its_class():
+def test_modules_keep_their_identity_and_state():
     network = nn.Sequential(*(make() for make in LAYERS.values()))
     modules, state = list(network.modules()), network.state_dict()
     own = {name: tensor.data_ptr() for name, tensor in state.items()}
@@ -208,7 +208,7 @@ def test_modules_keep_their_identity_and_state_and_conv2d_its_class():
 
 
 @pytest.mark.parametrize("remake", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
-def test_a_copy_stands_on_its_own(remake):
+def test_copy_is_independent(remake):
     module = _made("3x3 with bias")
     copied = remake(module)
     copied.weight.zero_()
@@ -219,7 +219,7 @@ def test_a_copy_stands_on_its_own(remake):
     assert _passed(module, _image())[0].shape[-2:] == (13, 18)
 
 
-def test_changing_a_weight_before_the_backward_pass_is_still_an_error():
+def test_changing_a_weight_before_the_backward_pass_is_an_error():
     for layer in ("1x1", "norm"):
         module = _made(layer)
         y = module(_image().requires_grad_())
@@ -260,7 +260,7 @@ def test_flops_are_those_of_the_plain_network(monkeypatch):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointed_blocks_are_computed_again_as_before(reentrant):
+def test_checkpointed_blocks_are_recomputed(reentrant):
     network, x = _network(), _image().requires_grad_()
     network(x).sum().backward()
     expected, x.grad = x.grad, None
@@ -285,7 +285,7 @@ def test_tracing_sees_the_plain_operations():
 @pytest.mark.parametrize(
     "name", ["resnet26d", "tf_efficientnet_lite0", "mobilenetv3_small_050", "regnetx_002", "skresnet18"]
 )
-def test_a_whole_backbone_keeps_less_and_computes_the_same_to_the_bit(monkeypatch, pristine, name):
+def test_backbone_saves_less_and_computes_the_same_to_the_bit(monkeypatch, pristine, name):
     backbone = pristine(name)
 
     def passed() -> tuple[list[Tensor], int]:

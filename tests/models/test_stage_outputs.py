@@ -15,7 +15,7 @@ from tests.support.tiny_networks import FAMILIES
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_pass_that_begins_behind_any_stage_gives_the_maps_of_a_whole_one_and_writes_into_nothing(pristine, name):
+def test_forward_from_any_stage_gives_the_same_maps(pristine, name):
     backbone: StagedBackbone = pristine(name)
     images = torch.randn(2, 3, 56, 84)
     stages = len(backbone.stages)
@@ -49,9 +49,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize(("method", "name"), [(method, name) for method, names in STAGES.items() for name in names])
-def test_a_method_leaves_untouched_what_lies_before_its_first_tensor_and_learns_the_same_from_there(
-    pristine, method, name
-):
+def test_method_trains_the_same_from_the_frozen_prefix(pristine, method, name):
     stages = STAGES[method][name]
     network = _attached(pristine(name), method)
     assert network.backbone.count_frozen_stages() == stages
@@ -66,7 +64,7 @@ def test_a_method_leaves_untouched_what_lies_before_its_first_tensor_and_learns_
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("method", ["linear", "side"])
-def test_linear_and_side_never_propagate_back_into_the_backbone(pristine, method, name):
+def test_no_gradient_enters_the_backbone_of_linear_and_side(pristine, method, name):
     network = _attached(pristine(name), method).train()
     inside = {id(module) for part in (network.backbone.stem, network.backbone.stages) for module in part.modules()}
     seen: list[str] = []
@@ -82,7 +80,7 @@ def test_linear_and_side_never_propagate_back_into_the_backbone(pristine, method
     assert seen == []
 
 
-def test_whatever_is_done_to_a_stage_it_is_not_untouched_any_more(pristine):
+def test_changed_stage_does_not_count_as_frozen(pristine):
     def hooked(stage: nn.Module) -> None:
         next(stage.modules()).register_forward_hook(lambda *_: None)
 

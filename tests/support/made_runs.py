@@ -1,7 +1,7 @@
-"""Run folders without training: real files of the harness with random confusion matrices.
+"""Complete run folders without training: written by the harness's own code, with random confusion matrices.
 
-The random numbers depend on the arguments alone. The ground truth of an image is the same for every method and seed, so
-that methods are paired as real ones are.
+The random numbers depend only on the arguments. The ground truth of an image is the same for every method and seed, so
+that methods are paired like real ones.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ BUDGET = Budget(name="brief", steps=40, batch_size=4, crop=(32, 32), warmup=4)
 BACKBONE_PARAMETERS = 1_000_000
 HEAD_PARAMETERS = 50_000
 ACCURACIES = {"linear": 0.70, "spm": 0.76, "full": 0.78, "lora": 0.74, "norm": 0.71}
-"""The default share of a class's pixels that a method gets right."""
+"""Default share of a class's pixels that a method predicts correctly."""
 TRAINED = {"linear": 0, "spm": 35_494, "full": BACKBONE_PARAMETERS, "lora": 120_000, "norm": 4_000}
-"""The default number of a method's parameters."""
+"""Default number of trained parameters of a method."""
 
 
 def make_spec(method: str = "linear", **fields: Any) -> Spec:
-    """A complete spec, scored on the test split; `fields` replace the defaults."""
+    """A complete spec; `fields` replace the defaults."""
     dataset = fields.get("dataset", "meadow")
     values = {
         "hyperparameters": {"lr": 1e-3, "head_lr_scale": 1.0, "weight_decay": 0.01},
@@ -61,7 +61,7 @@ def make_run(
     pictures: int = 2,
     matrices: np.ndarray | None = None,
 ) -> RunFolder:
-    """A finished run. `matrices` [N, K, K] are its confusion matrices; None: random ones."""
+    """A finished run. `matrices` [N, K, K]: its confusion matrices, instead of random ones."""
     run = RunStore(root).folder(spec)
     run.begin(spec, attempt=1)
     if matrices is None:
@@ -116,7 +116,7 @@ def make_runs(
     accuracies: Mapping[str, float] = ACCURACIES,
     **how: Any,
 ) -> list[RunFolder]:
-    """Every finished run of a grid; `how` is of `make_run`."""
+    """Every finished run of a grid; `how` goes to `make_run`."""
     return [
         make_run(root, make_spec(method, backbone=backbone, dataset=dataset, seed=seed), accuracies.get(method), **how)
         for backbone in backbones
@@ -127,18 +127,18 @@ def make_runs(
 
 
 def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: int = 6) -> Path:
-    """A search's folder: trials on the dev split, the last of them failed. Their runs are in `root`."""
+    """A search's folder with trials on the dev part, of which the last failed, and with their runs in `root`."""
     folder = root / "searches" / name
     base = make_spec("spm", part="dev")
     draw = np.random.default_rng(trials)
-    recorded = []
+    rows = []
     for number in range(trials):
         settings = {"lr": float(10 ** draw.uniform(-4, -2)), "hidden": int(draw.integers(8, 64))}
         spec = base.model_copy(update={"hyperparameters": base.hyperparameters | settings})
         last = number == trials - 1
-        run = end_run(root, spec, "failed", "no memory") if last else make_run(root, spec, draw.uniform(0.6, 0.8))
+        run = end_run(root, spec, "failed", "out of luck") if last else make_run(root, spec, draw.uniform(0.6, 0.8))
         result = run.result()
-        recorded.append(
+        rows.append(
             {
                 "number": number,
                 "state": "failed" if last else "complete",
@@ -146,7 +146,7 @@ def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: 
                 "fingerprint": run.fingerprint,
                 "values": None if result is None else [result.metrics.miou],
                 "steps": spec.budget.steps,
-                "reason": "no memory" if last else None,
+                "reason": "out of luck" if last else None,
             }
         )
     definition = base.model_dump(
@@ -156,13 +156,13 @@ def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: 
     space = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "hidden": {"low": 8, "high": 64, "integer": True}}
     fixed = {"head_lr_scale": 1.0, "weight_decay": 0.01}
     write_json(folder / "search.json", {**definition, "fixed": fixed, "space": space})
-    write_json(folder / "trials.json", recorded)
+    write_json(folder / "trials.json", rows)
     write_json(folder / "importances.json", {"lr": 0.8, "hidden": 0.2})
     return folder
 
 
 def draw_matrices(spec: Spec, accuracy: float, images: int, classes: int) -> np.ndarray:
-    """int64 [N, K, K] whose rows depend on dataset and image alone; about `accuracy` of the pixels are right."""
+    """int64 [N, K, K] whose row sums depend only on dataset and image; about `accuracy` of the pixels are right."""
     truth = np.random.default_rng(_number(spec.dataset)).integers(20, 400, (images, classes))
     draw = np.random.default_rng(_number(spec.fingerprint))
     hardness = np.random.default_rng(_number(spec.dataset) + 1).normal(0, 0.05, (images, 1))

@@ -1,4 +1,4 @@
-"""A valid result without a training: what planning, searches and reports read."""
+"""A valid result without training, for tests of planning, searches and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of studies share: a study file of tiny cells, and runs that were finished long ago."""
+"""For tests of studies: a study file of tiny cells, and finished runs without training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUDGET = {"steps": 12, "batch_size": 4, "crop": [32, 32], "warmup": 2}
 
 
 def write_study(path: Path, dataset: Path, **fields: Any) -> Path:
-    """Cells of the tiny size of `tiny_cell.py`; `fields` are over it."""
+    """Cells of the size of `tiny_cell.py`; `fields` replace those of the file."""
     values = {
         "budget": BUDGET,
         "methods": ["linear", "spm"],
@@ -30,7 +30,7 @@ def write_study(path: Path, dataset: Path, **fields: Any) -> Path:
 
 
 def finish(runs: Path, spec: Spec, miou: float = 0.5) -> RunFolder:
-    """A finished run, without the hours: what planning reads of it."""
+    """A finished run, without training."""
     run = RunFolder(runs / spec.fingerprint)
     run.begin(spec, 1)
     scores = dict.fromkeys(("miou", "macc", "aacc", "mdice"), miou)

@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.runs.state import Outcome, RunState
 from harness.tracking.mirror import Mirror, sync, tracked_store
 from harness.tracking.mlflow_store import tracking_uri
+from tests.support.made_runs import make_spec
 from tests.support.tracked_runs import MadeRun, Mirrored, start, strict, write_trials
 
 # A folder and its MLflow run
@@ -64,10 +65,9 @@ def test_done_run_has_its_metrics_and_files(runs: Path) -> None:
         ("timed_out", "KILLED"),
     ],
 )
-def test_every_end_that_is_written_is_shown_with_its_reason(runs: Path, state: str, status: str) -> None:
-    made = MadeRun(runs)
-    run = tracked_store(runs, None, strict).folder(made.spec)
-    run.finish(Outcome(RunState(state), "the reason"))
+def test_recorded_end_is_shown_with_its_reason(runs: Path, state: str, status: str) -> None:
+    """Also of a run that never began, such as an unsupported one, or whose process died."""
+    tracked_store(runs, None, strict).record(make_spec(), Outcome(RunState(state), "the reason"))
     assert Mirrored(runs).state() == (status, state, "the reason")
 
 

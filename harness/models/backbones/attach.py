@@ -115,6 +115,12 @@ class AttachPoints(FormerNames, nn.Module):
             for path in self._family.branches(block.module)
         ]
 
+    @property
+    def unbranched_blocks(self) -> list[Block]:
+        """The blocks that have no residual branches in `branches`."""
+        branched = {branch.block for branch in self.branches}
+        return [block for block in self.blocks if block.index not in branched]
+
     def norms(self) -> dict[str, nn.Module]:
         """Name -> normalisation module with an affine part that came with the network."""
         return {

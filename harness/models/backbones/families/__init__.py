@@ -63,7 +63,7 @@ def check_backbone(name: str) -> None:
         raise UserError(f"--backbone {name}: no such pre-training tag; {did_you_mean(name, tags)}")
 
 
-def create(name: str, **changes: Any) -> nn.Module:
+def create(name: str, **changes: Any) -> Any:
     """The timm network of that name with random weights and no classifier; `changes` are timm's own arguments.
 
     Raises `UserError` for a name that is not usable.
@@ -72,7 +72,7 @@ def create(name: str, **changes: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, num_classes=0, **{**_family_of(name).options, **changes})
 
 
-def cut(name: str, network: nn.Module) -> StagedBackbone:
+def cut(name: str, network: Any) -> StagedBackbone:
     """Cut a timm network into a frozen `StagedBackbone`."""
     config = network.pretrained_cfg
     for module in network.modules():
