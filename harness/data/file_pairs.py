@@ -93,17 +93,17 @@ class PairedFiles(SegmentationDataset):
     def _check(self, samples: list[Sample], settings: dict) -> str:
         # Threads: Pillow's decoders and hashlib release the GIL.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            checked = list(pool.map(self._check_pair, samples))
-        problems = [found for found in checked if isinstance(found, str)]
+            outcomes = list(pool.map(self._check_pair, samples))
+        problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
         if problems:
             self.refuse(problems)
-        pairs = [found for found in checked if isinstance(found, Checked)]
-        present = frozenset[int]().union(*(pair.labels for pair in pairs[: len(self.samples("train"))]))
+        checked = [outcome for outcome in outcomes if isinstance(outcome, Checked)]
+        present = frozenset[int]().union(*(found.labels for found in checked[: len(self.samples("train"))]))
         if len(present) < 2:
             # The usual cause is a two-class mask of 0 and 255 where the labels should be 0 and 1.
             only = f"class {min(present)} alone" if present else "ignored pixels alone"
             self.refuse([f"{samples[0].source.mask}: the masks of train hold {only}; labels are class indices"])
-        return digest({**settings, "contents": [[pair.image_sha256, pair.mask_sha256] for pair in pairs]})
+        return digest({**settings, "contents": [[c.image_sha256, c.mask_sha256] for c in checked]})
 
     def _check_pair(self, sample: Sample) -> Checked | str:
         """The pair's hashes and labels, or what is wrong with it."""
