@@ -76,7 +76,7 @@ def _measure(options: argparse.Namespace) -> None:
             raise UserError(f"--{flag} {value}: give 1 or more")
     size = {"steps": options.steps, "batch_size": options.batch, "crop": [options.crop, options.crop]}
     layout = {"channels_last": not options.contiguous}
-    budget = budget_from(size | layout, "benchmark", "--steps, --batch and --crop")
+    budget = budget_from(size | layout, "benchmark")
 
     import torch
 

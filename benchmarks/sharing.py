@@ -19,7 +19,7 @@ from benchmarks.measure import Ratio, Table, in_turn
 from benchmarks.setting import Setting
 from harness.cells.resolve import Cell
 from harness.data.splits import split_samples
-from harness.engine.evaluation import Predictor, evaluate
+from harness.engine.evaluation import Predictor, confusion_matrices
 from harness.engine.options import ExecutionOptions
 from harness.engine.run import execute
 from harness.engine.side_by_side import execute_side_by_side
@@ -124,7 +124,7 @@ def _evaluations(setting: Setting, backbone: str) -> tuple[list[float], list[flo
         budget, scale = cell.spec.budget, cell.dataset.scale
         predictor = Predictor(network, bare.mean, bare.std, scale, budget, setting.device, prefix)
         began = setting.clock()
-        evaluate(predictor, cell.dataset, samples)
+        confusion_matrices(predictor, cell.dataset, samples)
         if prefix is not None:
             prefix.close()
         return setting.clock() - began

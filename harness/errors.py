@@ -1,20 +1,141 @@
-"""The one exception a user can cause, and the "did you mean" that goes into it."""
+"""The errors that a user can mend, each as one line: where the value stands, the value, what is wrong, what to do.
+
+Lower layers raise `UserError` with a field and its value, and know nothing of flags and files. Whoever took the value
+from somewhere says where: the reader of a file with `located`, the command line with `UserError.for_command_line`.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_FLAGS = {"settings": "set"}
+"""Fields whose flag has another name."""
+_TYPES = ("bool", "int", "float", "str")
+_LONGEST = 120
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the file or flag, the value and the remedy.
+    """Something the user can mend. The command line prints it without a traceback and exits with 2.
 
-    The command line prints it without a traceback and exits with 2.
+    `field` is the name of what is wrong (`method`, `budget`, or nested: `settings.lr`), `value` what it is now (None:
+    there is no value to show), `hint` what to do. `str()` is one line: `method spn: no such method; did you mean spm?`
     """
+
+    def __init__(self, problem: str, *, field: str | None = None, value: object = None, hint: str | None = None):
+        super().__init__(problem)
+        self.problem = problem
+        self.field = field
+        self.value = value
+        self.hint = hint
+        self.source: str | None = None
+        """The file that the value came from, once its reader has said so."""
+
+    def at(self, source: object = None, *, key: str | None = None, under: str | None = None) -> UserError:
+        """This error, from now on of a value that stands in the file `source`; returns itself.
+
+        `key` replaces the field by what the file calls it; `under` goes in front of the field. An error that already
+        has a file keeps it: who is nearest to the value knows best.
+        """
+        if self.source is None:
+            if key is not None:
+                self.field = key
+            if under is not None:
+                self.field = under if self.field is None else f"{under}.{self.field}"
+            self.source = None if source is None else str(source)
+        return self
+
+    def __str__(self) -> str:
+        shown = None if self.value is None else _shown(self.value)
+        if self.source is None:
+            where = " ".join(part for part in (self.field, shown) if part is not None)
+            parts = [where] if where else []
+        else:
+            parts = [part for part in (self.source, self.field, shown) if part is not None]
+        return ": ".join([*parts, self.problem]) + (f"; {self.hint}" if self.hint else "")
+
+    def for_command_line(self) -> str:
+        """As `str()`, with the flag in place of the field where no file has the value: `--method spn: no such...`."""
+        if self.source is not None or self.field is None:
+            return str(self)
+        field, _, name = self.field.partition(".")
+        flag = "--" + _FLAGS.get(field, field).replace("_", "-")
+        shown = "" if self.value is None else _shown(self.value)
+        given = f"{name}={shown}".rstrip("=") if name else shown
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{flag} {given}".rstrip() + f": {self.problem}{hint}"
+
+
+@contextmanager
+def located(source: object = None, *, key: str | None = None, under: str | None = None) -> Iterator[None]:
+    """Errors raised inside say that their value stands in the file `source`; see `UserError.at`."""
+    try:
+        yield
+    except UserError as error:
+        error.at(source, key=key, under=under)
+        raise
+
+
+class InvalidField(ValueError):
+    """What a validator of several fields raises, so that `invalid` can say which of them is wrong."""
+
+    def __init__(self, field: str, problem: str, value: object = None):
+        super().__init__(problem)
+        self.field = field
+        self.value = value
+
+
+def invalid(error: ValidationError, known: Iterable[str] = ()) -> UserError:
+    """The first problem of a pydantic error; `known` are the names to choose from where a field does not exist."""
+    problems = error.errors()
+    first = problems[0]
+    path = list(first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidField):
+        return UserError(str(cause), field=_path([*path, cause.field]), value=cause.value)
+    if first["type"] == "extra_forbidden":
+        return UserError("no such field", field=_path(path), hint=did_you_mean(str(path[-1]), known))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return UserError("is missing", field=_path(path))
+    if first["type"] != "value_error":
+        message = message[0].lower() + message[1:]
+    if path and _is_type(path[-1]):  # pydantic tried each type of a union, and complains of all
+        types = [str(p["loc"][-1]) for p in problems if list(p["loc"][:-1]) == path[:-1]]
+        path, message = path[:-1], f"expected {' or '.join(t.partition('[')[0] for t in types)}"
+    if first["type"] == "value_error" and not path:
+        return UserError(message)
+    value = "null" if first["input"] is None else first["input"]
+    return UserError(message, field=_path(path), value=value)
+
+
+def _is_type(part: str | int) -> bool:
+    return isinstance(part, str) and (part in _TYPES or "[" in part)
+
+
+def _path(parts: Iterable[str | int]) -> str:
+    """`methods[2].settings.lr`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+
+
+def _shown(value: object) -> str:
+    """A value on one line: text as it is, other values in at most `_LONGEST` characters."""
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        return value if value and value.isprintable() else repr(value)
+    text = repr(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """A sentence that offers the nearest of the known names, or lists them where there are few."""
+    """A hint that offers the nearest of the known names, or lists them where there are few."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=limit, cutoff=0.6)
     if near:

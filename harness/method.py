@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
-from harness.errors import UserError
-from harness.spec import first_problem
+from harness.errors import UserError, did_you_mean, invalid
 from harness.util.registry import Registry
 
 if TYPE_CHECKING:
@@ -49,12 +48,16 @@ class Hyperparameters(BaseModel):
     def parse(cls, method: str, settings: dict[str, Any]) -> Hyperparameters:
         """The defaults, overridden by `settings`; strings are read as the field's type.
 
-        Raises `UserError` for a name that does not exist or a value out of its bounds.
+        Raises `UserError`, of the field `settings.NAME`, for a name that does not exist or a value out of its bounds.
         """
+        for name in settings:
+            if name not in cls.model_fields:
+                hint = did_you_mean(name, cls.model_fields)
+                raise UserError(f"no such hyperparameter of method {method}", field=f"settings.{name}", hint=hint)
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise UserError(f"--set for method {method}: {first_problem(error, cls.model_fields)}") from error
+            raise invalid(error).at(under="settings") from error
 
     def spec_values(self) -> dict[str, bool | int | float | str]:
         """The values that a spec states, and so the fingerprint: all but `later` ones at their defaults."""

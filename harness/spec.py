@@ -1,32 +1,32 @@
-"""What is run: one cell of the benchmark (`Spec`) and what is equal for all cells of a table (`Budget`).
+"""What is run: one cell of the benchmark (`Spec`), and the budget that all cells of a table share (`Budget`).
 
-Both are validated, immutable and complete: nothing that can change a figure is left to a default elsewhere.
+Both are validated, immutable and complete: nothing that can change a score is left to a default elsewhere.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.errors import UserError, did_you_mean
-from harness.util.files import digest
+from harness.errors import InvalidField, UserError, did_you_mean, invalid, located
+from harness.util.files import digest, read_yaml, read_yaml_file
 
 PROTOCOL = 1
-"""Part of every fingerprint. Raised when the harness itself changes so that figures of equal specs would differ."""
+"""Part of every fingerprint. Raised when a change of the harness would give equal specs other scores."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Part = Literal["report", "dev"]
-"""`report`: train on all of train, evaluate once on test. `dev`: hold a dev part out of train and evaluate on it."""
+"""`report`: train on the train split, evaluate once on the test split. `dev`: evaluate on a part held out of train."""
 
 
 class Budget(BaseModel):
-    """Everything that is equal for every method of a table. Named in `budgets.yaml`."""
+    """What every method of a table gets alike: steps, batches, crops, schedule, evaluation. See `budgets.yaml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,37 +44,53 @@ class Budget(BaseModel):
     precision: Precision = Field("fp32", description="of the forward pass; bf16 and fp16 are autocast")
     channels_last: bool = Field(
         False,
-        description="memory layout of maps in convolutional networks: other, on most devices faster kernels, of which "
-        "the last bits differ",
+        description="memory layout of feature maps in CNNs; selects other kernels, faster on most devices, that differ "
+        "in the last bits",
     )
     dev_fraction: float = Field(0.2, gt=0, lt=1, description="share of train held out when a search selects")
     evaluation: Literal["whole", "slide"] = Field("whole", description="whole images, or windows of `crop` size")
     stride: tuple[int, int] | None = Field(None, description="height, width between windows of `slide`")
 
+    @field_validator("crop")
+    @classmethod
+    def _check_crop(cls, crop: tuple[int, int]) -> tuple[int, int]:
+        if min(crop) < 1:
+            raise ValueError("invalid size; give [height, width] in pixels")
+        return crop
+
+    @field_validator("resize")
+    @classmethod
+    def _check_resize(cls, resize: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < resize[0] <= resize[1]:
+            raise ValueError("invalid range; give [lowest, highest] scale, both above 0")
+        return resize
+
     @model_validator(mode="after")
-    def _consistent(self) -> Budget:
+    def _check_consistency(self) -> Budget:
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
-        if not 0 < self.resize[0] <= self.resize[1]:
-            raise ValueError(f"resize {list(self.resize)} is not an increasing range of positive scales")
-        if min(self.crop) < 1:
-            raise ValueError(f"crop {list(self.crop)} is not a size")
+            problem = f"does not divide the batch_size, {self.batch_size}"
+            raise InvalidField("accumulate", problem, self.accumulate)
         if self.warmup >= self.steps:
-            raise ValueError(f"warmup {self.warmup} leaves none of {self.steps} steps")
+            raise InvalidField("warmup", f"leaves none of the {self.steps} steps; give fewer", self.warmup)
         if self.evaluation == "slide":
-            if self.stride is None or not all(0 < s <= c for s, c in zip(self.stride, self.crop, strict=True)):
-                raise ValueError("slide evaluation needs a stride between 1 and the crop, so that windows cover all")
+            if self.stride is None:
+                raise InvalidField("stride", "is missing; slide evaluation needs [height, width] between windows")
+            if not all(0 < s <= c for s, c in zip(self.stride, self.crop, strict=True)):
+                problem = f"leaves gaps between windows; give 1 to the crop, {list(self.crop)}"
+                raise InvalidField("stride", problem, list(self.stride))
         elif self.stride is not None:
-            raise ValueError("a stride belongs to slide evaluation")
+            raise InvalidField("stride", "is only for `evaluation: slide`", list(self.stride))
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The fields that can change a figure, as plain values. What came later is left out where it changes nothing:
-        older fingerprints stay what they were."""
+        """The fields that can change a score, as plain values.
+
+        A field that was added later is left out at its default, so that older fingerprints stay valid.
+        """
         return self.model_dump(mode="json", exclude={"name"} | (set() if self.channels_last else {"channels_last"}))
 
     def learning_rate_factor(self, step: int) -> float:
-        """What the base learning rate is multiplied by at `step` (0-based): linear warm-up, then polynomial decay."""
+        """The factor on the base learning rate at `step` (0-based): linear warm-up, then polynomial decay."""
         decay = (1 - step / self.steps) ** self.power
         return decay * min(1.0, (step + 1) / (self.warmup + 1))
 
@@ -86,7 +102,7 @@ class Spec(BaseModel):
 
     method: str
     hyperparameters: dict[str, bool | int | float | str]
-    method_code: str = Field("", description="digest of the method's code where it is not of this project")
+    method_code: str = Field("", description="digest of a plugin's code; empty for a shipped method")
     backbone: str
     weights: str = Field(description="identity of the pre-trained weights, never a path")
     dataset: str
@@ -98,9 +114,9 @@ class Spec(BaseModel):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over exactly the fields that can change a figure: never device, workers or paths.
+        """16 hex digits over exactly the fields that can change a score: never device, workers or paths.
 
-        The budget's name is left out: two budgets that are equal but for their names give the same figures.
+        The budget's and the dataset's names are left out: only what they stand for changes a score.
         """
         return digest(
             {
@@ -115,7 +131,7 @@ class Spec(BaseModel):
                 "budget": self.budget.identity(),
                 "seed": self.seed,
                 "part": self.part,
-                # Which windows go through the network together can move the last bits of what it puts out.
+                # How windows are batched can change the last bits of the logits.
                 **({"windows": "together"} if self.budget.evaluation == "slide" else {}),
             }
         )[:16]
@@ -125,7 +141,7 @@ class Spec(BaseModel):
 
     @classmethod
     def from_yaml(cls, text: str) -> Spec:
-        """Raises `ValueError` where the text is not a complete spec."""
+        """The spec that `to_yaml` wrote. Raises `ValueError` for text that is not YAML or not a complete spec."""
         try:
             return cls.model_validate(read_yaml(text))
         except yaml.YAMLError as error:
@@ -133,7 +149,7 @@ class Spec(BaseModel):
 
 
 class SharedDataKey(NamedTuple):
-    """What decides which images a frozen backbone sees in training. Runs of which it is the same can share its work."""
+    """What decides which images a frozen backbone sees in training. Runs with equal keys can share its outputs."""
 
     backbone: str
     weights: str
@@ -147,65 +163,45 @@ class SharedDataKey(NamedTuple):
         return cls(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, spec.part)
 
 
-def read_yaml(text: str) -> Any:
-    """As `yaml.safe_load`, by libyaml where it is there: ten times as fast, which a thousand specs notice."""
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
 @cache
 def budgets() -> dict[str, Budget]:
     """The budgets that ship with the harness, by name."""
     text = resources.files("harness").joinpath("budgets.yaml").read_text(encoding="utf-8")
-    return {name: Budget(name=name, **fields) for name, fields in yaml.safe_load(text).items()}
+    return {name: Budget(name=name, **fields) for name, fields in read_yaml(text).items()}
 
 
 def budget(name: str) -> Budget:
-    """A shipped budget by name, or the one in a YAML file whose path is given, as `budget_from` reads it.
+    """A shipped budget by its name, or the one in a YAML file by its path.
 
-    Raises `UserError` for an unknown name, a missing file, or a field that does not exist or does not fit.
+    Raises `UserError` for an unknown name or a missing file (of the field `budget`), or a wrong field in the file.
     """
     if name in budgets():
         return budgets()[name]
     if not name.endswith((".yaml", ".yml")):
-        raise UserError(f"--budget {name}: no such budget; {did_you_mean(name, budgets())} (or name a .yaml file)")
+        hint = f"{did_you_mean(name, budgets())} (or name a .yaml file)"
+        raise UserError("no such budget", field="budget", value=name, hint=hint)
     path = Path(name)
-    try:
-        fields: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--budget {name}: {os.strerror(error.errno or 0)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--budget {name}: not YAML: {' '.join(str(error).split())}") from error
-    return budget_from(fields, path.stem, f"--budget {name}")
+    fields = read_yaml_file(path, "budget")
+    with located(path):
+        return budget_from(fields, path.stem)
 
 
-def budget_from(fields: Any, name: str, said: str) -> Budget:
-    """The budget of that name with these fields; `base: NAME` among them takes a shipped one and states what differs.
+def budget_from(fields: Any, name: str) -> Budget:
+    """The budget called `name` with these fields. `base: NAME` among them names a shipped budget to start from.
 
-    Raises `UserError`, which begins with `said`: where the fields were given.
+    Raises `UserError` of the wrong field; the caller says where the fields stand.
     """
-    if not isinstance(fields, dict):
-        raise UserError(f"{said}: expected fields of a budget, such as `steps: 1000`")
+    if not isinstance(fields, Mapping):
+        raise UserError("expected the fields of a budget, such as `steps: 1000`")
     if "name" in fields:
-        raise UserError(f"{said}: name: no such field; the budget is called {name}")
+        raise UserError(f"no such field; this budget is called {name}", field="name")
     fields = dict(fields)
     base = fields.pop("base", None)
     if base is not None:
         if str(base) not in budgets():
-            raise UserError(f"{said}: base: no budget {base!r}; {did_you_mean(str(base), budgets())}")
+            raise UserError("no such budget", field="base", value=base, hint=did_you_mean(str(base), budgets()))
         fields = budgets()[str(base)].model_dump() | fields
     try:
         return Budget.model_validate({**fields, "name": name})
     except ValidationError as error:
-        raise UserError(f"{said}: {first_problem(error, Budget.model_fields)}") from error
-
-
-def first_problem(error: ValidationError, known: Any) -> str:
-    """The first complaint of a pydantic error as one clause: the field, what is wrong with it, what would fit."""
-    problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{field}: no such field; {did_you_mean(field, known)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] in ("missing", "value_error"):
-        return f"{field}: {message}" if field else message
-    return f"{field}: {problem['input']!r}: {message[0].lower()}{message[1:]}"
+        raise invalid(error, Budget.model_fields) from error

@@ -50,7 +50,8 @@ def compare(
     if any cell failed.
     """
     from harness.cli.tables import print_table
-    from studies import compare as comparing
+    from studies import progress
+    from studies.compare import compare as execute
     from studies.plan import make_plan
     from studies.study import Replacements, load_study
 
@@ -61,16 +62,16 @@ def compare(
     if plan:
         planned = make_plan(chosen, options.open_store(), options.data, ask_support=True)
         show = say if json_ else print
-        show("\n".join(comparing.describe(planned)))
+        show("\n".join(progress.describe(planned)))
     else:
         check_writable("--runs", options.runs)
         with _stoppable():
-            planned = comparing.compare(chosen, options, replace(launcher, device=options.device), storage, quiet)
+            planned = execute(chosen, options, replace(launcher, device=options.device), storage, quiet)
     if json_:
-        print(json.dumps(comparing.as_json(planned), indent=2))
+        print(json.dumps(progress.as_json(planned), indent=2))
     else:
-        print_table(comparing.table(planned))
-        for note in comparing.notes(planned) if not plan else ():
+        print_table(progress.table(planned))
+        for note in progress.notes(planned) if not plan else ():
             print(note)
     if not plan:
         raise typer.Exit(0 if all(cell.state in ("done", "unsupported") for cell in planned.cells) else 1)
@@ -111,7 +112,7 @@ def search(
     """
     from harness.cells.resolve import Resolver
     from harness.method import methods
-    from studies.compare import LiveLine
+    from studies.progress import LiveLine
     from studies.scheduler import Scheduler, SearchTask
     from studies.search.search import Search
     from studies.search.spec import make_space

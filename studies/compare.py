@@ -1,15 +1,10 @@
-"""`harness compare`: a study's plan, its execution on a launcher, and its table, live and at the end."""
+"""Executes what is left of a study. What it shows meanwhile is in `progress.py`."""
 
 from __future__ import annotations
 
-import statistics
-import sys
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from harness.cells.resolve import Resolver
 from harness.engine.options import ExecutionOptions
@@ -18,17 +13,13 @@ from harness.runs.locks import AlreadyLocked
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.util.progress import say, warn
-from studies.plan import Plan, PlannedCell, PlannedSearch, make_plan, rows_of
+from studies.plan import Plan, PlannedSearch, make_plan
+from studies.progress import LiveTable, describe, work_left
 from studies.scheduler import Scheduler, SearchTask
 from studies.study import Study
 
 if TYPE_CHECKING:
-    from rich.live import Live as RichLive
-
     from studies.search.search import Search
-
-PLAIN_SECONDS = 30
-"""The least time between two plain lines of overall progress."""
 
 
 def compare(
@@ -67,10 +58,6 @@ def compare(
     return plan
 
 
-def work_left(plan: Plan) -> bool:
-    return any(cell.spec is not None or cell.state is RunState.WAITING for cell in plan.left)
-
-
 def _searches(
     plan: Plan, store: RunStore, resolve: Resolver, storage: str | None
 ) -> Iterator[tuple[Search, list[PlannedSearch]]]:
@@ -98,222 +85,3 @@ def record_unsupported(plan: Plan, store: RunStore) -> None:
         if cell.state is RunState.UNSUPPORTED and cell.spec is not None and store.folder(cell.spec).status() is None:
             with suppress(AlreadyLocked):  # another process records it
                 store.record(cell.spec, Outcome(RunState.UNSUPPORTED, cell.reason))
-
-
-# ---- what is shown ---------------------------------------------------------------------------------------------------
-
-
-def describe(plan: Plan) -> list[str]:
-    """The plan in a few lines: its axes, the states of its cells, what is unsupported, and how long it may take."""
-    study = plan.study
-    axes = {"methods": study.methods, "backbones": study.backbones, "datasets": study.datasets, "heads": study.heads,
-            "seeds": study.seeds}  # fmt: skip
-    sizes = " × ".join(f"{len(values)} {name if len(values) > 1 else name[:-1]}" for name, values in axes.items())
-    budget = study.the_budget()
-    lines = [f"{study.title or study.name}: {sizes} = {len(plan.cells)} cells, budget {budget.name} "
-             f"({budget.steps} steps of {budget.batch_size})"]  # fmt: skip
-    lines.append("  " + ", ".join(f"{count} {state.label}" for state, count in sorted(plan.count().items())))
-    if study.tune is not None:
-        ended = [
-            min(study.tune.trials, sum(t.state != "running" for t in row.folder.trials())) for row in plan.searches
-        ]
-        lines.append(
-            f"  {len(plan.searches)} searches of {study.tune.trials} trials on the dev split, {sum(ended)} trials ended"
-        )
-    lines += [f"  {note}" for note in notes(plan)]
-    seconds = plan.seconds_left()
-    if work_left(plan):
-        known = (
-            f"{duration(seconds)} of training in one process"
-            if seconds is not None
-            else "unknown until one cell is done"
-        )
-        lines.append(f"  estimated: {known}")
-    return lines
-
-
-def notes(plan: Plan) -> list[str]:
-    """Why cells have no score: each reason once, with the number of its cells."""
-    counted = Counter(
-        (cell.state, cell.reason or "unknown reason")
-        for cell in plan.cells
-        if cell.state.failed or cell.state in (RunState.UNSUPPORTED, RunState.DAMAGED)
-    )
-    return [f"{state.label} ({count}): {reason}" for (state, reason), count in counted.items()]
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def table(plan: Plan) -> list[dict[str, str]]:
-    """One line a method, backbone, dataset and head: mIoU over the seeds that are done, and the states of the rest."""
-    searches = {id(cell): row for row in plan.searches for cell in row.cells}
-    tuned = plan.study.tune is not None
-    return [_line(row, searches.get(id(row["cells"][0])), tuned) for row in rows_of(plan)]
-
-
-def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dict[str, str]:
-    cells: list[PlannedCell] = row["cells"]
-    values = [cell.miou for cell in cells if cell.state is RunState.DONE and cell.miou is not None]
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    states = Counter(cell.state for cell in cells)
-    return {
-        "backbone": row["backbone"],
-        "dataset": row["dataset"],
-        "head": row["head"],
-        "method": row["label"],
-        "mIoU": f"{statistics.fmean(values):.4f}{spread}" if values else "-",
-        "seeds": f"{states[RunState.DONE]}/{len(cells)}",
-        **({"trials": _trials(search) if search else "-"} if tuned else {}),
-        "state": ", ".join(
-            state.label if count == len(cells) else f"{count} {state.label}" for state, count in states.items()
-        ),
-    }
-
-
-def _trials(search: PlannedSearch) -> str:
-    counted = Counter(trial.state for trial in search.folder.trials() if trial.number < search.tune.trials)
-    ended = counted.total() - counted["running"]
-    lost = "".join(f", {counted[state]} {state}" for state in ("failed", "pruned") if counted[state])
-    return f"{ended}/{search.tune.trials}{lost}"
-
-
-class Live:
-    """What is shown while a scheduler runs: redrawn on a terminal, lines elsewhere."""
-
-    def __init__(self, quiet: bool):
-        self._redraws = not quiet and sys.stderr.isatty()
-        self._live: RichLive | None = None
-        self._began = self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if self._redraws:
-            from rich.console import Console
-            from rich.live import Live as RichLive
-
-            self._live = RichLive(console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-        self._last_line = time.monotonic()
-
-
-class LiveLine(Live):
-    """How far one search is."""
-
-    def __init__(self, task: SearchTask, quiet: bool):
-        super().__init__(quiet)
-        self._task = task
-        self._last = ""
-
-    def update(self, changed: PlannedCell | SearchTask | None) -> None:
-        text = trials_so_far(self._task.search)
-        if self._live is not None:
-            self._live.update(f"{text}, {duration(time.monotonic() - self._began)} so far", refresh=True)
-        elif text != self._last:
-            self.line(text)
-        self._last = text
-
-
-class LiveTable(Live):
-    """The table of a study while it fills."""
-
-    def __init__(self, plan: Plan, store: RunStore, quiet: bool):
-        super().__init__(quiet)
-        self._plan = plan
-        self._store = store
-        self._done_before = plan.count()[RunState.DONE]
-        self._last_lines: dict[str, str] = {}
-        """Of each search."""
-
-    def update(self, changed: PlannedCell | SearchTask | None) -> None:
-        if self._live is not None:
-            self._live.update(self._drawn(), refresh=True)
-        elif isinstance(changed, PlannedCell):
-            self.line(f"{_title(changed)}: {changed.state.label}" + self._score(changed))
-        elif isinstance(changed, SearchTask):
-            name, text = changed.search.spec.name, trials_so_far(changed.search)
-            if self._last_lines.get(name) != text:
-                self.line(text)
-            self._last_lines[name] = text
-        elif time.monotonic() - self._last_line > PLAIN_SECONDS:
-            self.line(self._summary())
-
-    @staticmethod
-    def _score(cell: PlannedCell) -> str:
-        if cell.state is RunState.DONE and cell.miou is not None:
-            return f", mIoU {cell.miou:.4f}"
-        return f" ({cell.reason})" if cell.reason else ""
-
-    def _summary(self) -> str:
-        count = self._plan.count()
-        left = len(self._plan.left)
-        done = count[RunState.DONE] - self._done_before
-        passed = time.monotonic() - self._began
-        rest = f", about {duration(passed / done * left)} left" if done and not self._plan.searches else ""
-        cells = f"{count[RunState.DONE]} of {len(self._plan.cells)} cells done, {left} left"
-        return f"{cells}, {duration(passed)} so far{rest}"
-
-    def _drawn(self) -> Any:
-        from rich.table import Table
-
-        lines = table(self._plan)
-        drawn = Table(title=self._summary(), title_justify="left")
-        for column in lines[0]:
-            drawn.add_column(column, overflow="fold")
-        for line, row in zip(lines, rows_of(self._plan), strict=True):
-            drawn.add_row(*_escaped({**line, "state": line["state"] + self._progress(row["cells"])}))
-        return drawn
-
-    def _progress(self, cells: list[PlannedCell]) -> str:
-        """The steps of cells that run anywhere, from their folders."""
-        steps = []
-        for cell in cells:
-            if cell.state is RunState.RUNNING and cell.fingerprint is not None:
-                points = self._store.by_fingerprint(cell.fingerprint).curve()
-                steps.append(f"{points[-1]['step'] if points else 0}")
-        return f" (step {', '.join(steps)} of {self._plan.study.the_budget().steps})" if steps else ""
-
-
-def trials_so_far(search: Search) -> str:
-    """One line: how many trials there are, and the best of them."""
-    ended = [trial for trial in search.trials if trial.state != "running"]
-    best = search.folder.best(len(search.trials))
-    values = f", best {', '.join(f'{value:.4g}' for value in best.values or ())} (trial {best.number})" if best else ""
-    return f"search {search.spec.name}: {len(ended)} trials ended, {len(search.trials) - len(ended)} running{values}"
-
-
-def _title(cell: PlannedCell) -> str:
-    request = cell.request
-    return f"{cell.label} on {request.backbone}, {Path(request.dataset).name}, {request.head}, seed {request.seed}"
-
-
-def _escaped(line: dict[str, str]) -> list[str]:
-    from rich.markup import escape
-
-    return [escape(text) for text in line.values()]
-
-
-def as_json(plan: Plan) -> list[dict[str, Any]]:
-    """Every cell as plain values."""
-    return [
-        {
-            "label": cell.label,
-            "fingerprint": cell.fingerprint,
-            **{name: getattr(cell.request, name) for name in ("method", "backbone", "dataset", "head", "seed")},
-            "settings": cell.request.settings,
-            "state": cell.state,
-            "reason": cell.reason,
-            "miou": cell.miou,
-        }
-        for cell in plan.cells
-    ]

@@ -13,8 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.cells.resolve import Cell, Request, Resolver
-from harness.errors import UserError, did_you_mean
-from harness.method import methods
+from harness.errors import UserError
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
@@ -88,7 +87,7 @@ def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = Fal
     """
     resolve = Resolver(store, data)
     plan = Plan(study)
-    _check_names(study)
+    study.check(data, store.cache)
     for arm, request in study.requests():
         seeds = [replace(request, seed=seed) for seed in study.seeds]
         if study.tune is None:
@@ -103,23 +102,6 @@ def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = Fal
     return plan
 
 
-def _check_names(study: Study) -> None:
-    """Rows share one list of parameters to tune; a name that no method of the study has is a mistake."""
-    if study.tune is None:
-        return
-    known = {name for arm in study.methods for name in _hyperparameters(arm.method)}
-    for name in (*(study.tune.parameters or ()), *study.tune.space):
-        if known and name not in known:
-            raise UserError(f"{study.source}: tune: {name}: no method of the study has it; {did_you_mean(name, known)}")
-
-
-def _hyperparameters(method: str) -> set[str]:
-    try:
-        return set(methods.get(method).Hyperparameters.model_fields)
-    except UserError:
-        return set()  # its cells say so
-
-
 def _plan_search(
     tune: Tune, arm: MethodArm, request: Request, seeds: list[Request], resolve: Resolver, store: RunStore
 ) -> PlannedSearch | list[PlannedCell]:
@@ -127,7 +109,7 @@ def _plan_search(
     searched = replace(request, part="dev", seed=tune.seed)
     try:
         cell = resolve(searched)
-        own = _hyperparameters(arm.method)
+        own = cell.method.Hyperparameters.model_fields
         ranges = {name: text for name, text in tune.space.items() if name in own}
         names = None if tune.parameters is None else [name for name in tune.parameters if name in own]
         space = make_space(cell.method, names, ranges, request.settings)

@@ -218,7 +218,7 @@ class Scheduler:
                 cell.request
                 for planned in task.planned
                 for cell in planned.cells
-                if cell.state == RunState.WAITING
+                if cell.state is RunState.WAITING
             )  # fmt: skip
             count += sum(
                 of_trials._replace(seed=request.seed, part=request.part) == data_key for request in requests

@@ -1,31 +1,40 @@
-"""A study file: methods × backbones × datasets × heads × seeds under one budget, checked and turned into requests."""
+"""A study file: methods × backbones × datasets × heads × seeds under one budget, checked and turned into requests.
+
+How far a study is and what is left to run is `plan.py`. Free of torch.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.cells.resolve import Request
-from harness.errors import UserError, did_you_mean
-from harness.spec import Budget, budget, budget_from, first_problem, read_yaml
+from harness.data.catalog import check_dataset
+from harness.errors import InvalidField, UserError, did_you_mean, invalid, located
+from harness.method import methods
+from harness.models.backbones.weights import find_weights
+from harness.models.heads import parse_head
+from harness.spec import Budget, budget, budget_from
+from harness.util.files import read_yaml_file
 from studies import shipped_studies
+from studies.search.spec import check_sampler, parse_range
 
 Setting = bool | int | float | str
 
 
-class _Part(BaseModel):
+class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class MethodArm(_Part):
-    """One row of the table: a method with what is fixed of its hyperparameters."""
+class MethodArm(_Model):
+    """One row of the table: a method, and the hyperparameters that are not its defaults."""
 
     method: str
     label: str = ""
@@ -33,42 +42,42 @@ class MethodArm(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, given: Any) -> Any:
-        return {"method": given} if isinstance(given, str) else given
+    def _from_name(cls, fields: Any) -> Any:
+        return {"method": fields} if isinstance(fields, str) else fields
 
     @model_validator(mode="after")
-    def _labelled(self) -> MethodArm:
+    def _add_label(self) -> MethodArm:
         if self.label:
             return self
         settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
         return self.model_copy(update={"label": f"{self.method}({settings})" if settings else self.method})
 
 
-class BackboneArm(_Part):
+class BackboneArm(_Model):
     backbone: str
     weights: str = "auto"
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, given: Any) -> Any:
-        return {"backbone": given} if isinstance(given, str) else given
+    def _from_name(cls, fields: Any) -> Any:
+        return {"backbone": fields} if isinstance(fields, str) else fields
 
 
-class Tune(_Part):
-    """The same search for every row of the table, on the dev part, before its seeds are run on the reported part."""
+class Tune(_Model):
+    """A search for every row of the table, scored on the dev split; its best hyperparameters are used for all seeds."""
 
-    trials: int = Field(ge=1, description="of every method; pruned and failed ones count")
+    trials: int = Field(ge=1, description="trials of each row; pruned and failed ones count")
     parameters: tuple[str, ...] | None = Field(None, description="hyperparameters; default all with a declared range")
     space: dict[str, str] = Field(
-        {}, description="hyperparameter -> LOW:HIGH, LOW:HIGH:log or A|B|C, over the declared"
+        {}, description="hyperparameter -> LOW:HIGH, LOW:HIGH:log or A|B|C, in place of the declared range"
     )
     sampler: str = "tpe"
     pruner: str | None = None
     seed: int = Field(0, ge=0, lt=2**31)
 
 
-class Override(_Part):
-    """Hyperparameters of the cells that match every pattern (`*` and `?`). Nothing else can differ between cells."""
+class Override(_Model):
+    """Hyperparameters for the cells that match every pattern (`*` and `?`)."""
 
     method: str = Field("*", description="pattern on the label or the method's name")
     backbone: str = "*"
@@ -78,11 +87,11 @@ class Override(_Part):
 
     def matches(self, arm: MethodArm, request: Request) -> bool:
         pairs = ((self.backbone, request.backbone), (self.dataset, request.dataset), (self.head, request.head))
-        named = fnmatchcase(arm.label, self.method) or fnmatchcase(arm.method, self.method)
-        return named and all(fnmatchcase(value, pattern) for pattern, value in pairs)
+        is_method = fnmatchcase(arm.label, self.method) or fnmatchcase(arm.method, self.method)
+        return is_method and all(fnmatchcase(value, pattern) for pattern, value in pairs)
 
 
-class Study(_Part):
+class Study(_Model):
     """The fields of a study file."""
 
     title: str = ""
@@ -94,25 +103,27 @@ class Study(_Part):
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="a list, or how many from 0")
     tune: Tune | None = None
     overrides: tuple[Override, ...] = ()
-    source: Path = Field(Path("study.yaml"), exclude=True, description="the file; relative paths in it start there")
+    source: Path = Field(Path("study.yaml"), exclude=True, description="the file; its paths start at its folder")
+    flags: frozenset[str] = Field(frozenset(), exclude=True, description="keys that the command line has replaced")
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def _counted(cls, given: Any) -> Any:
-        return tuple(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
+    def _from_count(cls, seeds: Any) -> Any:
+        return tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
 
     @model_validator(mode="after")
-    def _each_once(self) -> Study:
+    def _check_unique(self) -> Study:
         for field, values in (
             ("methods", [arm.label for arm in self.methods]),
-            ("backbones", [(arm.backbone, arm.weights) for arm in self.backbones]),
+            ("backbones", [f"{arm.backbone} with weights {arm.weights}" for arm in self.backbones]),
             ("datasets", self.datasets),
             ("heads", self.heads),
             ("seeds", self.seeds),
         ):
             twice = next((value for value in values if list(values).count(value) > 1), None)
             if twice is not None:
-                raise ValueError(f"{field}: {twice} is there twice; give two rows of one method a `label` each")
+                hint = "; give two rows of one method a `label` each" if field == "methods" else ""
+                raise InvalidField(field, f"is listed twice{hint}", twice)
         return self
 
     @property
@@ -120,42 +131,107 @@ class Study(_Part):
         return self.source.stem
 
     def the_budget(self) -> Budget:
-        """Raises `UserError`."""
+        """The budget of all cells. Raises `UserError`."""
         if isinstance(self.budget, dict):
-            return budget_from(self.budget, self.name, f"{self.source}: budget")
-        return budget(self._path(self.budget) if self.budget.endswith((".yaml", ".yml")) else self.budget)
+            with self._located(under="budget"):
+                return budget_from(self.budget, self.name)
+        with self._located("budget"):
+            return budget(self._path(self.budget) if self.budget.endswith((".yaml", ".yml")) else self.budget)
+
+    def check(self, data: Path, cache: Path) -> None:
+        """Check every name, hyperparameter and range of the study, but not whether datasets' files are there.
+
+        Raises `UserError` that says where the value stands: the study file and its key, or a flag.
+        """
+        self.the_budget()
+        for row, arm in enumerate(self.methods):
+            with self._located("methods"):
+                method = methods.get(arm.method)
+            with self._located(under=f"methods[{row}]"):
+                method.Hyperparameters.parse(arm.method, dict(arm.settings))
+        for backbone in self.backbones:
+            with self._located("backbones"):
+                find_weights(backbone.backbone, "random", cache)  # the name alone: its weights may be missing
+        for dataset in self.datasets:
+            with self._located("datasets"):
+                check_dataset(self._dataset(dataset), data)
+        for head in self.heads:
+            with self._located("heads"):
+                parse_head(head)
+        self._check_overrides()
+        self._check_tune()
+
+    def _check_overrides(self) -> None:
+        for arm, request in self._rows(self.the_budget()):
+            for number, override in self._matching(arm, request):
+                with located(self.source, under=f"overrides[{number}]"):
+                    methods.get(arm.method).Hyperparameters.parse(arm.method, dict(override.settings))
+
+    def _check_tune(self) -> None:
+        if self.tune is None:
+            return
+        rows = [methods.get(arm.method) for arm in self.methods]
+        known = {name for method in rows for name in method.Hyperparameters.model_fields}
+        with located(self.source, under="tune"):
+            for key, names in (("parameters", self.tune.parameters or ()), ("space", self.tune.space)):
+                for name in names:
+                    if name not in known:
+                        hint = did_you_mean(name, known)
+                        raise UserError("no method of the study has it", field=key, value=name, hint=hint)
+            for name, text in self.tune.space.items():
+                for method in rows:
+                    if name in method.Hyperparameters.model_fields:
+                        parse_range(method, name, text)
+            check_sampler(self.tune.sampler, self.tune.pruner)
 
     def requests(self) -> Iterator[tuple[MethodArm, Request]]:
-        """Every row of the table with its settings and the study's first seed: what seeds and a search build on."""
-        chosen = self.the_budget()
+        """Every row of the table with its settings and the study's first seed, which seeds and a search replace."""
+        for arm, request in self._rows(self.the_budget()):
+            for _, override in self._matching(arm, request):
+                request.settings.update(override.settings)
+            yield arm, replace(request, dataset=self._dataset(request.dataset))
+
+    def _rows(self, chosen: Budget) -> Iterator[tuple[MethodArm, Request]]:
+        """Rows without overrides; datasets as the study calls them, which is what overrides match."""
         for backbone, dataset, head, arm in itertools.product(
             self.backbones, self.datasets, self.heads, self.methods
         ):  # fmt: skip
-            request = Request(
-                method=arm.method,
-                backbone=backbone.backbone,
-                weights=self._weights(backbone.weights),
-                dataset=self._path(dataset) if "/" in dataset or dataset.endswith((".yaml", ".yml")) else dataset,
-                head=head,
-                budget=chosen,
-                seed=self.seeds[0],
-                settings=dict(arm.settings),
+            yield (
+                arm,
+                Request(
+                    method=arm.method,
+                    backbone=backbone.backbone,
+                    weights=self._weights(backbone.weights),
+                    dataset=dataset,
+                    head=head,
+                    budget=chosen,
+                    seed=self.seeds[0],
+                    settings=dict(arm.settings),
+                ),
             )
-            for override in self.overrides:
-                if override.matches(arm, replace(request, dataset=dataset)):
-                    request.settings.update(override.settings)
-            yield arm, request
 
-    def _weights(self, given: str) -> str:
-        return given if given in ("auto", "random") or given.startswith("package:") else self._path(given)
+    def _matching(self, arm: MethodArm, request: Request) -> Iterator[tuple[int, Override]]:
+        return ((number, one) for number, one in enumerate(self.overrides) if one.matches(arm, request))
 
-    def _path(self, given: str) -> str:
-        return str(self.source.parent / Path(given).expanduser())
+    def _located(self, key: str | None = None, *, under: str = "") -> AbstractContextManager[None]:
+        """Errors raised inside are of the study's file, unless the value came from a flag."""
+        top = (key or under).partition("[")[0]
+        return located() if top in self.flags else located(self.source, key=key, under=under or None)
+
+    def _weights(self, weights: str) -> str:
+        is_word = weights in ("auto", "random") or weights.startswith("package:")
+        return weights if is_word else self._path(weights)
+
+    def _dataset(self, dataset: str) -> str:
+        return self._path(dataset) if "/" in dataset or dataset.endswith((".yaml", ".yml")) else dataset
+
+    def _path(self, path: str) -> str:
+        return str(self.source.parent / Path(path).expanduser())
 
 
 @dataclass(frozen=True)
 class Replacements:
-    """What the command line puts in place of a study's lists. Empty: as the file says."""
+    """Values from the command line in place of a study's. Empty or None: as in the file."""
 
     methods: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
@@ -166,67 +242,67 @@ class Replacements:
     trials: int | None = None
 
     def over(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        given: dict[str, Any] = {
-            name: list(values)
-            for name, values in vars(self).items()
-            if isinstance(values, tuple) and values
-        }  # fmt: skip
-        for name in ("methods", "backbones"):
+        """The fields of a study file with these in their place."""
+        replaced: dict[str, Any] = {
+            name: list(values) for name, values in vars(self).items() if isinstance(values, tuple) and values
+        }
+        for name in {"methods", "backbones"} & set(replaced):
             # A row that the file describes keeps its description.
-            known = {_name(row): row for row in fields.get(name) or () if isinstance(row, str | dict)}
-            given |= {name: [known.get(row, row) for row in given[name]]} if name in given else {}
-        for path in ("datasets",):
-            given |= {path: [_from_here(value) for value in given[path]]} if path in given else {}
+            described = {_name(row): row for row in fields.get(name) or () if isinstance(row, str | dict)}
+            replaced[name] = [described.get(row, row) for row in replaced[name]]
+        if "datasets" in replaced:
+            replaced["datasets"] = [_absolute(value) for value in replaced["datasets"]]
         if self.seeds is not None:
-            given["seeds"] = self.seeds
+            replaced["seeds"] = self.seeds
         if self.budget is not None:
-            given["budget"] = _from_here(self.budget)
+            replaced["budget"] = _absolute(self.budget)
         if self.trials is not None:
-            given["tune"] = {**(fields.get("tune") or {}), "trials": self.trials} if self.trials else None
-        return {**fields, **given}
+            replaced["tune"] = {**(fields.get("tune") or {}), "trials": self.trials} if self.trials else None
+        flags = frozenset(replaced) - {"tune", "seeds"}
+        return {**fields, **replaced, "flags": flags}
 
 
 def _name(row: str | dict[str, Any]) -> str:
     return row if isinstance(row, str) else str(row.get("label") or row.get("method") or row.get("backbone"))
 
 
-def _from_here(value: str) -> str:
-    """Paths of the command line start where it was given, not at the study file."""
+def _absolute(value: str) -> str:
+    """Paths of the command line are relative to the current folder, not to the study file."""
     return str(Path(value).expanduser().absolute()) if "/" in value or value.endswith((".yaml", ".yml")) else value
 
 
 def load_study(name: str | Path, replacements: Replacements | None = None) -> Study:
-    """A study file, or a shipped one by its name, checked as a whole.
+    """A study file, or a shipped study by its name. `Study.check` then checks the names in it.
 
     Raises `UserError` that names the file and the field.
     """
     path = Path(name)
-    shipped = shipped_studies()
     if not path.is_file():
+        shipped = shipped_studies()
         if str(name) not in shipped:
-            missing = path.suffix in (".yaml", ".yml")
-            reason = (
-                "no such file" if missing else f"no such study; {did_you_mean(str(name), shipped)} (or name a file)"
-            )
-            raise UserError(f"{name}: {reason}")
+            if path.suffix in (".yaml", ".yml"):
+                raise UserError("no such file", field="study", value=name).at(name)
+            raise UserError(f"no such study; {did_you_mean(str(name), shipped)} (or name a file)").at(name)
         path = shipped[str(name)]
-    try:
-        fields = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    fields = read_yaml_file(path)
     if not isinstance(fields, dict):
-        raise UserError(f"{path}: expected a study's fields, such as `methods: [linear, spm]`")
+        raise UserError("expected the fields of a study, such as `methods: [linear, spm]`").at(path)
+    for reserved in {"source", "flags"} & set(fields):
+        raise UserError("no such field", field=reserved).at(path)
     try:
         return Study.model_validate({**(replacements or Replacements()).over(fields), "source": path})
     except ValidationError as error:
-        raise UserError(f"{path}: {_problem(error)}") from error
+        raise invalid(error, _known_fields(error)).at(path) from error
 
 
-def _problem(error: ValidationError) -> str:
-    """With the names that are known where the wrong field stands."""
+def _known_fields(error: ValidationError) -> set[str]:
+    """The fields of the part of a study that the first error is in."""
     location = error.errors()[0]["loc"]
-    known: Any = Study.model_fields
-    for part, model in (("methods", MethodArm), ("backbones", BackboneArm), ("tune", Tune), ("overrides", Override)):
-        if location and location[0] == part and len(location) > 1:
-            known = model.model_fields
-    return first_problem(error, known)
+    parts: dict[Any, type[BaseModel]] = {
+        "methods": MethodArm,
+        "backbones": BackboneArm,
+        "tune": Tune,
+        "overrides": Override,
+    }
+    model = parts.get(location[0], Study) if len(location) > 1 else Study
+    return set(model.model_fields) - {"source", "flags"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import multiprocessing
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def reasons_against(cells: Sequence[Cell], cache: Path) -> list[str | None]:
     if unknown:
         answers = _ask([question for _, question in unknown.values()])
         for (key, _), answer in zip(unknown.values(), answers, strict=False):
-            cached_json(cache, "support", key, lambda answer=answer: [answer])
+            cached_json(cache, "support", key, functools.partial(list, (answer,)))
     return [(read_cached_json(cache, "support", key) or [None])[0] for key in keys]
 
 

@@ -1,9 +1,9 @@
-"""A cell in a file, for `harness run --from`: what a search found best, or the `spec.yaml` of a run to be repeated."""
+"""A cell in a file, for `harness run --from`: the best trial of a search, or the `spec.yaml` of a run to repeat."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from harness.cells.resolve import Request
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, located
 from harness.models.backbones.weights import to_ask_for
-from harness.spec import Budget, Spec, budget_from, read_yaml
+from harness.spec import Budget, Spec, budget_from
+from harness.util.files import read_yaml_file
 
 
 def write_recipe(request: Request, header: str = "") -> str:
@@ -25,65 +26,74 @@ def write_recipe(request: Request, header: str = "") -> str:
     return comments + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def read_recipe(path: Path, given: Mapping[str, Any]) -> Request:
-    """The request in a file, with the fields that the command line gave over it.
+def read_recipe(path: Path, flags: Mapping[str, Any]) -> Request:
+    """The request in a file; the fields in `flags`, from the command line, take precedence.
 
-    Raises `UserError` that names the file and the field.
+    Raises `UserError` that names the file and the field. Whether its names exist is found out when it is resolved:
+    see `located_in_recipe`.
     """
-    said = f"--from {path}"
+    values = read_yaml_file(path, "from")
+    with located(path):
+        if not isinstance(values, dict):
+            raise UserError("expected the fields of a cell, such as `method: spm`")
+        if "hyperparameters" in values:
+            values = _fields_of_spec(values, flags)
+        known = [field.name for field in fields(Request)]
+        for name in values:
+            if name not in known:
+                raise UserError("no such field", field=str(name), hint=did_you_mean(str(name), known))
+        settings = values.pop("settings", None) or {}
+        if not isinstance(settings, dict):
+            raise UserError("expected hyperparameters, such as `lr: 0.001`", field="settings", value=settings)
+        if isinstance(values.get("budget"), dict):
+            budget = dict(values["budget"])
+            with located(under="budget"):
+                values["budget"] = budget_from(budget, str(budget.pop("name", path.stem)))
+        for name, value in values.items():
+            if not isinstance(value, int if name == "seed" else (str, Budget) if name == "budget" else str):
+                raise UserError(f"expected a {'number' if name == 'seed' else 'name'}", field=name, value=value)
+        if values.get("part", "report") not in ("report", "dev"):
+            raise UserError("give report or dev", field="part", value=values["part"])
+    settings |= flags.get("settings", {})
+    return Request(**{**values, **flags, "settings": settings})
+
+
+@contextmanager
+def located_in_recipe(path: Path, flags: Mapping[str, Any]) -> Iterator[None]:
+    """Errors raised inside are of the file, except those of fields that are in `flags`."""
+    by_flag = {"from", *flags, *(f"settings.{name}" for name in flags.get("settings", {}))}
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{said}: {os.strerror(error.errno or 0)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{said}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{said}: expected the fields of a cell, such as `method: spm`")
-    if "hyperparameters" in values:
-        values = _of_spec(values, given, said)
-    known = [field.name for field in fields(Request)]
-    for name in values:
-        if name not in known:
-            raise UserError(f"{said}: {name}: no such field; {did_you_mean(str(name), known)}")
-    settings = values.pop("settings", None) or {}
-    if not isinstance(settings, dict):
-        raise UserError(f"{said}: settings: expected hyperparameters, such as `lr: 0.001`")
-    if isinstance(values.get("budget"), dict):
-        budget = dict(values["budget"])
-        values["budget"] = budget_from(budget, str(budget.pop("name", path.stem)), f"{said}: budget")
-    for name, value in values.items():
-        expected = int if name == "seed" else str
-        if not isinstance(value, Budget if name == "budget" and isinstance(value, Budget) else expected):
-            raise UserError(f"{said}: {name}: {value!r}: expected {'a number' if expected is int else 'a name'}")
-    if values.get("part", "report") not in ("report", "dev"):
-        raise UserError(f"{said}: part: {values['part']!r}: give report or dev")
-    settings |= given.get("settings", {})
-    return Request(**{**values, **given, "settings": settings})
+        yield
+    except UserError as error:
+        if error.field is not None and error.field not in by_flag:
+            error.at(path)
+        raise
 
 
-def is_another(path: Path, spec: Spec) -> str | None:
-    """What differs between the spec in a file and the one it came to here, which would give other figures.
+def difference(path: Path, spec: Spec) -> str | None:
+    """How the spec in a recipe differs from the `spec` it was resolved to here, if they have other scores.
 
-    None where nothing does, or the file holds no spec.
+    None if they do not differ, or if the file holds no spec.
     """
     try:
-        before = Spec.from_yaml(path.read_text(encoding="utf-8"))
+        recorded = Spec.from_yaml(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    if before.fingerprint == spec.fingerprint:
+    if recorded.fingerprint == spec.fingerprint:
         return None
-    names = [name for name in Spec.model_fields if getattr(before, name) != getattr(spec, name)]
-    return f"this is run {spec.fingerprint}, not {before.fingerprint}: {', '.join(names)} differ"
+    names = [name for name in Spec.model_fields if getattr(recorded, name) != getattr(spec, name)]
+    return f"resolved to run {spec.fingerprint}, not {recorded.fingerprint}: {', '.join(names)} differ"
 
 
-def _of_spec(values: dict[str, Any], given: Mapping[str, Any], said: str) -> dict[str, Any]:
-    """A run's spec as a request. What a spec knows by content alone must be found again by whoever asks."""
+def _fields_of_spec(values: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's spec as fields of a request. Weights that were a file must be in `flags`: a spec has only their hash."""
     try:
         spec = Spec.model_validate(values)
     except ValueError as error:
-        raise UserError(f"{said}: not a whole spec of a run") from error
-    weights = to_ask_for(spec.weights) or given.get("weights")
+        raise UserError("not the complete spec of a run") from error
+    weights = to_ask_for(spec.weights) or flags.get("weights")
     if weights is None:
-        raise UserError(f"{said}: its weights were a file, {spec.weights[:19]}...; give it with --weights")
-    kept = spec.model_dump(include={"method", "backbone", "dataset", "head", "seed", "part"})
-    return {**kept, "weights": weights, "budget": spec.budget.model_dump(), "settings": spec.hyperparameters}
+        problem, hint = f"{spec.weights[:19]}... is the hash of a file", "give the file with --weights"
+        raise UserError(problem, field="weights", hint=hint)
+    same = spec.model_dump(include={"method", "backbone", "dataset", "head", "seed", "part"})
+    return {**same, "weights": weights, "budget": spec.budget.model_dump(), "settings": spec.hyperparameters}

@@ -74,17 +74,20 @@ def run(
 
     Repeat the command to resume an interrupted run, or to print the result of a finished one.
     """
-    from harness.cells.recipe import is_another, read_recipe
+    from harness.cells.recipe import difference, located_in_recipe, read_recipe
     from harness.cells.resolve import resolve
     from harness.cli.listing import ListedRun, print_runs
     from harness.runs.store import RunStore
 
     store = RunStore(options.runs)
-    if from_ is not None:
-        request = read_recipe(from_, given_fields(context, "request", request))
-    cell = resolve(request, store, options.data)
-    if from_ is not None and (difference := is_another(from_, cell.spec)):
-        say(f"warning: --from {from_}: {difference}")
+    if from_ is None:
+        cell = resolve(request, store, options.data)
+    else:
+        flags = given_fields(context, "request", request)
+        with located_in_recipe(from_, flags):
+            cell = resolve(read_recipe(from_, flags), store, options.data)
+        if text := difference(from_, cell.spec):
+            say(f"warning: {from_}: {text}")
     folder = store.folder(cell.spec)
     if force or again or folder.result() is None:
         check_writable("--runs", options.runs)
@@ -196,9 +199,9 @@ def new_method(
 ) -> None:
     """Write a plugin package with a small method into the current folder; it passes `harness check` as it is."""
     check_writable("new-method: folder", Path.cwd())
-    from harness.cells import plugins
+    from harness.contract.new_method import new_method as write_method
 
-    print(plugins.new_method(name, Path.cwd()))
+    print(write_method(name, Path.cwd()))
 
 
 @app.command(cls=Command)
@@ -273,7 +276,7 @@ def main() -> None:
         _add_commands()
         app(prog_name="harness", standalone_mode=True)
     except UserError as error:
-        _exit(2, f"error: {error}")
+        _exit(2, f"error: {error.for_command_line()}")
     except KeyboardInterrupt:
         _exit(130, "stopped")
     except Exception as error:

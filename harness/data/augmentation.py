@@ -1,7 +1,7 @@
-"""From pairs to what a network reads: mmsegmentation's standard augmentation, as a pure function of a seed.
+"""From pairs to network inputs: mmsegmentation's standard augmentation, as a pure function of a seed.
 
-The transforms themselves are mmcv's and mmseg's; here is what makes them reproducible, and the stream of
-training samples that is the same for every method.
+The transforms are mmcv's and mmseg's; this module makes them reproducible, and provides the stream of training samples
+that is the same for every method.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ with quiet_imports():
     from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop, RandomFlip
 
 CACHED_BYTES = 512 * 2**20
-"""Decoded pairs that one process keeps; a larger dataset is decoded again for what exceeds it."""
+"""Memory for decoded pairs in each process; pairs beyond it are decoded again on every use."""
 
 _ORDER, _AUGMENTATION = 0, 1  # Two independent families of random numbers under one seed.
 
@@ -56,18 +57,17 @@ class Augmentation:
     def __call__(self, pair: Pair, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """float32 [3, H, W], normalised RGB, and uint8 [H, W], of the crop's size; `seed` is 0..2**32 - 1.
 
-        What the image does not fill, on the right and below, is zero after normalisation and ignored, as
-        mmseg's preprocessor pads. The result depends on the arguments alone. Not for several threads at once:
-        the transforms draw from the process's global generators.
+        The crop is padded on the right and below as by mmseg's preprocessor: zero after normalisation, ignored in the
+        mask. The result depends on the arguments alone. Not thread-safe: the transforms use the global generators.
         """
-        results = {"img": pair.image, "gt_seg_map": pair.mask, "seg_fields": ["gt_seg_map"]}
+        results: dict[str, Any] = {"img": pair.image, "gt_seg_map": pair.mask, "seg_fields": ["gt_seg_map"]}
         height, width = pair.mask.shape
         self._resize.scale = self._scale or (width, height)
         with _seeded(seed):
             for transform in self._geometry:
                 results = transform(results)
             if self._photometric is not None:
-                # Its hue and saturation are of BGR; the geometry before it does not care.
+                # It expects BGR; the geometry before it works on either.
                 results["img"] = results["img"][..., ::-1]
                 results = self._photometric(results)
                 results["img"] = results["img"][..., ::-1]
@@ -82,7 +82,7 @@ class Augmentation:
 def prepare(
     image: np.ndarray, scale: tuple[int, int] | None, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-    """For evaluation: uint8 [H, W, 3] RGB, resized to fit `scale`, aspect kept; float32 [3, h, w]."""
+    """For evaluation: uint8 [H, W, 3] RGB, resized to fit `scale` with its aspect ratio, to float32 [3, h, w]."""
     if scale is not None:
         image = mmcv.imrescale(image, scale)
     prepared = np.empty((3, *image.shape[:2]), np.float32)
@@ -93,9 +93,9 @@ def prepare(
 class TrainStream(torch.utils.data.Dataset):
     """The training samples of a run by position, 0 .. steps * batch_size - 1, to be read in that order.
 
-    An item is (image float32 [3, H, W], mask uint8 [H, W]); a mask is widened to int64 on the device, after
-    an eighth of the transfer. It depends on samples, budget, seed, mean and std alone: not on the method, on
-    workers, or on where a run was resumed. Every epoch is a permutation of all samples.
+    An item is (image float32 [3, H, W], mask uint8 [H, W]); masks become int64 on the device, which saves 7/8 of their
+    transfer. Items depend on samples, budget, seed, mean and std alone: not on the method, on workers, or on where a
+    run was resumed. Every epoch is a permutation of all samples.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class TrainStream(torch.utils.data.Dataset):
         return torch.from_numpy(image), torch.from_numpy(mask)
 
     def index(self, position: int) -> int:
-        """Which of the samples stands at `position`."""
+        """The index, in the samples, of the one at `position`."""
         epoch, place = divmod(position, len(self._samples))
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self._seed, _ORDER, epoch))))
@@ -157,7 +157,7 @@ def _normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float], o
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators, which the transforms draw from, and put them back as they were."""
+    """Seed the global generators, which the transforms use, and restore their state afterwards."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     np.random.seed(seed)
     random.seed(seed)

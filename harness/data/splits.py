@@ -11,27 +11,25 @@ from harness.spec import Part
 
 
 def split_samples(dataset: SegmentationDataset, part: Part, dev_fraction: float) -> tuple[list[Sample], list[Sample]]:
-    """The samples to fit on and those to evaluate on.
+    """The samples to train on and those to evaluate on.
 
-    `report`: all of train, all of test. `dev`: train alone; its groups, in the order of their names' SHA-256,
-    are held out until at least `dev_fraction` of the samples are, but one group always stays.
-    Raises `UserError` for `dev` where train is one group.
+    `report`: all of train, all of test. `dev`: both from train. Groups, in the order of their names' SHA-256, go to the
+    dev split until it has at least `dev_fraction` of the samples; one group always remains for training.
+    Raises `UserError` for `dev` if train is one group.
     """
     train = list(dataset.samples("train"))
     if part == "report":
         return train, list(dataset.samples("test"))
     sizes = Counter(sample.group for sample in train)
     if len(sizes) < 2:
-        raise UserError(
-            f"--dataset {dataset.name}: no dev part can be held out of train, "
-            f"which is one group ({train[0].group}); name smaller groups"
-        )
-    held: set[str] = set()
+        problem = f"no dev split can be held out of train, which is one group ({train[0].group})"
+        raise UserError(problem, field="dataset", value=dataset.name, hint="define smaller groups")
+    dev: set[str] = set()
     for group in sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())[:-1]:
-        if sum(sizes[other] for other in held) >= dev_fraction * len(train):
+        if sum(sizes[other] for other in dev) >= dev_fraction * len(train):
             break
-        held.add(group)
+        dev.add(group)
     return (
-        [sample for sample in train if sample.group not in held],
-        [sample for sample in train if sample.group in held],
+        [sample for sample in train if sample.group not in dev],
+        [sample for sample in train if sample.group in dev],
     )

@@ -102,7 +102,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [min(start, last) for start in range(0, last + stride, stride)] if last > 0 else [0]
 
 
-def evaluate(
+def confusion_matrices(
     predictor: Predictor,
     dataset: SegmentationDataset,
     samples: Sequence[Sample],

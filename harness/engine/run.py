@@ -21,8 +21,7 @@ from harness.engine import cost, training
 from harness.engine.attempt import RunAttempt
 from harness.engine.batches import BatchSource
 from harness.engine.device import default_workers, make_reproducible
-from harness.engine.evaluation import Predictor
-from harness.engine.evaluation import evaluate as confusion_matrices
+from harness.engine.evaluation import Predictor, confusion_matrices
 from harness.engine.options import ExecutionOptions
 from harness.engine.phases import Evaluated, Prepared, Trained
 from harness.engine.result import make_result

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness.errors import UserError
+from harness.errors import UserError, located
 from harness.method import methods
 from harness.models.backbones.weights import find_weights, load_backbone, tensors_digest, to_ask_for
 from harness.models.network import Segmenter, UnsupportedMethod, build_segmenter
@@ -77,13 +77,16 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
 
     header = read_delta_header(path)
     spec = header.spec
-    method_class = methods.get(spec.method)
-    method = method_class(method_class.Hyperparameters.parse(spec.method, spec.hyperparameters))
+    with located(path):
+        method_class = methods.get(spec.method)
+        method = method_class(method_class.Hyperparameters.parse(spec.method, spec.hyperparameters))
     try:
         known = to_ask_for(spec.weights) if weights == "auto" or spec.weights == "random" else None
         found = find_weights(spec.backbone, known or weights, cache)
         backbone = load_backbone(spec.backbone, found, derive(spec.seed, "backbone"))
     except UserError as error:
+        if error.field == "backbone":
+            raise error.at(path) from None
         if weights != "auto" or not spec.weights.startswith("sha256:"):
             raise
         raise UserError(
@@ -96,7 +99,8 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
             f"{found.identity}; give --weights PATH of the same file"
         )
     try:
-        network = build_segmenter(backbone, method, spec.head, len(header.classes), spec.seed)
+        with located(path):
+            network = build_segmenter(backbone, method, spec.head, len(header.classes), spec.seed)
         network.load_trained_state(load_file(path))
     except (ValueError, UnsupportedMethod) as error:
         raise UserError(f"{path}: does not fit {spec.method} on {spec.backbone}: {error}") from error

@@ -28,7 +28,8 @@ def parse_head(head: str) -> tuple[str, int | None]:
     if not colon:
         return name, None
     if not width.isdecimal() or not 1 <= int(width) <= 8192:
-        raise UserError(f"--head {head}: invalid width {width!r}; give channels, such as {name}:128")
+        hint = f"give the channels, such as {name}:128"
+        raise UserError(f"invalid width {width!r}", field="head", value=head, hint=hint)
     return name, int(width)
 
 
@@ -72,7 +73,7 @@ def _pyramid(backbone: StagedBackbone) -> list[nn.Module]:
 def _linear(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn.Module:
     """A 1×1 convolution on the last stage's map."""
     if width is not None:
-        raise UserError("--head linear: takes no width, it is one convolution")
+        raise UserError("takes no width, it is one convolution", field="head", value=f"linear:{width}")
     from mmseg.models.decode_heads import FCNHead
 
     return FCNHead(
@@ -149,9 +150,8 @@ def _setr_pup(backbone: StagedBackbone, num_classes: int, width: int | None) -> 
     """SETR's progressive up-sampling: Zheng et al., arXiv 2012.15840. For backbones of one resolution."""
     if backbone.hierarchical:
         strides = ", ".join(map(str, backbone.strides))
-        raise UserError(
-            f"--head setr_pup is for a ViT of one resolution; {backbone.name} has strides {strides}: use fpn or uper"
-        )
+        problem = f"is for a ViT of one resolution; {backbone.name} has strides {strides}"
+        raise UserError(problem, field="head", value="setr_pup", hint="use fpn or uper")
     from mmseg.models.decode_heads import SETRUPHead
 
     return SETRUPHead(

@@ -17,12 +17,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.errors import UserError
+from harness.errors import UserError, invalid
 from harness.runs.checkpoints import Checkpoints
 from harness.runs.locks import RunLock
 from harness.runs.result import RunResult
 from harness.runs.state import Outcome, RunState
-from harness.spec import Spec, first_problem
+from harness.spec import Spec
 from harness.util.files import write_json, write_text
 
 Listener = Callable[[Path, bool], object]
@@ -145,7 +145,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.result_path.name}: {error.strerror}") from error
         except ValidationError as error:
-            raise UserError(f"{self.result_path.name}: {first_problem(error, ())}") from error
+            raise invalid(error).at(self.result_path.name) from error
         if result.fingerprint != self.fingerprint:
             raise UserError(f"{self.result_path.name}: belongs to run {result.fingerprint}")
         return result

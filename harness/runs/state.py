@@ -75,7 +75,7 @@ class Outcome:
 
 
 class RunEnded(Exception):
-    """A run ended early. Its folder says the same: `RunFolder.finish` wrote it before this was raised."""
+    """A run ended without a result. Where `execute` raises it, the run's folder says the same."""
 
     def __init__(self, outcome: Outcome):
         super().__init__(str(outcome))

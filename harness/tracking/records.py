@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from harness.errors import invalid
 from harness.runs.folder import RunFolder
 from harness.runs.result import MEASURES_BY_NAME, RunResult
 from harness.runs.state import Outcome, RunState
-from harness.spec import Spec, first_problem
+from harness.spec import Spec
 from harness.util.files import digest
 from harness.util.text import one_line
 
@@ -84,7 +85,7 @@ def read_run(run: RunFolder, outcome: Outcome) -> MLflowRecord:
     except OSError as error:
         raise MalformedFolder(f"{run.spec_path.name}: {error.strerror or error}") from None
     except ValidationError as error:
-        raise MalformedFolder(f"{run.spec_path.name}: {first_problem(error, Spec.model_fields)}") from None
+        raise MalformedFolder(str(invalid(error, Spec.model_fields).at(run.spec_path.name))) from None
     except ValueError as error:
         raise MalformedFolder(f"{run.spec_path.name}: {one_line(str(error))}") from None
     status = run.status()

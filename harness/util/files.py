@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the whole of one or nothing, and hashing them."""
+"""Files: written atomically, hashed, and read as YAML with errors that name the file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from harness.errors import UserError
+
 
 @contextlib.contextmanager
 def atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
 
-    On any exception (a full disk, Ctrl-C) the temporary file is removed and `path` is what it was before. A full disk
-    is an `OSError` of `ENOSPC` that names `path`, whatever the library that was writing made of it.
+    On any exception (a full disk, Ctrl-C) the temporary file is removed and `path` is unchanged. A full disk is raised
+    as an `OSError` of `ENOSPC` that names `path`, whatever exception the library that wrote made of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -36,7 +38,7 @@ def atomically(path: Path) -> Iterator[Path]:
     except BaseException as error:
         full = isinstance(error, Exception) and _disk_is_full(error, temporary)
         with contextlib.suppress(OSError):
-            os.truncate(temporary, 0)  # torch's writer is still open, and would keep the disk full
+            os.truncate(temporary, 0)  # torch's writer still has it open, which would keep the disk full
         temporary.unlink(missing_ok=True)
         if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
@@ -54,6 +56,29 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_yaml(text: str) -> Any:
+    """As `yaml.safe_load`, but by libyaml where it is installed, which is ten times as fast."""
+    import yaml  # here: the command line's help needs this module, but not yaml
+
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def read_yaml_file(path: Path, field: str | None = None) -> Any:
+    """The content of a YAML file.
+
+    Raises `UserError`: of `field`, which named the file, where it cannot be opened; of the file where it is not YAML.
+    """
+    import yaml
+
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise (UserError(reason, field=field, value=path) if field else UserError(reason).at(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not YAML: {' '.join(str(error).split())}").at(path) from error
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as handle:
@@ -67,19 +92,18 @@ def digest(value: Any) -> str:
 
 
 def is_disk_full(error: BaseException) -> TypeGuard[OSError]:
-    """Whether no room was left, on the disk or in the user's quota."""
+    """Whether the error says that the disk, or the user's quota, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _disk_is_full(error: Exception, temporary: Path) -> bool:
-    """torch and safetensors report a full disk as errors of their own kind; then the disk itself is asked."""
+    """torch and safetensors raise errors of their own kind on a full disk; for these, ask the file system."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOSPC
     try:
-        left = os.statvfs(temporary)
+        return os.statvfs(temporary).f_bavail == 0
     except OSError:
         return False
-    return left.f_bavail == 0
 
 
 def _umask() -> int:

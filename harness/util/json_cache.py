@@ -12,9 +12,9 @@ from harness.util.files import digest, write_json
 
 
 def cached_json(cache: Path, kind: str, key: Any, compute: Callable[[], Any]) -> Any:
-    """The JSON value of `compute()`, kept in the folder `cache` under (kind, key).
+    """The JSON value of `compute()`, cached in the folder `cache` under (kind, key).
 
-    A pure cache: its files may be deleted at any time, and one that cannot be read or written is computed again.
+    A value whose file cannot be read is computed again; a file that cannot be written is skipped.
     """
     value = read_cached_json(cache, kind, key)
     if value is None:
@@ -25,7 +25,7 @@ def cached_json(cache: Path, kind: str, key: Any, compute: Callable[[], Any]) ->
 
 
 def read_cached_json(cache: Path, kind: str, key: Any) -> Any:
-    """What `cached_json` keeps under (kind, key); None where it keeps nothing."""
+    """The value that `cached_json` has cached under (kind, key); None if there is none."""
     try:
         return json.loads(_path(cache, kind, key).read_text(encoding="utf-8"))["value"]
     except (OSError, ValueError, KeyError, TypeError):

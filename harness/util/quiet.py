@@ -1,4 +1,4 @@
-"""Importing mmcv and mmseg without what they print about absent parts, and without a part that is not used."""
+"""Importing mmcv and mmseg without their messages about missing extras, and without an import that is not used."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Swallow prints and warnings of the imports inside; stdout and the filters are as before afterwards.
+    """Suppress prints and warnings of the imports inside; stdout and the warning filters are restored afterwards.
 
-    stderr is not replaced: the loggers that torch creates while it is imported would keep the replacement,
-    and with it lose every later warning. Exceptions pass: an import that fails is a matter for the caller.
+    stderr is not redirected: loggers that torch creates during its import would hold on to the replacement and lose
+    every later warning. Exceptions are not suppressed.
     """
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), _without("transformers"):
         yield
@@ -22,10 +22,10 @@ def quiet_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Have a module look absent, unless it is imported already.
+    """Make a module look missing, unless it is imported already.
 
-    mmengine takes one optimiser from transformers where that is installed, which peft sees to; it is not used here, and
-    its import would be a third of all that a run imports.
+    mmengine takes one optimiser from transformers if that is installed, as with peft. It is not used here, and its
+    import would take a third of the time of a run's imports.
     """
     if module in sys.modules:
         yield

@@ -1,4 +1,4 @@
-"""One small registry: name -> factory, filled by a decorator or by an entry-point group, with "did you mean"."""
+"""A registry: name -> factory, filled by a decorator and by the entry points that installed packages declare."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names of one kind of thing (`kind` is the word a user reads and the flag he types).
+    """Factories of one kind by name. `kind` is the word for it in errors, and their field.
 
-    With `group`, what installed packages declare under that entry-point group is known too, and is imported only
-    when it is asked for.
+    With `group`, the entry points of that group are registered too; each is imported when it is first asked for.
     """
 
     def __init__(self, kind: str, group: str | None = None):
@@ -24,7 +23,7 @@ class Registry(Generic[T]):
         self._known: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that adds a factory under `name`. A name that is taken is an error."""
+        """Decorator that adds a factory under `name`. Raises `ValueError` for a name that is taken."""
 
         def add(factory: T) -> T:
             if name in self.names():
@@ -38,21 +37,22 @@ class Registry(Generic[T]):
         return sorted({*self._known, *self._declared()})
 
     def get(self, name: str) -> T:
-        """The factory of that name. Raises `UserError` where there is none or its package fails to import."""
+        """The factory of that name. Raises `UserError` for an unknown name or a package that fails to import."""
         if name in self._known:
             return self._known[name]
         declared = self._declared()
         if name not in declared:
-            raise UserError(f"--{self.kind} {name}: no such {self.kind}; {did_you_mean(name, self.names())}")
+            hint = did_you_mean(name, self.names())
+            raise UserError(f"no such {self.kind}", field=self.kind, value=name, hint=hint)
         if len(declared[name]) > 1:
             values = " and ".join(sorted(point.value for point in declared[name]))
-            raise UserError(f"--{self.kind} {name}: the name is declared twice, by {values}; uninstall one")
+            raise UserError(f"declared twice, by {values}", field=self.kind, value=name, hint="uninstall one")
         (point,) = declared[name]
         try:
             self._known[name] = point.load()
-        except Exception as error:  # a plug-in may fail in any way; the user needs its name and the reason
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"--{self.kind} {name}: {point.value} failed to import: {reason}") from error
+        except Exception as error:  # a plugin may fail in any way; the user needs its name and the reason
+            problem = f"{point.value} failed to import: {type(error).__name__}: {error}"
+            raise UserError(problem, field=self.kind, value=name) from error
         return self._known[name]
 
     def _declared(self) -> dict[str, list[EntryPoint]]:

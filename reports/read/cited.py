@@ -14,9 +14,8 @@ from typing import Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness.errors import UserError
+from harness.errors import UserError, invalid
 from harness.runs.result import METRICS
-from harness.spec import first_problem
 from reports.analysis.comparison import Comparison
 from reports.read.frames import rows_of
 
@@ -78,8 +77,8 @@ def _read(file: Traversable | Path) -> Iterator[PublishedScore]:
         try:
             yield PublishedScore.model_validate(filled)
         except ValidationError as error:
-            problem = first_problem(error, PublishedScore.model_fields)
-            raise UserError(f"--published {file}: line {rows.line_num}: {problem}") from error
+            problem = invalid(error, PublishedScore.model_fields)
+            raise problem.at(f"--published {file}: line {rows.line_num}") from error
 
 
 def match(published: Sequence[PublishedScore], comparison: Comparison, metric: str) -> pd.DataFrame:

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from harness.errors import UserError
+from harness.errors import UserError, invalid
 from harness.models.backbones.packaged import display_name
 from harness.runs.folder import RunFolder
 from harness.runs.result import RunResult
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
-from harness.spec import Budget, Spec, first_problem
+from harness.spec import Budget, Spec
 from harness.util.files import digest
 
 MISSING = "missing"
@@ -96,4 +96,4 @@ def read_json(path: Path, kind: Any) -> Any:
     except OSError as error:
         raise UserError(f"{path.name}: {error.strerror}") from error
     except ValidationError as error:
-        raise UserError(f"{path.name}: {first_problem(error, ())}") from error
+        raise invalid(error).at(path.name) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,16 +87,17 @@ def declared_space(method: type[Method]) -> dict[str, Range]:
 
 def parse_range(method: type[Method], name: str, text: str) -> Range:
     """`LOW:HIGH`, `LOW:HIGH:log` or `A|B|C` for one hyperparameter. Raises `UserError` for what does not fit it."""
-    said = f"--space {name}={text}"
+    field = f"space.{name}"
     fields = method.Hyperparameters.model_fields
     if name not in fields:
-        raise UserError(f"{said}: method {method.name} has no such hyperparameter; {did_you_mean(name, fields)}")
+        hint = did_you_mean(name, fields)
+        raise UserError(f"method {method.name} has no such hyperparameter", field=field, value=text, hint=hint)
 
     def value(part: str) -> Setting:
         try:
             return getattr(method.Hyperparameters.parse(method.name, {name: part}), name)
         except UserError as error:
-            raise UserError(f"{said}: {str(error).partition(': ')[2]}") from error
+            raise UserError(error.problem, field=field, value=text) from error
 
     numbers = re.fullmatch(r"([^:|]+):([^:|]+)(:log)?", text)
     try:
@@ -105,7 +106,8 @@ def parse_range(method: type[Method], name: str, text: str) -> Range:
         low, high, log = numbers.groups()
         return Range(low=value(low), high=value(high), log=log is not None, integer=fields[name].annotation is int)
     except ValidationError as error:
-        raise UserError(f"{said}: give LOW:HIGH, LOW:HIGH:log or A|B|C, low below high, above 0 for log") from error
+        problem = "give LOW:HIGH, LOW:HIGH:log or A|B|C, low below high, above 0 for log"
+        raise UserError(problem, field=field, value=text) from error
 
 
 def make_space(
@@ -118,14 +120,26 @@ def make_space(
     declared = declared_space(method)
     for name in names or ():
         if name not in declared and name not in given:
-            raise UserError(f"parameters: {name}: method {method.name} declares no range for it; "
-                            f"{did_you_mean(name, declared)}")  # fmt: skip
+            problem = f"method {method.name} declares no range for it"
+            raise UserError(problem, field="parameters", value=name, hint=did_you_mean(name, declared))
     chosen = {name: range_ for name, range_ in declared.items() if names is None or name in names}
     chosen |= {name: parse_range(method, name, text) for name, text in given.items()}
     space = {name: range_ for name, range_ in sorted(chosen.items()) if name not in fixed}
     if not space:
         raise UserError(f"nothing to search: method {method.name} has no range left; give --space NAME=LOW:HIGH")
     return space
+
+
+def check_sampler(sampler: str, pruner: str | None) -> None:
+    """Raises `UserError` for an unknown sampler or pruner."""
+    _check_name("sampler", sampler, SAMPLERS)
+    if pruner:
+        _check_name("pruner", pruner, PRUNERS)
+
+
+def _check_name(field: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise UserError(f"no such {field}", field=field, value=name, hint=did_you_mean(name, known))
 
 
 class SearchSpec(BaseModel):
@@ -153,13 +167,9 @@ class SearchSpec(BaseModel):
            ) -> SearchSpec:  # fmt: skip
         """The search around a cell of the dev part. Raises `UserError` for a name that is not known."""
         spec = cell.spec
-        for flag, name, known in (
-            ("--sampler", sampler, SAMPLERS),
-            *([("--pruner", pruner, PRUNERS)] if pruner else []),
-            *(("--objective", objective, OBJECTIVES) for objective in objectives),
-        ):
-            if name not in known:
-                raise UserError(f"{flag} {name}: no such {flag[2:]}; {did_you_mean(name, known)}")
+        check_sampler(sampler, pruner)
+        for objective in objectives:
+            _check_name("objective", objective, OBJECTIVES)
         if len(set(objectives)) != len(objectives) or not objectives:
             raise UserError(f"--objective {','.join(objectives)}: give each objective once")
         if pruner and objectives != ("miou",):

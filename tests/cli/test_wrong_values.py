@@ -25,23 +25,23 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "tag": (("--backbone", "resnet50.a1_in2k"), r"no such pre-training tag; did you mean .*resnet50.a1_in1k"),
     "head": (("--head", "upper"), r"--head upper: no such head; did you mean uper\?$"),
-    "head's width": (("--head", "fpn:wide"), r"--head fpn:wide: invalid width 'wide'; give channels, such as fpn:128$"),
+    "head's width": (("--head", "fpn:wide"), r"--head fpn:wide: invalid width 'wide'; give the channels"),
     "head's zero width": (("--head", "fpn:0"), r"--head fpn:0: invalid width '0'"),
     "head's huge width": (("--head", "fpn:8193"), r"--head fpn:8193: invalid width '8193'"),
-    "width of a head that has none": (("--head", "linear:8"), r"--head linear: takes no width"),
-    "head of a ViT on a CNN": (("--head", "setr_pup"), r"--head setr_pup is for a ViT .* use fpn or uper$"),
+    "width of a head that has none": (("--head", "linear:8"), r"--head linear:8: takes no width"),
+    "head of a ViT on a CNN": (("--head", "setr_pup"), r"--head setr_pup: is for a ViT .* use fpn or uper$"),
     "dataset": (("--dataset", "landcove"), r"--dataset landcove: no such dataset; did you mean landcover\?"),
     "dataset that is not there": (("--dataset", "ade20k"), r"--dataset ade20k: not found under .*; set --data or HARN"),
     "dataset's file": (("--dataset", "none.yaml"), r"--dataset none.yaml: no such file: none.yaml$"),
     "dataset's folder": (("--dataset", "no/where"), r"--dataset no/where: no such file: no/where/dataset.yaml$"),
     "budget": (("--budget", "dem"), r"--budget dem: no such budget; did you mean demo\? \(or name a .yaml file\)$"),
     "budget's file": (("--budget", "none.yaml"), r"--budget none.yaml: No such file"),
-    "no such hyperparameter": (("--set", "hiden=3"), r"--set for method spm: hiden: no such field; did you mean hid"),
-    "hyperparameter out of range": (("--set", "hidden=0"), r"hidden: '0': input should be greater than or equal to 1$"),
-    "hyperparameter of the wrong type": (("--set", "hidden=3.5"), r"hidden: '3.5': input should be a valid integer"),
-    "hyperparameter that is no flag": (("--set", "guidance=perhaps"), r"guidance: 'perhaps': input should be a valid"),
-    "hyperparameter that is no number": (("--set", "lr=nan"), r"lr: 'nan': input should be "),
-    "hyperparameter without a value": (("--set", "lr="), r"lr: '': input should be a valid number"),
+    "no such hyperparameter": (("--set", "hiden=3"), r"--set hiden: no such hyperparameter of method spm; did you"),
+    "hyperparameter out of range": (("--set", "hidden=0"), r"hidden=0: input should be greater than or equal to 1$"),
+    "hyperparameter of the wrong type": (("--set", "hidden=3.5"), r"hidden=3.5: input should be a valid integer"),
+    "hyperparameter that is no flag": (("--set", "guidance=perhaps"), r"guidance=perhaps: input should be a valid"),
+    "hyperparameter that is no number": (("--set", "lr=nan"), r"lr=nan: input should be "),
+    "hyperparameter without a value": (("--set", "lr="), r"lr='': input should be a valid number"),
     "hyperparameter twice": (("--set", "lr=1", "--set", "lr=2"), r"--set lr=2: lr is set twice$"),
     "no key and value": (("--set", "lr"), r"--set lr: expected KEY=VALUE$"),
     "no key": (("--set", "=3"), r"--set =3: expected KEY=VALUE$"),
@@ -95,7 +95,7 @@ def test_broken_dataset_names_the_file(
     change(tmp_path / "broken")
     monkeypatch.chdir(tmp_path)
     line = refusal(*run_arguments(Path("broken"), tiny, tmp_path / "runs"))
-    assert line.startswith("--dataset broken")
+    assert line.startswith(("--dataset broken", "broken/dataset.yaml: "))
     assert re.search(complaint, line), line
     assert runs_in(tmp_path / "runs") == []
 

@@ -376,5 +376,5 @@ def test_method_that_fails_to_import_is_broken_and_others_are_checked(
 
 
 def test_a_name_that_nobody_registered_is_refused() -> None:
-    with pytest.raises(UserError, match="--method spn: no such method; did you mean spm"):
+    with pytest.raises(UserError, match="method spn: no such method; did you mean spm"):
         run_check(["spn"])

@@ -75,22 +75,22 @@ def test_generated_colours_are_all_different():
     ("text", "complaint"),
     [
         ("classes: [a, b]\nclases: 3", "clases: no such field; did you mean classes?"),
-        ("name: x", "classes: Field required"),
-        ("classes: [a, a]", "classes: 'a' is there twice"),
-        ("classes: [no, yes]", "classes.0: False"),
-        ("classes: [a, b]\npalette: [[0, 0, 0]]", "palette: 1 colours for 2 classes"),
-        ("classes: {a: [0, 0, 256], b: [0, 0, 0]}", "palette.0.2: 256"),
-        ("classes: [a, b]\nignore: [1]", "ignore: 1 is the label of class 'b'"),
-        ("classes: [a, b]\ngroup: scene", "group: 'scene' has 0 capture groups, not one"),
-        ("classes: [a, b]\ngroup: '('", "group: '('"),
+        ("name: x", "classes: is missing"),
+        ("classes: [a, a]", "classes: a: is listed twice"),
+        ("classes: [no, yes]", "classes[0]: False"),
+        ("classes: [a, b]\npalette: [[0, 0, 0]]", "palette: has 1 colours for 2 classes"),
+        ("classes: {a: [0, 0, 256], b: [0, 0, 0]}", "palette[0][2]: 256"),
+        ("classes: [a, b]\nignore: [1]", "ignore: 1: is the label of class 'b'"),
+        ("classes: [a, b]\ngroup: scene", "group: scene: has 0 capture groups, not one"),
+        ("classes: [a, b]\ngroup: '('", "group: (: "),
         ("classes: [a, b", "not YAML"),
-        ("- a", "expected fields of a dataset"),
+        ("- a", "expected the fields of a dataset"),
     ],
 )
 def test_a_description_that_does_not_fit_is_one_line_that_names_the_field(folder, refusal, text, complaint):
     describe(folder, text)
     message = refusal(lambda: opened(folder))
-    assert message.startswith(f"--dataset {folder / 'dataset.yaml'}: ")
+    assert message.startswith(f"{folder / 'dataset.yaml'}: ")
     assert complaint in message
 
 
@@ -140,11 +140,11 @@ BROKEN = {
     ),
     "a mask of colours": (
         lambda f: save(f / "masks" / SCENE / "0.png", picture()),
-        r"masks/train/scene0/0.png: mode RGB: a mask of colours; save class indices as one 8-bit channel$",
+        r"masks/train/scene0/0.png: mode RGB: a colour mask; save class indices as one 8-bit channel$",
     ),
     "a mask of 16 bits": (
         lambda f: save(f / "masks" / SCENE / "0.png", labels(0).astype(np.uint16)),
-        r"masks/train/scene0/0.png: mode I;16: a mask of more than 8 bits",
+        r"masks/train/scene0/0.png: mode I;16: has more than 8 bits",
     ),
     "an image of 16 bits": (
         lambda f: save(f / "images" / SCENE / "0.png", picture()[..., 0].astype(np.uint16) * 200),
@@ -166,7 +166,7 @@ def test_the_check_names_the_file_and_what_is_wrong_with_it(folder, refusal, kin
     damage, complaint = BROKEN[kind]
     damage(folder)
     message = refusal(lambda: opened(folder).digest)
-    assert message.startswith("--dataset shapes: ")
+    assert message.startswith("dataset shapes: ")
     assert re.search(complaint, message), message
 
 

@@ -94,4 +94,4 @@ def test_a_dev_part_holds_out_whole_bands(dataset):
 def test_a_missing_package_is_one_line_with_the_remedy(monkeypatch, refusal, package, remedy):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    assert refusal(landcover.LandCover) == f"--dataset landcover: {remedy}"
+    assert refusal(landcover.LandCover) == f"dataset landcover: {remedy}"

@@ -1,8 +1,9 @@
-"""The catalogue of mmsegmentation: read as mmsegmentation itself reads it, without importing it."""
+"""mmsegmentation's benchmarks: the catalog agrees with the installed mmseg, and datasets are read as mmseg does."""
 
 from __future__ import annotations
 
-import inspect
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,34 +50,60 @@ def voc(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_catalogue_is_one_name_a_dataset():
-    names = mmseg_catalog.names()
-    assert {"ade20k", "cityscapes", "coco_stuff10k", "coco_stuff164k", "pascal_voc12_aug", "stare"} <= set(names)
-    assert not {"cityscapes_769x769", "ade20k_640x640", "nyu_512x512", "levir_256x256"} & set(names)
-    assert not set(mmseg_catalog.EXCLUDED) & set(names)
-
-
-def test_what_is_read_from_the_source_is_what_the_classes_say_when_imported():
+@pytest.fixture(scope="module")
+def installed() -> dict[str, dict]:
+    """The dataset configs of the installed mmseg, by name; configs of another crop size are not another dataset."""
     with quiet_imports():
-        import mmseg.datasets as real
+        import mmseg
+        from mmengine.config import Config
 
-    for name in mmseg_catalog.names():
-        kind = mmseg_catalog._datasets(name, "val")[0]["type"]
-        facts, cls = mmseg_catalog._class_facts(kind), getattr(real, kind)
-        assert facts["METAINFO"] == cls.METAINFO
-        assert len(facts["METAINFO"]["palette"]) == len(facts["METAINFO"]["classes"])
-        for argument in ("img_suffix", "seg_map_suffix", "reduce_zero_label"):
-            # REFUGE takes none of them: it hands constants to its base.
-            declared = inspect.signature(cls.__init__).parameters.get(argument)
-            if declared is not None:
-                assert facts[argument] == declared.default, (name, argument)
-    assert mmseg_catalog._class_facts("REFUGEDataset")["img_suffix"] == ".png"
+    files = sorted((Path(mmseg.__file__).parent / ".mim/configs/_base_/datasets").glob("*.py"))
+    named = {path.stem.replace("-", "_"): path for path in files}
+    return {name: Config.fromfile(path).to_dict() for name, path in named.items() if not re.search(r"_\d+x\d+$", name)}
+
+
+def unwrapped(config: dict) -> list[dict]:
+    """Dataset configs out of their `RepeatDataset` and `ConcatDataset`."""
+    inner = [config["dataset"]] if "dataset" in config else config.get("datasets")
+    return [config] if inner is None else [one for member in inner for one in unwrapped(member)]
+
+
+def test_the_catalog_has_the_datasets_of_the_installed_mmseg(installed: dict[str, dict]) -> None:
+    assert set(mmseg_catalog.names()) == set(installed) - set(mmseg_catalog.excluded())
+
+
+@pytest.mark.parametrize("name", mmseg_catalog.names())
+def test_an_entry_is_what_the_installed_mmseg_says(installed: dict[str, dict], name: str, monkeypatch) -> None:
+    with quiet_imports():
+        from mmengine import fileio
+        from mmseg.registry import DATASETS
+        from mmseg.utils import register_all_modules
+
+        register_all_modules()
+    for module, name_ in ((fileio, "exists"), (os.path, "isfile")):  # some classes look for their files at once
+        monkeypatch.setattr(module, name_, lambda *_, **__: True)
+    entry, root = mmseg_catalog.entry(name), Path("data") / mmseg_catalog.entry(name).root
+    for split, part in (("train", "train"), ("test", "val")):
+        configs = unwrapped(installed[name][f"{part}_dataloader"]["dataset"])
+        for source, config in zip(entry.sources(split), configs, strict=True):
+            real = DATASETS.build({**config, "pipeline": [], "lazy_init": True})
+            assert Path(real.data_prefix["img_path"]) == root / source.images
+            assert Path(real.data_prefix["seg_map_path"]) == root / source.masks
+            assert (Path(real.ann_file) if real.ann_file else None) == (source.names and root / source.names)
+            assert (real.img_suffix, real.seg_map_suffix) == (entry.image_suffix, entry.mask_suffix)
+            assert real.reduce_zero_label == entry.reduce_zero_label
+            classes = {name: tuple(colour) for name, colour in entry.classes.items() if name not in entry.ignored}
+            assert list(real.metainfo["classes"]) == list(classes)
+            assert [tuple(colour) for colour in real.metainfo["palette"]] == list(classes.values())
+            assert list(real.METAINFO["classes"]) == list(entry.classes)
+    (scale,) = (step["scale"] for step in configs[0]["pipeline"] if step["type"] == "Resize")  # that of evaluation
+    assert (max(scale), min(scale)) == entry.scale
 
 
 @pytest.mark.parametrize("name", mmseg_catalog.names())
 def test_every_dataset_that_is_missing_says_where_it_is_expected(tmp_path, refusal, name):
     message = refusal(lambda: opened(name, tmp_path))
-    assert message.startswith(f"--dataset {name}: not found under {tmp_path}; expected {tmp_path}/")
+    assert message.startswith(f"dataset {name}: not found under {tmp_path}; expected {tmp_path}/")
     assert message.endswith("; set --data or HARNESS_DATA")
 
 
@@ -102,13 +129,13 @@ def test_ade20k_ignores_label_zero_and_begins_at_one(ade):
 def test_a_label_beyond_the_classes_is_named_as_the_file_holds_it(ade, refusal):
     path = save(ade / ADE / "annotations/training/a.png", np.full((12, 16), 151, np.uint8))
     message = refusal(lambda: opened("ade20k", ade).digest)
-    assert message == f"--dataset ade20k: {path}: label 151 at (0, 0) but 150 classes (1..150) and 0 and 255 = ignore"
+    assert message == f"dataset ade20k: {path}: label 151 at (0, 0) but 150 classes (1..150) and 0 and 255 = ignore"
 
 
 def test_an_image_without_its_mask_is_named(ade, refusal):
     (ade / ADE / "annotations/training/a.png").unlink()
     message = refusal(lambda: opened("ade20k", ade).digest)
-    assert message == f"--dataset ade20k: {ade / ADE}/annotations/training/a.png: No such file or directory"
+    assert message == f"dataset ade20k: {ade / ADE}/annotations/training/a.png: No such file or directory"
 
 
 def test_an_empty_split_is_named(ade, refusal):
@@ -154,4 +181,4 @@ def test_classes_that_a_config_leaves_out_are_ignored():
 
 
 def test_coco_stuff_is_its_larger_edition(tmp_path, refusal):
-    assert refusal(lambda: opened("coco_stuff", tmp_path)).startswith("--dataset coco_stuff164k: not found")
+    assert refusal(lambda: opened("coco_stuff", tmp_path)).startswith("dataset coco_stuff164k: not found")

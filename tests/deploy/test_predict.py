@@ -229,9 +229,9 @@ def forged(run: Path, path: Path, change: Callable[[dict], object]) -> Path:
     ("change", "complaint"),
     [
         (lambda header: header["spec"].update(backbone="resnet18"), "does not fit resnet18: missing: conv1.weight"),
-        (lambda header: header["spec"].update(backbone="resnet10"), "--backbone resnet10: unknown; did you mean"),
-        (lambda header: header["spec"].update(method="smp"), "--method smp: no such method; did you mean spm?"),
-        (lambda header: header["spec"].update(method="linear"), "head_lr_scale|auxiliary|hidden: no such field"),
+        (lambda header: header["spec"].update(backbone="resnet10"), "backbone: resnet10: unknown; did you mean"),
+        (lambda header: header["spec"].update(method="smp"), "method: smp: no such method; did you mean spm?"),
+        (lambda header: header["spec"].update(method="linear"), "auxiliary: no such|hidden: no such|guidance: no such"),
         (
             lambda header: header["spec"]["hyperparameters"].update(hidden=8),
             "tensors do not fit, the first is backbone",
@@ -239,7 +239,7 @@ def forged(run: Path, path: Path, change: Callable[[dict], object]) -> Path:
         (lambda header: header["spec"]["hyperparameters"].update(hidden=-1), "hidden: -1: input should be greater"),
         (lambda header: header["spec"]["hyperparameters"].update(gaps="9"), "gap 9 does not exist"),
         (lambda header: header["spec"].update(head="fpn:32"), "tensors do not fit"),
-        (lambda header: header["spec"].update(head="setr_pup"), "--head setr_pup is for a ViT"),
+        (lambda header: header["spec"].update(head="setr_pup"), "head: setr_pup: is for a ViT"),
         (lambda header: header.update(classes=["one", "two"]), "tensors do not fit"),
         (lambda header: header.update(palette=[[0, 0, 256]] * 3), "not a delta: its palette"),
         (lambda header: header.update(scale=[0, 0]), "not a delta: invalid scale"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.data.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset, Split
-from harness.engine.evaluation import Predictor, confusion, evaluate
+from harness.engine.evaluation import Predictor, confusion, confusion_matrices
 from harness.runs.metrics import load_confusions, metrics, save_confusions
 from harness.spec import Budget
 from harness.util.quiet import quiet_imports
@@ -179,9 +179,9 @@ SIZES = [(8, 8), (8, 8), (8, 8), (8, 8), (6, 9), (8, 8), (7, 7), (7, 7)]
 
 def test_batches_of_mixed_sizes_count_as_single_images() -> None:
     dataset, network = in_memory(SIZES), Pixelwise(stride=2)
-    together = evaluate(predictor(network), dataset, dataset.samples("test"))
+    together = confusion_matrices(predictor(network), dataset, dataset.samples("test"))
     assert [shape[0] for shape in network.seen] == [3, 1, 1, 1, 2]
-    single = evaluate(predictor(network, batch_size=1), dataset, dataset.samples("test"))
+    single = confusion_matrices(predictor(network, batch_size=1), dataset, dataset.samples("test"))
     np.testing.assert_array_equal(together, single)
     labelled = [int((pair.mask != IGNORE_INDEX).sum()) for pair in dataset.pairs]
     assert together.sum((1, 2)).tolist() == labelled
@@ -189,20 +189,21 @@ def test_batches_of_mixed_sizes_count_as_single_images() -> None:
 
 def test_processes_count_each_image_once() -> None:
     dataset = in_memory(SIZES)
-    alone = evaluate(predictor(Pixelwise()), dataset, dataset.samples("test"))
+    alone = confusion_matrices(predictor(Pixelwise()), dataset, dataset.samples("test"))
     shares = [
-        evaluate(predictor(Pixelwise()), dataset, dataset.samples("test"), share=slice(r, None, 3)) for r in range(3)
+        confusion_matrices(predictor(Pixelwise()), dataset, dataset.samples("test"), share=slice(r, None, 3))
+        for r in range(3)
     ]
     for rank, share in enumerate(shares):
         np.testing.assert_array_equal(share, alone[rank::3])
-    assert evaluate(predictor(Pixelwise()), dataset, [], share=slice(2, None, 3)).shape == (0, 3, 3)
+    assert confusion_matrices(predictor(Pixelwise()), dataset, [], share=slice(2, None, 3)).shape == (0, 3, 3)
 
 
 def test_predictions_are_counted_at_the_size_of_the_labels() -> None:
     blocks = np.kron(np.array([[0, 1], [2, 0]], np.uint8), np.ones((10, 10), np.uint8))
     image = np.array([[255, 128, 128], [128, 0, 128], [128, 128, 255]], np.uint8)[blocks]
     dataset, network = InMemory((Pair(image, blocks),), scale=(40, 40)), Pixelwise()
-    matrices = evaluate(predictor(network, scale=dataset.scale), dataset, dataset.samples("test"))
+    matrices = confusion_matrices(predictor(network, scale=dataset.scale), dataset, dataset.samples("test"))
     assert network.seen == [(1, 3, 40, 40)]
     assert matrices.sum() == blocks.size
     assert metrics(matrices[0]).miou == 1
@@ -212,6 +213,6 @@ def test_evaluation_leaves_the_network_in_evaluation_mode() -> None:
     dataset, network = in_memory(SIZES[:1]), nn.Sequential(Pixelwise(), nn.BatchNorm2d(3))
     network.train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    evaluate(predictor(network), dataset, dataset.samples("test"))
+    confusion_matrices(predictor(network), dataset, dataset.samples("test"))
     assert not network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())

@@ -58,7 +58,7 @@ def body() -> psutil.Process:
 
 def test_error_without_slurm_or_submitit_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="`sbatch` is not on PATH; start it on a login node"):
+    with pytest.raises(UserError, match="`sbatch` is not on PATH; run the command on a login node"):
         SlurmLauncher(None, "auto", options())
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"submitit is not installed; pip install \"segmentation-tuning-harness\[slurm"):

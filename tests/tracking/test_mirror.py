@@ -234,7 +234,7 @@ def test_sync_names_folders_that_it_cannot_read(runs: Path) -> None:
     summary = sync(runs)
     assert (summary.mirrored, summary.current) == (3, 0)
     assert set(summary.failed) == {broken.path.name, damaged.path.name, empty.name, "bad"}
-    assert summary.failed[broken.path.name] == "spec.yaml: hyperparameters: Field required"
+    assert summary.failed[broken.path.name] == "spec.yaml: hyperparameters: is missing"
     assert summary.failed[damaged.path.name].startswith("result.json: ")
     assert summary.failed[empty.name] == "spec.yaml: No such file or directory"
     assert summary.failed["bad"] == "trials.json: KeyError: 'state'"

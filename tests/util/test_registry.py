@@ -47,7 +47,7 @@ def test_a_plug_in_is_imported_when_it_is_asked_for(declare: Callable[..., Regis
 
 def test_a_plug_in_that_does_not_import_is_named_with_the_reason(declare: Callable[..., Registry[object]]) -> None:
     things = declare(("broken", "no_such_package:Thing"))
-    with pytest.raises(UserError, match="--thing broken: no_such_package:Thing failed to import: ModuleNotFoundError"):
+    with pytest.raises(UserError, match="thing broken: no_such_package:Thing failed to import: ModuleNotFoundError"):
         things.get("broken")
 
 

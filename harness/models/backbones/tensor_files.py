@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Named tensors of a checkpoint file: safetensors, or torch's format without arbitrary objects.
 
-    Raises `UserError`; a pickle that would run code is refused, not loaded.
+    Raises `UserError`, of the field `weights`; a pickle that would run code is refused, not loaded.
     """
     import pickle
     import warnings
@@ -34,16 +34,16 @@ def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # torch warns of a foreign pickle before it is refused here
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise UserError(f"{flag} {path}: not a safetensors file: {error}") from error
+        raise UserError(f"not a safetensors file: {error}", field="weights", value=path) from error
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{flag} {path}: refused: not a file of plain tensors (loading it could run code); "
-            "convert it to safetensors if you trust it"
-        ) from error
+        problem = "refused: not a file of plain tensors (loading it could run code)"
+        hint = "convert it to safetensors if you trust it"
+        raise UserError(problem, field="weights", value=path, hint=hint) from error
     except OSError as error:
-        raise UserError(f"{flag} {path}: {os.strerror(error.errno or 0)}") from error
+        raise UserError(os.strerror(error.errno or 0), field="weights", value=path) from error
     except Exception as error:  # torch raises all kinds of errors for a truncated file or one that is no checkpoint
-        raise UserError(f"{flag} {path}: not a complete checkpoint of torch; get the file again") from error
+        problem = "not a complete checkpoint of torch"
+        raise UserError(problem, field="weights", value=path, hint="get the file again") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -51,7 +51,7 @@ def read_tensors(path: Path, flag: str) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
     )
     if not named or not content:
-        raise UserError(f"{flag} {path}: holds no named tensors (a state dict is expected)")
+        raise UserError("holds no named tensors (a state dict is expected)", field="weights", value=path)
     return content
 
 
@@ -64,9 +64,9 @@ def _looks_like_safetensors(path: Path) -> bool:
 def load_into(network: Any, tensors: dict[str, Tensor], origin: str) -> None:
     """Load a checkpoint's tensors into a timm network without classifier; the checkpoint's classifier is left out.
 
-    `origin` names the checkpoint in messages. Raises `UserError` that names the tensors that are missing, unknown, of
-    another shape, or not finite numbers. Batch norms' counters may be missing: older checkpoints lack them, and
-    nothing here reads them.
+    `origin` is what the user gave as `weights`, for messages. Raises `UserError` that names the tensors that are
+    missing, unknown, of another shape, or not finite numbers. Batch norms' counters may be missing: older checkpoints
+    lack them, and nothing here reads them.
     """
     import torch
 
@@ -90,7 +90,8 @@ def load_into(network: Any, tensors: dict[str, Tensor], origin: str) -> None:
     ]
     if problems:
         architecture = network.pretrained_cfg.get("architecture", "the backbone")
-        raise UserError(f"{origin}: does not fit {architecture}: {'; '.join(problems)}")
+        problem = f"does not fit {architecture}: {'; '.join(problems)}"
+        raise UserError(problem, field="weights", value=origin)
     with torch.no_grad():
         network.load_state_dict({name: tensors.get(name, own).to(own.dtype) for name, own in expected.items()})
 

