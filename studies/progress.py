@@ -13,6 +13,7 @@ from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from studies.plan import Plan, PlannedCell, PlannedSearch, rows_of
 from studies.scheduler import SearchTask
+from studies.search.spec import TrialState
 
 if TYPE_CHECKING:
     from rich.live import Live as RichLive
@@ -98,8 +99,8 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
 
 def _trials(search: PlannedSearch) -> str:
     counted = Counter(trial.state for trial in search.folder.trials() if trial.number < search.tune.trials)
-    ended = counted.total() - counted["running"]
-    lost = "".join(f", {counted[state]} {state}" for state in ("failed", "pruned") if counted[state])
+    ended = counted.total() - counted[TrialState.RUNNING]
+    lost = "".join(f", {counted[state]} {state}" for state in (TrialState.FAILED, TrialState.PRUNED) if counted[state])
     return f"{ended}/{search.tune.trials}{lost}"
 
 

@@ -161,11 +161,11 @@ def matrix(rows: Sequence[MatrixRow]) -> list[str]:
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row.reason:
-            where = "" if row.state == "skipped" else row.method
-            where_else = reasons.setdefault((row.state, where, row.reason), [])
-            where_else += [row.family] if row.family not in where_else else []
+            method = "" if row.state == "skipped" else row.method
+            listed = reasons.setdefault((row.state, method, row.reason), [])
+            listed += [row.family] if row.family not in listed else []
     for state in ("broken", "unsupported", "skipped"):
-        for (its_state, name, reason), where in reasons.items():
+        for (its_state, name, reason), listed in reasons.items():
             if its_state == state:
-                lines.append(f"{state}: {f'{name} on ' if name else ''}{', '.join(where)}: {reason}")
+                lines.append(f"{state}: {f'{name} on ' if name else ''}{', '.join(listed)}: {reason}")
     return lines

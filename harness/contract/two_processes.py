@@ -59,17 +59,19 @@ class ProcessPair:
         deadline = time.monotonic() + TWO_PROCESSES_SECONDS
         while len(answers) < 2:
             waiting = [pipe for rank, pipe in enumerate(self.pipes) if rank not in answers]
-            ready = connection.wait(waiting, max(0.0, deadline - time.monotonic()))
+            ready = set(connection.wait(waiting, max(0.0, deadline - time.monotonic())))
             if not ready:
                 raise ContractBroken(f"two processes did not finish within {TWO_PROCESSES_SECONDS:.0f} s")
-            for pipe in ready:
+            for rank, pipe in enumerate(self.pipes):
+                if pipe not in ready:
+                    continue
                 try:
                     status, text = pipe.recv()
                 except (EOFError, OSError) as error:
                     raise ContractBroken("one of two processes died; see stderr") from error
                 if status != "ok":
                     raise ContractBroken(f"one of two processes failed: {text}")
-                answers[self.pipes.index(pipe)] = text
+                answers[rank] = text
         return [answers[0], answers[1]]
 
     def _end(self) -> None:

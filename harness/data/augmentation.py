@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class Augmentation:
         The crop is padded on the right and below as by mmseg's preprocessor: zero after normalisation, ignored in the
         mask. The result depends on the arguments alone. Not thread-safe: the transforms use the global generators.
         """
-        results = {"img": pair.image, "gt_seg_map": pair.mask, "seg_fields": ["gt_seg_map"]}
+        results: dict[str, Any] = {"img": pair.image, "gt_seg_map": pair.mask, "seg_fields": ["gt_seg_map"]}
         height, width = pair.mask.shape
         self._resize.scale = self._scale or (width, height)
         with _seeded(seed):

@@ -93,10 +93,11 @@ class PairedFiles(SegmentationDataset):
     def _check(self, samples: list[Sample], settings: dict) -> str:
         # Threads: Pillow's decoders and hashlib release the GIL.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            checked = list(pool.map(self._check_pair, samples))
-        problems = [outcome for outcome in checked if isinstance(outcome, str)]
+            outcomes = list(pool.map(self._check_pair, samples))
+        problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
         if problems:
             self.refuse(problems)
+        checked = [outcome for outcome in outcomes if isinstance(outcome, Checked)]
         present = frozenset[int]().union(*(found.labels for found in checked[: len(self.samples("train"))]))
         if len(present) < 2:
             # The usual cause is a two-class mask of 0 and 255 where the labels should be 0 and 1.
@@ -127,8 +128,8 @@ class PairedFiles(SegmentationDataset):
             value = int(present[labels == ILLEGAL][0])
             row, column = (int(place[0]) for place in np.nonzero(values == value))
             return f"{mask}: label {value} at ({row}, {column}) but {self._known_labels()}"
-        hashes = (hashlib.sha256(content).hexdigest() for content in contents)
-        return Checked(*hashes, frozenset(labels.tolist()) - {IGNORE_INDEX})
+        image_sha256, mask_sha256 = (hashlib.sha256(content).hexdigest() for content in contents)
+        return Checked(image_sha256, mask_sha256, frozenset(labels.tolist()) - {IGNORE_INDEX})
 
     def _labels(self, values: np.ndarray) -> np.ndarray:
         # An illegal value would become 255 here, but `digest` has refused it before training.

@@ -95,10 +95,10 @@ def apply_memory_format(module: nn.Module, budget: Budget) -> nn.Module:
     """
     if not budget.channels_last:
         return module
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    module.to(memory_format=torch.channels_last)
     for part in module.modules():
         if getattr(part, "keeps_layout", False):
-            part.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            part.to(memory_format=torch.contiguous_format)
         if isinstance(part, nn.GroupNorm) and any(parameter.requires_grad for parameter in part.parameters()):
             part.register_forward_pre_hook(_contiguous_where_no_gradient_goes)
     return module

@@ -91,11 +91,11 @@ class Rows(nn.Linear):
         self._rows = slice(start, start + rows)
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]  # a view of the source's rows, not a parameter
+    def weight(self) -> Tensor:  # a view of the source's rows, not a parameter
         return self._source[0].weight[self._rows]
 
     @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]  # as the weight
+    def bias(self) -> Tensor | None:  # as the weight
         bias = self._source[0].bias
         return None if bias is None else bias[self._rows]
 

@@ -16,7 +16,7 @@ from harness.runs.state import RunState
 from reports.analysis import statistics
 from reports.analysis.statistics import Interval, Resampled
 from reports.read.collect import Collected
-from reports.read.frames import FACETS
+from reports.read.frames import FACETS, rows_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
         ties |= {(setting, label): tied for label, tied in _ties(paired, summary[summary["setting"] == setting])}
         for reference in references:
             rows += _compared_with(paired, reference)
-    summary["tied"] = [ties.get((row.setting, row.label), False) for row in summary.itertuples()]
+    summary["tied"] = [ties.get((row.setting, row.label), False) for row in rows_of(summary)]
     scores = {key: group.set_index("seed")["value"] for key, group in done.groupby(["setting", "label"])}
     return Comparison(
         metric=METRICS[metric].title if metric in METRICS else f"IoU of {metric.removeprefix('class:')}",
@@ -148,11 +148,12 @@ class _Paired:
         return pairs
 
     def difference(self, pairs: Sequence[tuple[str, str]]) -> Interval:
-        return statistics.difference(*([self.resampled(run) for run in side] for side in zip(*pairs, strict=True)))
+        a, b = ([self.resampled(run) for run in side] for side in zip(*pairs, strict=True))
+        return statistics.difference(a, b)
 
     def p(self, pairs: Sequence[tuple[str, str]]) -> float:
-        sides = (np.stack([self.counts(run)[1] for run in side]) for side in zip(*pairs, strict=True))
-        return statistics.paired_permutation_test(*sides, metric=self.metric(pairs[0][0]))
+        a, b = (np.stack([self.counts(run)[1] for run in side]) for side in zip(*pairs, strict=True))
+        return statistics.paired_permutation_test(a, b, self.metric(pairs[0][0]))
 
 
 def _ties(paired: _Paired, summary: pd.DataFrame) -> Iterator[tuple[str, bool]]:

@@ -109,8 +109,8 @@ def paired_bootstrap(
     scores over those images. Percentile interval: Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
     chapters 8 and 13. With one seed the interval is of these two trained networks, not of the methods.
     """
-    resampled = [[resample_images(run, metric, resamples, seed) for run in runs] for runs in (a, b)]
-    return difference(*resampled, seed=seed + 1)
+    of_a, of_b = ([resample_images(run, metric, resamples, seed) for run in runs] for runs in (a, b))
+    return difference(of_a, of_b, seed=seed + 1)
 
 
 def _interval(estimate: float, resampled: np.ndarray) -> Interval:
@@ -160,7 +160,7 @@ def holm(pvalues: Sequence[float]) -> np.ndarray:
     return corrected
 
 
-def iqm(values: Sequence[float]) -> float:
+def iqm(values: Sequence[float] | np.ndarray) -> float:
     """The mean of the middle half: of n values the int(n / 4) lowest and highest are left out.
 
     Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021.
@@ -221,9 +221,9 @@ def ranks(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.rank(axis="columns", ascending=False)
 
 
-def pareto_front(cost: Sequence[float], value: Sequence[float]) -> np.ndarray:
-    """Which points [n] no other beats: none has at most their cost and at least their value, and differs in one."""
-    cost, value = np.asarray(cost, float), np.asarray(value, float)
-    at_least_as_good = (cost[None] <= cost[:, None]) & (value[None] >= value[:, None])
-    better = (cost[None] < cost[:, None]) | (value[None] > value[:, None])
-    return ~(at_least_as_good & better).any(1) & ~np.isnan(cost) & ~np.isnan(value)
+def pareto_front(cost: Sequence[float] | np.ndarray, value: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Which points [n] no other dominates: none has at most their cost and at least their value, and differs in one."""
+    x, y = np.asarray(cost, float), np.asarray(value, float)
+    at_least_as_good = (x[None] <= x[:, None]) & (y[None] >= y[:, None])
+    better = (x[None] < x[:, None]) | (y[None] > y[:, None])
+    return ~(at_least_as_good & better).any(1) & ~np.isnan(x) & ~np.isnan(y)

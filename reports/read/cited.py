@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.errors import UserError, invalid
 from harness.runs.result import METRICS
 from reports.analysis.comparison import Comparison
+from reports.read.frames import rows_of
 
 
 class PublishedScore(BaseModel):
@@ -88,7 +89,7 @@ def match(published: Sequence[PublishedScore], comparison: Comparison, metric: s
     """
     rows = []
     settings = comparison.summary.drop_duplicates("setting")
-    for setting in settings.itertuples():
+    for setting in rows_of(settings):
         here = comparison.summary[comparison.summary["setting"] == setting.setting]
         for score in published:
             if score.metric != metric or not score.belongs_to(setting.dataset, setting.backbone, setting.head):

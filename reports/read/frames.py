@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ _FROM_SPEC = [field.name for field in fields(RunRow) if field.name not in ("path
 _COLUMNS = [*_FROM_SPEC, *METRICS, "absent_classes", *COSTS, "data_wait", "commit", "dirty", "device", "path"]
 _INTEGERS = ["budget_steps", "absent_classes", *(key for key, measure in MEASURES.items() if measure.integer)]
 _FLOATS = ["data_wait", *(key for key, measure in MEASURES.items() if not measure.integer)]
+
+
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """`itertuples`, without the types of cells that pandas' stubs give it: a column's type is not known to them."""
+    return iter(frame.itertuples())
 
 
 def frame_of_runs(rows: list[RunRow], labelled: bool) -> pd.DataFrame:

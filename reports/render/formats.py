@@ -1,4 +1,4 @@
-"""A table of cells with marks, and how it is written: Markdown, LaTeX; and frames as CSV for machines.
+"""A table of cells with marks, and its files: Markdown and LaTeX for people, CSV for machines.
 
 Names, reasons and labels come from files of others and are inert in each format: a class called `=cmd()`, `<script>`
 or `\\input{...}` stays text.
@@ -25,7 +25,7 @@ Mark = Literal["best", "second", "better", "worse", "same"]
 
 @dataclass(frozen=True)
 class TableCell:
-    """Text, how it stands out, and the letters of its footnotes."""
+    """Text, its mark, and the letters of its footnotes."""
 
     text: str
     kind: Kind = "number"
@@ -71,7 +71,7 @@ def _markdown_cell(cell: TableCell) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Characters that mean something within a line are escaped; `<`, `>` and `&` become entities; no address links."""
+    """Special characters are escaped; `<`, `>` and `&` become entities; addresses do not become links."""
     escaped = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(_one_line(text), quote=False))
     return escaped.replace("://", r":\//")
 

@@ -11,11 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pandas as pd
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
+
+if TYPE_CHECKING:
+    from matplotlib.typing import LineStyleType
 
 T = TypeVar("T")
 
@@ -76,7 +79,7 @@ class SeriesStyle:
     dashes: tuple[float, ...]
 
     @property
-    def line(self) -> str | tuple[float, tuple[float, ...]]:
+    def line(self) -> LineStyleType:
         """As matplotlib's `linestyle`."""
         return (0.0, self.dashes) if self.dashes else "-"
 

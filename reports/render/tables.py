@@ -17,6 +17,7 @@ from harness.errors import UserError, did_you_mean
 from harness.runs.result import COSTS
 from harness.runs.state import RunState
 from reports.analysis.comparison import Comparison
+from reports.read.frames import rows_of
 from reports.read.rows import state_label
 from reports.render.formats import Mark, Table, TableCell
 from reports.render.numbers import DASH, SIZES, UNITS, NumberFormat
@@ -122,8 +123,8 @@ class _Block:
         self.numbers, self.metric, self.footnotes = numbers, comparison.metric, Footnotes()
         self.datasets = dict(zip(settings["setting"], settings["dataset"], strict=True))
         if len(set(self.datasets.values())) < len(self.datasets):  # versions of one dataset's files
-            self.datasets = {row.setting: f"{row.dataset} ({row.data_digest[:8]})" for row in settings.itertuples()}
-        self.rows = {(row.setting, row.label): row for row in rows.itertuples()}
+            self.datasets = {row.setting: f"{row.dataset} ({row.data_digest[:8]})" for row in rows_of(settings)}
+        self.rows = {(row.setting, row.label): row for row in rows_of(rows)}
         self.runs = dict(list(comparison.runs.groupby(["setting", "label"])))
         measured = published[published["setting"].isin(set(self.datasets))].dropna(subset="measured_label")
         self.published = dict(list(measured.groupby(["setting", "measured_label"])))
@@ -193,7 +194,7 @@ class _Block:
         if (setting, label) not in self.published:
             return TableCell("")
         scores, notes = [], []
-        for row in self.published[setting, label].itertuples():
+        for row in rows_of(self.published[setting, label]):
             known = not math.isnan(row.difference)
             scores.append(self.numbers.score(row.value)
                           + (f" ({self.numbers.difference(row.difference)})" if known else ""))  # fmt: skip
@@ -237,7 +238,7 @@ def significance_tables(comparison: Comparison, numbers: NumberFormat) -> list[T
                     row.verdict, "text", _MARKS.get(row.verdict), footnotes.letter(row.reason) if row.reason else ""
                 ),
             ]
-            for row in rows.itertuples()
+            for row in rows_of(rows)
         ]
         difference = f"difference, {comparison.metric}{numbers.difference_unit}"
         header = ["method", difference, "95 % interval", "p", "p (Holm)", "seeds", "verdict"]
@@ -264,7 +265,7 @@ def overall_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]
     averages = [
         [TableCell(row.label, "text"), TableCell(numbers.plain(row.mean_rank)), TableCell(numbers.score(row.iqm)),
          TableCell(_between(row.iqm_low, row.iqm_high, numbers.score))]
-        for row in comparison.averages.itertuples()
+        for row in rows_of(comparison.averages)
     ]  # fmt: skip
     improvement = [
         [TableCell(row.label, "text"), TableCell(row.reference, "text"), TableCell(str(row.settings)),
@@ -272,12 +273,12 @@ def overall_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]
          TableCell(numbers.plain(row.probability)),
          TableCell(_between(row.probability_low, row.probability_high, numbers.plain)),
          TableCell(numbers.difference(row.iqm)), TableCell(_between(row.iqm_low, row.iqm_high, numbers.difference))]
-        for row in comparison.improvement.itertuples()
+        for row in rows_of(comparison.improvement)
     ]  # fmt: skip
     stability = [
         [TableCell(row.one, "text"), TableCell(row.other, "text"), TableCell(str(row.methods)),
          TableCell(numbers.plain(row.tau))]
-        for row in comparison.stability.itertuples()
+        for row in rows_of(comparison.stability)
     ]  # fmt: skip
     settings = comparison.averages["settings"].max()
     tables = [
@@ -318,7 +319,7 @@ def published_table(published: pd.DataFrame, metric: str, numbers: NumberFormat)
          TableCell({True: "yes", False: "no"}.get(row.head_counted, DASH), "text"),
          TableCell(numbers.score(row.measured)), TableCell(numbers.difference(row.difference)),
          TableCell(row.source + (f"; {row.note}" if row.note else ""), "text"), TableCell(row.sure, "text")]
-        for row in published.itertuples()
+        for row in rows_of(published)
     ]  # fmt: skip
     caption = "Scores of other papers, as printed: under their own budgets, without seeds or spreads."
     return [Table("published", "Published scores", header, rows, caption)] if rows else []
@@ -330,7 +331,7 @@ def absent_table(comparison: Comparison, skipped: Iterable[tuple[str, str]]) -> 
     rows = [
         [TableCell(row.setting_name, "text"), TableCell(row.label, "text"), TableCell(str(row.seed)),
          TableCell(_state(row.state), "text"), TableCell(row.reason, "text")]
-        for row in undone.fillna({"reason": ""}).itertuples()
+        for row in rows_of(undone.fillna({"reason": ""}))
     ]  # fmt: skip
     rows += [[TableCell(folder, "text"), TableCell(DASH), TableCell(DASH), TableCell("not read", "text"),
               TableCell(reason, "text")]

@@ -95,7 +95,7 @@ def test_broken_dataset_names_the_file(
     change(tmp_path / "broken")
     monkeypatch.chdir(tmp_path)
     line = refusal(*run_arguments(Path("broken"), tiny, tmp_path / "runs"))
-    assert line.startswith("--dataset broken")
+    assert line.startswith(("--dataset broken", "broken/dataset.yaml: "))
     assert re.search(complaint, line), line
     assert runs_in(tmp_path / "runs") == []
 

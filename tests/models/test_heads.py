@@ -29,7 +29,7 @@ def test_head_gives_logits_with_a_gradient(name, head):
 
 def test_setr_pup_needs_a_vit():
     assert build_head("setr_pup", backbone(VIT), 5, seed=0)(backbone(VIT)(torch.randn(1, 3, 32, 32))).shape[1] == 5
-    with pytest.raises(UserError, match="strides 4, 8, 16, 32: use fpn or uper"):
+    with pytest.raises(UserError, match="strides 4, 8, 16, 32; use fpn or uper"):
         build_head("setr_pup", backbone(CNN), 5, seed=0)
 
 

@@ -160,7 +160,7 @@ class _Layout:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Layout) and self.fields == other.fields
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # compared by value and mutable inside
 
     def blank(self) -> Tensor:
         """A tensor of that layout; what is in it is whatever was in that memory.

@@ -16,6 +16,7 @@ import pandas as pd
 from harness.runs.result import COSTS, MEASURES, METRICS, Measure, Provenance, Unit
 from harness.runs.state import RunState
 from reports.read.collect import Collected
+from reports.read.frames import rows_of
 from reports.read.rows import state_label
 from reports.render.page.samples import extremes
 from reports.render.plots.tradeoff import axis_scale
@@ -185,7 +186,7 @@ def _published(published: pd.DataFrame, settings: Mapping[str, int]) -> list[dic
             "source": row.source,
             "sure": row.sure,
         }
-        for row in rows.itertuples()
+        for row in rows_of(rows)
     ]
 
 

@@ -123,7 +123,7 @@ def write_page(
     room = PAGE_BYTES - len(template.render(**fields, data="")) - len(json.dumps(data))
     gallery = collect_pictures(collected, room)
     data |= {"pictures": gallery.pictures}
-    data |= {"samples": [sample | {"setting": settings[sample["setting"]]} for sample in gallery.samples]}
+    data |= {"samples": [{**sample, "setting": settings[sample["setting"]]} for sample in gallery.samples]}
     for run in data["runs"]:
         run["predictions"] = gallery.predictions.get(run["id"])
     write_text(path, template.render(**fields, data=_inert(data)))

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import pandas as pd
 from PIL import Image
@@ -15,6 +16,7 @@ from harness.errors import UserError
 from harness.runs.folder import RunFolder
 from reports.analysis.statistics import score
 from reports.read.collect import Collected
+from reports.read.frames import rows_of
 
 WIDTH = 176
 """Of a picture on the page, in pixels; smaller ones are not enlarged."""
@@ -33,6 +35,15 @@ ImageScores = tuple[str, float, float]
 """An image's name, its mIoU, and the mIoU of the reference."""
 
 
+class Sample(TypedDict):
+    """An image that some run has a sample of. Image and ground truth are indices of `ImageGallery.pictures`."""
+
+    setting: str
+    name: str
+    image: int
+    truth: int
+
+
 @dataclass
 class ImageGallery:
     """Pictures as data URIs, each once, as far as there is room."""
@@ -40,8 +51,7 @@ class ImageGallery:
     room: int
     """Characters that are left."""
     pictures: list[str] = field(default_factory=list)
-    samples: list[dict[str, str | int]] = field(default_factory=list)
-    """Images that some run has a sample of: setting, name, and the indices of image and ground truth in `pictures`."""
+    samples: list[Sample] = field(default_factory=list)
     predictions: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     """By fingerprint: index in `samples`, index in `pictures`."""
 
@@ -62,7 +72,7 @@ def collect_pictures(collected: Collected, room: int) -> ImageGallery:
     indices: dict[tuple[str, str], int] = {}
     order = runs.assign(turn=runs.groupby(["setting", "label"]).cumcount()).sort_values("turn", kind="stable")
     opened = 0
-    for run in order.itertuples():
+    for run in rows_of(order):
         for path in sorted(RunFolder(collected.root / run.fingerprint).samples_path.glob("*.png")):
             if opened == STRIPS:
                 return gallery

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from reports.analysis.statistics import kendall_tau
+from reports.read.frames import rows_of
 from reports.render.plots.context import (
     PANELS,
     PERCENT,
@@ -50,7 +51,7 @@ def differences(context: PlotContext, significance: pd.DataFrame) -> Iterator[Pl
 
 def _differences_panel(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, SeriesStyle]) -> None:
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    for height, row in enumerate(rows.itertuples()):
+    for height, row in enumerate(rows_of(rows)):
         style = styles[row.label]
         significant = row.verdict in ("better", "worse")
         axes.plot([row.low, row.high], [height, height], color=style.colour, linewidth=1.1, solid_capstyle="butt")

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ DPI = 160
 
 LEGEND_COLUMNS = 6
 PERCENT = PercentFormatter(1, symbol="")
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8.5,

@@ -15,6 +15,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLoc
 
 from harness.runs.result import Measure, Unit
 from reports.analysis.statistics import pareto_front
+from reports.read.frames import rows_of
 from reports.render.numbers import SIZES
 from reports.render.plots.context import DPI, PERCENT, Plot, PlotContext, numbered, panels, shortened
 from reports.render.style import MUTED, PAPER, SeriesStyle
@@ -76,13 +77,13 @@ def _tradeoff_panel(
     colours = [styles[label].colour for label in rows.label]
     axes.vlines(x, rows.miou - rows.spread, rows.miou + rows.spread, colors=colours, linewidth=1.1, zorder=2)
     texts = []
-    for row, at in zip(rows.itertuples(), x, strict=True):
+    for row, at in zip(rows_of(rows), x, strict=True):
         style = styles[row.label]
         axes.plot(
             at, row.miou, style.marker, color=style.colour, markersize=5.5 * style.size, mec=PAPER, mew=0.5, zorder=3
         )
         texts.append(axes.text(at, row.miou, shortened(row.label, 24), fontsize=7, color=style.colour, zorder=4))
-    for row in cited.itertuples():
+    for row in rows_of(cited):
         style, at = styles[row.method], (row.trained, row.value)
         axes.plot(*at, style.marker, mfc="none", mec=style.colour, markersize=6 * style.size, mew=1.0, zorder=2)
         texts.append(axes.text(*at, shortened(row.label, 24), fontsize=6.5, color=MUTED))
@@ -132,7 +133,7 @@ def _spread_labels(figure: Figure, texts: Mapping[Axes, list[Text]]) -> None:
     ]
     for artist in hidden:
         artist.set_visible(False)  # adjustText draws the figure to measure the labels of one panel
-    lines = []
+    lines: list[tuple[Axes, np.ndarray, np.ndarray]] = []
     for axes, own in texts.items():
         axes.set_visible(True)
         lines += _spread(axes, own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import nn
@@ -24,6 +23,6 @@ class EfficientNet(Family):
         """A stage ends with the last block at its resolution; the block at stride 2 belongs to the first stage, the
         1×1 convolution that widens for the classifier to none, as in timm's own `features_only`."""
         features = [feature for feature in network.feature_info if feature["reduction"] >= 4]
-        ends = [int(re.fullmatch(r"blocks\.(\d+)", feature["module"])[1]) + 1 for feature in features]
+        ends = [int(feature["module"].removeprefix("blocks.")) + 1 for feature in features]
         stages = [network.blocks[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         return CutNetwork.described(nn.Sequential(network.conv_stem, network.bn1), stages, features)
