@@ -70,7 +70,7 @@ def test_weights_that_were_a_file_have_to_be_given_again(done: RunFolder, tmp_pa
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump({**fields, "weights": "sha256:" + "5" * 64}))
     assert refusal("run", "--from", path) == (
-        f"{path}: weights: sha256:555555555555... is the hash of a file; give the file with --weights"
+        f"{path}: weights: sha256:555555555555... is the hash of a file; pass the file with --weights"
     )
 
 
@@ -82,7 +82,7 @@ def test_weights_that_were_a_file_have_to_be_given_again(done: RunFolder, tmp_pa
         ("a: [", "not YAML: "),
         ("seed: one", "seed: one: expected a number"),
         ("method: 3", "method: 3: expected a name"),
-        ("part: test", "part: test: give report or dev"),
+        ("part: test", "part: test: use report or dev"),
         ("settings: [lr]", "settings: ['lr']: expected hyperparameters, such as `lr: 0.001`"),
         ("budget: {steps: 0}", "budget.steps: 0: "),
         ("method: spm\nhyperparameters: {}", "not the complete spec of a run"),

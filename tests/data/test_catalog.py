@@ -121,7 +121,7 @@ def test_the_dev_part_is_the_same_on_every_machine():
 
 def test_no_dev_part_comes_out_of_one_group(refusal):
     message = refusal(lambda: split_samples(Groups("aaaa"), "dev", 0.2))
-    assert message.startswith("dataset groups: no dev split") and "(a)" in message
+    assert message.startswith("dataset groups: cannot split off a dev split") and "(a)" in message
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not in ../shared/data/camvid")

@@ -291,5 +291,5 @@ def test_file_as_out_folder_is_refused(run: Path, colours: Path, tmp_path: Path)
 
 def test_unknown_device_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
     arguments = ["predict", run, colours / "images/test/0.png", "--out", tmp_path / "out", "--device", "tpu"]
-    assert refusal(*arguments) == "--device tpu: give auto, cpu, cuda or cuda:N"
+    assert refusal(*arguments) == "--device tpu: use auto, cpu, cuda or cuda:N"
     assert not (tmp_path / "out").exists()

@@ -123,7 +123,7 @@ def test_crops_too_large_for_memory_end_as_out_of_memory(start: Starter, colours
     huge = make_budget(tmp_path / "huge.yaml", crop=[2**24, 2**24])
     command = start(*run_arguments(colours, huge, tmp_path / "runs", "--workers", "1"))
     assert command.wait() == 1, command.stderr
-    assert one_line(command.stderr).startswith("error: out of memory: out of memory after step 0; give a budget with")
+    assert one_line(command.stderr).startswith("error: out of memory: out of memory after step 0; use a budget with")
     assert_row_without_result(only_run(tmp_path / "runs"), "out_of_memory", "out of memory after step 0")
 
 

@@ -44,7 +44,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "diverged",
         r"the loss was not finite at step \d+; try a smaller learning rate.*",
     ),
-    "asks_for_all_memory": ({}, "out_of_memory", r"out of memory after step \d+; give a budget with a larger .*"),
+    "asks_for_all_memory": ({}, "out_of_memory", r"out of memory after step \d+; use a budget with a larger .*"),
     "exits": ({}, "failed", r"the process ended with code 3, 3 times; its last output is in .*/\.launch/.*\.txt"),
     "crashes": ({}, "failed", r"the process was ended by SIGSEGV, 3 times; .*"),
     "hangs": ({"time_limit": LIMIT}, "timed_out", r"took longer than its time limit of 0\.1 min \(--time-limit\)"),
