@@ -161,7 +161,7 @@ def test_full_disk_is_one_line_and_the_command_resumes_with_space(
     command = start(*run_arguments(colours, tiny, runs))
     assert command.wait() == 2, command.stderr
     run = runs / whole.fingerprint
-    assert one_line(command.stderr).startswith(f"error: {run}: No space left on device; make room")
+    assert one_line(command.stderr).startswith(f"error: {run}: No space left on device; free some space")
     assert not list(small_disk.rglob("*.tmp"))
     assert snapshot(other) == before
     assert run.exists() == (where != "folder")

@@ -68,12 +68,12 @@ def test_error_without_slurm_or_submitit_says_what_is_missing(monkeypatch: pytes
 @pytest.mark.parametrize("setting", ["cpus=0", "gpus=-1", "mem_gb=-2.0", "minutes=0", "requeues=-1"])
 def test_option_out_of_range_is_named(setting: str) -> None:
     name, _, value = setting.partition("=")
-    with pytest.raises(UserError, match=f"--launcher-set {setting}: give a number of at least"):
+    with pytest.raises(UserError, match=f"--launcher-set {setting}: use a number of at least"):
         SlurmLauncher(None, "auto", options(**{name: value}))
 
 
 def test_unknown_cluster_is_refused() -> None:
-    with pytest.raises(UserError, match="--launcher-set cluster=debug: give slurm or local"):
+    with pytest.raises(UserError, match="--launcher-set cluster=debug: use slurm or local"):
         SlurmLauncher(None, "auto", options(cluster="debug"))
 
 

@@ -35,7 +35,7 @@ def test_what_is_registered_is_found_and_named_in_order() -> None:
 
 def test_a_name_is_registered_once(declare: Callable[..., Registry[object]]) -> None:
     things = declare(("ordered", "collections:OrderedDict"))
-    with pytest.raises(ValueError, match="thing 'ordered' is registered already"):
+    with pytest.raises(ValueError, match="thing 'ordered' is already registered"):
         things.register("ordered")(object())
 
 
