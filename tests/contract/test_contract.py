@@ -41,7 +41,7 @@ def _pairs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "family"), _pairs())
-def test_every_method_keeps_the_contract_on_a_cnn_and_a_vit(name: str, family: str) -> None:
+def test_every_method_fulfils_the_contract(name: str, family: str) -> None:
     """On all families: `harness check --all`, which takes as long as the whole of the tests."""
     assert broken(check_method(name, [tiny_backbones()[family]])) == []
 
@@ -314,7 +314,7 @@ def test_declared_exceptions_are_accepted(cls: type[Method], monkeypatch: pytest
 
 
 @pytest.mark.exhaustive
-def test_unused_parameter_fails_in_two_processes_and_the_next_method_passes() -> None:
+def test_unused_parameter_fails_in_two_processes() -> None:
     assert any("two processes: one of two processes failed" in line for line in verdict(NeverUsed))
     assert verdict(Good) == []
 
@@ -367,7 +367,7 @@ def test_reason_shared_by_families_is_printed_once() -> None:
     assert matrix.matrix([row, other])[-1] == "broken: a on resnet, deit: trains: crashes"
 
 
-def test_method_that_fails_to_import_is_broken_and_others_are_checked(
+def test_method_that_fails_to_import_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from importlib.metadata import EntryPoint
@@ -381,6 +381,6 @@ def test_method_that_fails_to_import_is_broken_and_others_are_checked(
     assert last.split() == ["vision_transformer", "unsupported", "broken"]
 
 
-def test_a_name_that_nobody_registered_is_refused() -> None:
+def test_unregistered_method_is_refused() -> None:
     with pytest.raises(UserError, match="method spn: no such method; did you mean spm"):
         run_check(["spn"])

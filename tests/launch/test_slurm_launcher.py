@@ -92,7 +92,7 @@ def test_job_gives_the_results_of_the_local_launcher(
     assert results_of(job) == undisturbed[job.name]
 
 
-def test_job_at_its_time_limit_is_queued_again_and_a_cancelled_one_resumes(
+def test_job_at_its_time_limit_is_requeued(
     launcher: SlurmLauncher, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     job = longer_cells.job(tmp_path, SLOW)

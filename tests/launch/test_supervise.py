@@ -99,7 +99,7 @@ def test_good_cell_after_bad_ones_is_done(alone: dict[str, Ended]) -> None:
     assert executions(alone["linear"].job) == (1, 0)
 
 
-def test_cell_whose_process_dies_is_tried_three_times_and_its_output_stays(alone: dict[str, Ended]) -> None:
+def test_dying_cell_is_tried_three_times_and_its_output_is_kept(alone: dict[str, Ended]) -> None:
     assert executions(alone["exits"].job) == (3, 0)
     assert executions(alone["raises"].job) == (1, 0)
     output = re.search(r"(/.*\.txt)$", str(alone["crashes"].outcome.reason))
@@ -145,7 +145,7 @@ def test_cells_share_a_process_until_it_died_twice(side_by_side: tuple[dict[str,
     }  # fmt: skip
 
 
-def test_cells_of_one_process_stop_together_and_resume_together_after_a_kill(
+def test_cells_of_one_process_stop_and_resume_together(
     longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     slow, quick, locked = (longer_cells.job(tmp_path, method) for method in (SLOW, "linear", "spm"))
