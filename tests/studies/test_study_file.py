@@ -63,9 +63,7 @@ def test_override_changes_matching_cells_only(tmp_path: Path, colours: Path) -> 
     assert refused(path).startswith("overrides[0].settings: ") or "budget" in refused(path)
 
 
-def test_relative_paths_are_relative_to_the_file(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_are_relative_to_the_file(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "mine").symlink_to(colours)
     path = write_study(tmp_path / "studies" / "s.yaml", Path("../mine"), seeds=1)
