@@ -1,7 +1,7 @@
-"""The errors that a user can mend, each as one line: where the value stands, the value, what is wrong, what to do.
+"""Errors that a user can fix, each as one line: where the value is, the value, the problem, and a hint.
 
-Lower layers raise `UserError` with a field and its value, and know nothing of flags and files. Whoever took the value
-from somewhere says where: the reader of a file with `located`, the command line with `UserError.for_command_line`.
+Lower layers raise `UserError` with a field and its value; they do not know flags or files. The code that read the value
+adds its location: the reader of a file with `located`, the command line with `UserError.for_command_line`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LONGEST = 120
 
 
 class UserError(Exception):
-    """Something the user can mend. The command line prints it without a traceback and exits with 2.
+    """An error that the user can fix. The command line prints it without a traceback and exits with 2.
 
-    `field` is the name of what is wrong (`method`, `budget`, or nested: `settings.lr`), `value` what it is now (None:
-    there is no value to show), `hint` what to do. `str()` is one line: `method spn: no such method; did you mean spm?`
+    `field` is the name of the wrong field (`method`, `budget`, or nested: `settings.lr`), `value` its value (None if
+    there is none to show), `hint` what to do. `str()` is one line: `method spn: no such method; did you mean spm?`
     """
 
     def __init__(self, problem: str, *, field: str | None = None, value: object = None, hint: str | None = None):
@@ -35,13 +35,13 @@ class UserError(Exception):
         self.value = value
         self.hint = hint
         self.source: str | None = None
-        """The file that the value came from, once its reader has said so."""
+        """The file that the value came from, once its reader has set it."""
 
     def at(self, source: object = None, *, key: str | None = None, under: str | None = None) -> UserError:
-        """This error, from now on of a value that stands in the file `source`; returns itself.
+        """Add the file `source` that holds the value; returns itself.
 
-        `key` replaces the field by what the file calls it; `under` goes in front of the field. An error that already
-        has a file keeps it: who is nearest to the value knows best.
+        `key` replaces the field with its name in the file; `under` is prepended to the field. An error that already has
+        a file is not changed: the innermost reader knows best.
         """
         if self.source is None:
             if key is not None:
@@ -74,7 +74,7 @@ class UserError(Exception):
 
 @contextmanager
 def located(source: object = None, *, key: str | None = None, under: str | None = None) -> Iterator[None]:
-    """Errors raised inside say that their value stands in the file `source`; see `UserError.at`."""
+    """Errors raised inside name the file `source`; see `UserError.at`."""
     try:
         yield
     except UserError as error:
@@ -83,7 +83,7 @@ def located(source: object = None, *, key: str | None = None, under: str | None 
 
 
 class InvalidField(ValueError):
-    """What a validator of several fields raises, so that `invalid` can say which of them is wrong."""
+    """Raised by a validator of several fields, so that `invalid` can name the wrong one."""
 
     def __init__(self, field: str, problem: str, value: object = None):
         super().__init__(problem)
@@ -106,7 +106,7 @@ def invalid(error: ValidationError, known: Iterable[str] = ()) -> UserError:
         return UserError("is missing", field=_path(path))
     if first["type"] != "value_error":
         message = message[0].lower() + message[1:]
-    if path and _is_type(path[-1]):  # pydantic tried each type of a union, and complains of all
+    if path and _is_type(path[-1]):  # pydantic reports an error for each type of a union
         types = [str(p["loc"][-1]) for p in problems if list(p["loc"][:-1]) == path[:-1]]
         path, message = path[:-1], f"expected {' or '.join(t.partition('[')[0] for t in types)}"
     if first["type"] == "value_error" and not path:

@@ -1,4 +1,4 @@
-"""The contract of a tuning method. One class in one file is a whole method; `methods/` holds the ones that ship.
+"""The contract of a tuning method. A method is one class in one file; the shipped ones are in `methods/`.
 
 This module and the top of every shipped method are free of torch, so that a study is planned without importing it.
 """
@@ -27,14 +27,14 @@ def hyperparameter(default: Any, help: str, *, search: Any = None, later: bool =
     """One hyperparameter: its default, one line of help, its bounds, and the range that a search draws from.
 
     `bounds` are pydantic's (`gt`, `ge`, `lt`, `le`, `pattern`). `search` is `(low, high)`, `(low, high, "log")` or a
-    list of choices; None keeps the hyperparameter out of searches. `later` marks one that was added when runs of the
-    method existed: its default is the earlier behaviour and is left out of specs, so that those runs stay valid.
+    list of choices; None: it is not searched. `later` marks one that was added when runs of the method existed: its
+    default is the earlier behaviour and is left out of specs, so that those runs stay valid.
     """
     return Field(default, description=help, json_schema_extra={"search": search, "later": later}, **bounds)
 
 
 class Hyperparameters(BaseModel):
-    """What `--set key=value` sets for every method; a method's own class adds fields or changes a default."""
+    """The hyperparameters of every method, set with `--set`; a method's own class adds fields or changes a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -60,7 +60,7 @@ class Hyperparameters(BaseModel):
             raise invalid(error).at(under="settings") from error
 
     def spec_values(self) -> dict[str, bool | int | float | str]:
-        """The values that a spec states, and so the fingerprint: all but `later` ones at their defaults."""
+        """The values in the spec and the fingerprint: all except `later` ones at their defaults."""
         omitted = {
             name
             for name, field in type(self).model_fields.items()
@@ -103,12 +103,12 @@ class Unsupported(str):
 class Method(ABC):
     """A way to adapt a frozen backbone: what it adds and what it un-freezes.
 
-    The harness creates a backbone of which every parameter and buffer is frozen, calls `attach` once, trains what
+    The harness creates a backbone in which every parameter and buffer is frozen, calls `attach` once, trains whatever
     requires a gradient together with the head, and stores exactly that as the delta. It guarantees that the head, the
     data and their order, and every number of the budget are the same for all methods; a method sees none of them.
     One instance serves one network.
 
-    A subclass states `name`, `summary`, `source` and, if it has any of its own, its `Hyperparameters`.
+    A subclass sets `name`, `summary`, `source` and, if it has any of its own, its `Hyperparameters`.
     """
 
     name: ClassVar[str]
@@ -117,11 +117,11 @@ class Method(ABC):
     """The paper, or the code, that the method follows."""
     Hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
     changes_start: ClassVar[str | None] = None
-    """Why the attached network computes something else than the frozen one before training; None: it does not."""
+    """Why the attached network's outputs differ from the frozen one's before training; None: they are equal."""
     head_only: ClassVar[bool] = False
-    """Trains nothing of its own, by design. Training nothing without saying so breaks the contract."""
+    """The method trains only the head, by design. Without it, a method that trains nothing violates the contract."""
     mergeable: ClassVar[bool] = False
-    """Whether `merge` can fold what was trained into the backbone's own layers."""
+    """Whether `merge` can fold the trained tensors into the backbone's own layers."""
 
     hyperparameters: Any
     """An instance of the class's own `Hyperparameters`."""
@@ -130,19 +130,19 @@ class Method(ABC):
         self.hyperparameters = hyperparameters
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
-        """True, or `Unsupported(reason)`. Asked before `attach`; must not change the backbone."""
+        """True, or `Unsupported(reason)`. Called before `attach`; must not change the backbone."""
         return True
 
     @abstractmethod
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
-        """Insert modules into the frozen backbone (see `AttachPoints`) and un-freeze what is to be trained.
+        """Insert modules into the frozen backbone (see `AttachPoints`) and unfreeze the parameters to train.
 
         Random initialisation draws from torch's global generator, which the harness has seeded.
         """
 
     @abstractmethod
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        """How many parameters `attach` makes trainable, in closed form. Checked against the real count."""
+        """Number of parameters that `attach` makes trainable, in closed form. Checked against the real count."""
 
     def auxiliary_loss(self, masks: Tensor) -> Tensor | None:
         """A scalar that is added to the head's loss after each training forward pass; None adds nothing.
@@ -161,7 +161,7 @@ class Method(ABC):
 
 
 def __getattr__(name: str) -> Any:
-    """The names that plugins written for version 0.1 use; they go with version 0.3."""
+    """Old names, for plugins written for version 0.1; removed in version 0.3."""
     renamed = {"No": "Unsupported", "knob": "hyperparameter"}
     if name not in renamed:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

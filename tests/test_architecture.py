@@ -82,7 +82,7 @@ def test_no_import_goes_up() -> None:
     assert upward == []
 
 
-def test_there_is_no_import_circle() -> None:
+def test_no_import_cycles() -> None:
     graph = {module: set(imports(path)) - {module} for module, path in MODULES.items() if module not in FOR_USERS}
     try:
         TopologicalSorter(graph).prepare()
@@ -90,7 +90,7 @@ def test_there_is_no_import_circle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_the_root_of_harness_holds_few_modules() -> None:
+def test_root_of_harness_has_few_modules() -> None:
     root = [path.name for path in (ROOT / "harness").glob("*.py") if not path.name.startswith("__")]
     assert len(root) <= 4
 

@@ -31,7 +31,7 @@ def test_error_is_one_line_with_field_value_problem_and_hint() -> None:
     assert str(UserError("plain text")) == UserError("plain text").for_command_line() == "plain text"
 
 
-def test_nearest_file_is_kept() -> None:
+def test_innermost_file_is_named() -> None:
     with pytest.raises(UserError) as caught, located("s.yaml", key="budget"), located("b.yaml"):
         raise UserError("invalid size", field="crop", value=[0, 32])
     assert str(caught.value) == "b.yaml: crop: [0, 32]: invalid size"
@@ -127,7 +127,7 @@ def test_wrong_field_of_a_dataset_is_of_its_file(tmp_path: Path) -> None:
     assert refusal("run", "--dataset", "mine", "--data", tmp_path) == message
 
 
-def test_dataset_whose_files_are_missing_fails_its_cells_alone(tmp_path: Path, colours: Path, tiny: Path) -> None:
+def test_missing_dataset_only_fails_its_own_cells(tmp_path: Path, colours: Path, tiny: Path) -> None:
     study = write_study(tmp_path / "s.yaml", colours, tiny, datasets=["ade20k", str(colours)], methods=["linear"])
     plan = make_plan(load_study(study), RunStore(tmp_path / "runs"), tmp_path)
     assert [cell.state for cell in plan.cells] == ["failed", "to do"]

@@ -8,7 +8,7 @@ import harness.method
 from harness.method import methods
 
 
-def test_later_hyperparameter_is_in_a_spec_only_if_it_is_not_the_default():
+def test_later_hyperparameter_at_its_default_is_not_in_the_spec():
     """So that runs from before it stay valid."""
     hyperparameters = methods.get("spm").Hyperparameters
     before = hyperparameters.parse("spm", {"relative": "false"})
@@ -50,5 +50,5 @@ def test_names_of_version_0_1_work_with_a_warning():
     assert not old.supports(None) and old.supports(None) == "not here"
 
 
-def test_unknown_name_is_no_attribute():
+def test_unknown_attribute_is_an_error():
     assert not hasattr(harness.method, "Nothing")

@@ -1,4 +1,4 @@
-"""Which methods support which backbones: found out before anything is executed, cached, and planned without torch."""
+"""Which methods support which backbones: checked before anything is executed, and cached. Free of torch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _key(cell: Cell) -> list[Any]:
 
 
 def _ask(questions: list[Question]) -> list[str | None]:
-    """One answer a question; none where the process died: the runs themselves will find out."""
+    """One answer per question; an empty list if the process died: the runs themselves then report the reason."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["harness.launch.preload"])
     receive, send = context.Pipe(duplex=False)
@@ -79,6 +79,6 @@ def _answer(send: Connection, questions: list[Question], plugin_files: list[str]
             kind = methods.get(method)
             supported = kind(kind.Hyperparameters.model_validate(hyperparameters)).supports(backbones[backbone])
             answers.append(None if supported else f"{method} on {backbone}: {supported}")
-        except Exception:  # not an answer: the run will meet it, and record it
+        except Exception:  # not an answer: the run will fail in the same way and record it
             answers.append(None)
     send.send(answers)

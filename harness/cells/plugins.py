@@ -1,4 +1,4 @@
-"""Methods from outside this project: plugin files, and where a method's code came from.
+"""Methods from outside this project: plugin files, and the provenance of a method's code.
 
 The registry finds installed packages through the entry-point group `harness.methods`.
 """
@@ -24,7 +24,7 @@ from harness.util.files import sha256
 VARIABLE = "HARNESS_PLUGINS"
 """Environment variable: plugin files, separated as in PATH. Child processes inherit it, and so load the same files."""
 
-_HINT = "give a .py file that defines a method"
+_HINT = "pass a .py file that defines a method"
 _MODULE = "harness_plugin_"
 _loaded: dict[Path, ModuleType] = {}
 
@@ -32,7 +32,7 @@ _loaded: dict[Path, ModuleType] = {}
 def load(files: Sequence[Path | str] = ()) -> None:
     """Register every method of these files and of those in `HARNESS_PLUGINS`, here and in child processes.
 
-    A file that is loaded already is skipped. Raises `UserError` for a file that is missing, fails to import or defines
+    A file that is already loaded is skipped. Raises `UserError` for a file that is missing, fails to import or defines
     no method, and for a method whose name is invalid or taken.
     """
     inherited = [entry for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry]
@@ -73,7 +73,7 @@ def _load(path: Path) -> ModuleType:
 
 
 def methods_of(module: ModuleType) -> list[type[Method]]:
-    """The methods that a module defines, without imported and abstract classes and names that begin with `_`."""
+    """The methods that a module defines; imported and abstract classes and names with a leading `_` are skipped."""
     return [
         cls
         for cls in vars(module).values()
@@ -93,7 +93,7 @@ def _register(found: Sequence[type[Method]]) -> None:
     for cls in found:
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not is_method_name(name):
-            raise UserError(f"{cls.__name__}: invalid name {name!r}; give lower_case_with_underscores")
+            raise UserError(f"{cls.__name__}: invalid name {name!r}; use lower_case_with_underscores")
         if name in taken:
             raise UserError(f"{cls.__name__}: the method name {name} is taken; choose another")
         taken.add(name)
@@ -107,11 +107,11 @@ def is_method_name(name: str) -> bool:
 
 
 def reference(method: type[Method]) -> str | type[Method]:
-    """How another process finds the method: by its name if it came from a file, else as the class, by importing it."""
+    """How another process finds the method: by its name if it came from a file, else by importing the class."""
     return method.name if method.__module__.startswith(_MODULE) else method
 
 
-# ---- where a method came from ---------------------------------------------------------------------------------------
+# ---- provenance -----------------------------------------------------------------------------------------------------
 
 
 def method_origin(method: type[Method]) -> dict[str, Any]:

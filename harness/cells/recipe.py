@@ -29,8 +29,8 @@ def write_recipe(request: Request, header: str = "") -> str:
 def read_recipe(path: Path, flags: Mapping[str, Any]) -> Request:
     """The request in a file; the fields in `flags`, from the command line, take precedence.
 
-    Raises `UserError` that names the file and the field. Whether its names exist is found out when it is resolved:
-    see `located_in_recipe`.
+    Raises `UserError` that names the file and the field. Whether its names exist is checked when it is resolved: see
+    `located_in_recipe`.
     """
     values = read_yaml_file(path, "from")
     with located(path):
@@ -53,14 +53,14 @@ def read_recipe(path: Path, flags: Mapping[str, Any]) -> Request:
             if not isinstance(value, int if name == "seed" else (str, Budget) if name == "budget" else str):
                 raise UserError(f"expected a {'number' if name == 'seed' else 'name'}", field=name, value=value)
         if values.get("part", "report") not in ("report", "dev"):
-            raise UserError("give report or dev", field="part", value=values["part"])
+            raise UserError("use report or dev", field="part", value=values["part"])
     settings |= flags.get("settings", {})
     return Request(**{**values, **flags, "settings": settings})
 
 
 @contextmanager
 def located_in_recipe(path: Path, flags: Mapping[str, Any]) -> Iterator[None]:
-    """Errors raised inside are of the file, except those of fields that are in `flags`."""
+    """Errors raised inside name the file, except for fields that are in `flags`."""
     by_flag = {"from", *flags, *(f"settings.{name}" for name in flags.get("settings", {}))}
     try:
         yield
@@ -93,7 +93,7 @@ def _fields_of_spec(values: dict[str, Any], flags: Mapping[str, Any]) -> dict[st
         raise UserError("not the complete spec of a run") from error
     weights = to_ask_for(spec.weights) or flags.get("weights")
     if weights is None:
-        problem, hint = f"{spec.weights[:19]}... is the hash of a file", "give the file with --weights"
+        problem, hint = f"{spec.weights[:19]}... is the hash of a file", "pass the file with --weights"
         raise UserError(problem, field="weights", hint=hint)
     same = spec.model_dump(include={"method", "backbone", "dataset", "head", "seed", "part"})
     return {**same, "weights": weights, "budget": spec.budget.model_dump(), "settings": spec.hyperparameters}

@@ -1,6 +1,6 @@
-"""What a user asks for: the fields of one cell as they were given. `resolve` completes and checks them.
+"""A user's description of one cell, as entered. `resolve` completes and checks it.
 
-Free of pydantic and torch, so that the command line can make its flags of the fields.
+Free of pydantic and torch, so that the command line can make its flags from the fields.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One cell as the user describes it. Plain values: it travels to other machines."""
+    """One cell as the user describes it. Plain values: it is sent to other machines."""
 
     method: str = option("spm", "tuning method; see `harness list methods`")
     backbone: str = option("tf_efficientnet_lite0", "timm name, such as resnet101; see `harness list backbones`")

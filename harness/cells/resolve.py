@@ -1,4 +1,4 @@
-"""From what a user asked for to one complete cell, without importing torch where nothing has to be trained."""
+"""Turns a user's request into one complete cell. Does not import torch, so that planning stays fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.spec import Budget, Spec, budget
 
 @dataclass(frozen=True)
 class Cell:
-    """A spec with what it needs found: the method, the dataset's files, the weights' file."""
+    """A spec together with the method class, the dataset's files and the weights' file that it refers to."""
 
     spec: Spec
     method: type[Method]
@@ -32,7 +32,7 @@ class Cell:
 
 
 class Resolver:
-    """Turns requests into cells. What many cells of a study share is looked up once."""
+    """Turns requests into cells. What the cells of a study share is looked up once."""
 
     def __init__(self, store: RunStore, data: Path):
         self._budget = cache(budget)
@@ -42,9 +42,9 @@ class Resolver:
         self._code = cache(lambda name: outside_digest(methods.get(name)))
 
     def __call__(self, request: Request) -> Cell:
-        """Check every part of a request and complete it. Raises `UserError` for the first that does not fit.
+        """Check and complete a request. Raises `UserError` for the first field that is wrong.
 
-        What is cheap to check comes first; the dataset, which may have to be read, last.
+        Cheap checks come first; the dataset, which may have to be read, comes last.
         """
         method = methods.get(request.method)
         hyperparameters = method.Hyperparameters.parse(request.method, request.settings)

@@ -16,7 +16,7 @@ Finding = dict[str, str]
 
 
 def examine(runs: Path, data: Path) -> list[Finding]:
-    """One finding for each package, device, source of weights, dataset and folder; `broken` ones prevent runs."""
+    """One check result per package, device, source of weights, dataset and folder; `broken` ones prevent runs."""
     findings = [_package(name) for name in (*PACKAGES, "mlflow", "safetensors", "pydantic")]
     findings += _devices()
     findings += [_method(name) for name in methods.names()]
@@ -80,7 +80,7 @@ def _hub() -> Finding:
 
     if constants.HF_HUB_OFFLINE:
         return _finding("weights hub", False, "HF_HUB_OFFLINE is set", "other backbones: --weights PATH or random")
-    remedy = "other backbones: --weights PATH or random, or a filled hub cache (HF_HOME)"
+    remedy = "other backbones: --weights PATH or random, or a hub cache with the weights (HF_HOME)"
     reachable = answers(constants.ENDPOINT, seconds=3)
     return _finding("weights hub", reachable, constants.ENDPOINT, "" if reachable else remedy)
 

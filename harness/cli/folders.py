@@ -1,4 +1,4 @@
-"""Looking at a folder before a command starts, so that a bad one is one line and not a traceback an hour later."""
+"""Checks a folder before a command starts, so that a wrong path is a one-line error and not a late traceback."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from harness.errors import UserError
 
 
 def check_readable(flag: str, folder: Path) -> None:
-    """A folder that can be listed, or none yet. Raises `UserError`."""
+    """Check that the folder can be listed or does not exist yet. Raises `UserError`."""
     existing = _nearest(flag, folder)
     if existing == folder and not os.access(folder, os.R_OK | os.X_OK):
         raise _error(flag, folder, "Permission denied")
 
 
 def check_writable(flag: str, folder: Path) -> None:
-    """A folder that can be written to, or that can be created. Creates nothing. Raises `UserError`."""
+    """Check that the folder can be written to or created. Creates nothing. Raises `UserError`."""
     existing = _nearest(flag, folder)
     if not os.access(existing, os.W_OK | os.X_OK):
         where = "" if existing == folder else f" for {existing}"

@@ -1,4 +1,4 @@
-"""What `harness list` finds: rows of plain values, the same for people and for `--json`."""
+"""The rows of `harness list`: plain values, the same for the tables and for `--json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run folder as it is: `spec` is None where it cannot be read, `result` where the run is not done."""
+    """The content of a run folder: `spec` is None if it cannot be read, `result` is None if the run is not done."""
 
     fingerprint: str
     outcome: Outcome
@@ -47,7 +47,7 @@ class ListedRun:
         return {"status": state, "reason": reason, "fingerprint": self.fingerprint, "spec": spec}
 
     def names(self) -> tuple[str, ...]:
-        """What a pattern is compared with."""
+        """The texts that a pattern is matched against."""
         spec = self.spec
         cell = () if spec is None else (spec.method, spec.backbone, spec.dataset, spec.head, spec.budget.name)
         return (self.fingerprint, self.outcome.state.value, *cell)
@@ -58,9 +58,9 @@ class ListedRun:
 
 
 def list_rows(kind: Kind, data: Path, pattern: str | None = None, pretrained: bool = False) -> list[Row]:
-    """One row a method, backbone, dataset, head or budget, those whose name matches `pattern` (`*`, `?`, `[...]`).
+    """One row per method, backbone, dataset, head or budget whose name matches `pattern` (`*`, `?`, `[...]`).
 
-    Raises `UserError` where none matches.
+    Raises `UserError` if none matches.
     """
     listers: dict[str, Callable[[], list[Row]]] = {
         "methods": _methods,
@@ -77,9 +77,9 @@ def list_rows(kind: Kind, data: Path, pattern: str | None = None, pretrained: bo
 
 
 def list_runs(store: RunStore, pattern: str | None = None) -> list[ListedRun]:
-    """The runs of which a fingerprint, state, method, backbone, dataset, head or budget matches.
+    """The runs whose fingerprint, state, method, backbone, dataset, head or budget matches.
 
-    Raises `UserError` where there are runs and none matches.
+    Raises `UserError` if there are runs and none matches.
     """
     runs = sorted((ListedRun.of(run, store) for run in store), key=ListedRun.order)
     matching = [run for run in runs if pattern is None or any(fnmatchcase(name, pattern) for name in run.names())]
@@ -89,7 +89,7 @@ def list_runs(store: RunStore, pattern: str | None = None) -> list[ListedRun]:
 
 
 def print_rows(kind: Kind, rows: list[Row], pattern: str | None) -> None:
-    """A table; of methods one line each, and the details of the one that is named without wildcards."""
+    """A table; for methods one line each, or the details of one that is named without wildcards."""
     if kind != "methods":
         print_table([{key: plain(value) for key, value in row.items()} for row in rows])
     elif [row["name"] for row in rows] == [pattern]:

@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 
 Run = Annotated[str, typer.Argument(help="run folder, the beginning of a fingerprint, or a delta.safetensors")]
-Weights = Annotated[str | None, typer.Option(help="backbone weights, if they are no longer where the run read them")]
+Weights = Annotated[str | None, typer.Option(help="backbone weights, if they have moved since the run read them")]
 
 
 def _version(wanted: bool) -> None:
@@ -133,7 +133,7 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="merge the method into the backbone's own layers")] = False,
     weights: Weights = None,
 ) -> None:
-    """Export the adapted network of a finished run, with a JSON file that says how to load and feed it."""
+    """Export the adapted network of a finished run, with a JSON file that describes its input and output."""
     check_writable("--out", out)
     from harness.deploy.export import export as write
     from harness.runs.store import RunStore
@@ -182,9 +182,9 @@ def check(
     all_: Annotated[bool, typer.Option("--all", help="every method")] = False,
     json_: Json = False,
 ) -> None:
-    """Check that a method keeps the contract, on one tiny network of every backbone family."""
+    """Check a method against the contract, on one tiny network of every backbone family."""
     if bool(names) == all_:
-        raise UserError("check: give the names of methods, or --all")
+        raise UserError("check: pass the names of methods, or --all")
     from harness.contract.matrix import run_check
     from harness.method import methods
 
@@ -207,7 +207,7 @@ def new_method(
 @app.command(cls=Command)
 @with_options(example="harness sync --tracking http://mlflow.example.org:5000")
 def sync(options: Annotated[ExecutionOptions, Only("runs", "tracking")]) -> None:
-    """Bring MLflow up to date with the run folders, for example after its server was down."""
+    """Update MLflow from the run folders, for example after its server was down."""
     from harness.tracking.mirror import sync as sync_runs
 
     summary = sync_runs(options.runs, options.tracking)
@@ -251,16 +251,16 @@ def _show(as_json: bool, value: Any, show: Callable[[], None]) -> None:
 
 @functools.cache
 def _add_commands() -> None:
-    """Commands of the packages that build on this one, which it knows only by the entry points that they declare."""
+    """Add the commands of packages that build on this one; they declare them as entry points."""
     for point in sorted(set(entry_points(group="harness.commands")), key=lambda point: point.name):
         app.command(point.name, cls=Command)(point.load())
 
 
 def main() -> None:
-    """The entry point. Exit codes: 2 for an error of the user (one line), 1 for a failed run, 130 for Ctrl-C, SIGTERM.
+    """The entry point. Exit codes: 2 for a user error (one line), 1 for a failed run, 130 for Ctrl-C and SIGTERM.
 
-    Ctrl-C and SIGTERM end the process without a traceback at any moment, also where a library turns the interrupt into
-    an error of its own while it is imported.
+    Ctrl-C and SIGTERM end the process without a traceback at any time, even if a library that is being imported turns
+    the interrupt into an error of its own.
     """
     interrupted = False
 
@@ -283,7 +283,9 @@ def main() -> None:
         if interrupted:
             _exit(130, "stopped")
         if is_disk_full(error):
-            _exit(2, f"error: {error.filename or 'the disk'}: {error.strerror}; free some space and repeat the command")
+            _exit(
+                2, f"error: {error.filename or 'the disk'}: {error.strerror}; free some space and run the command again"
+            )
         code = _code_of(error)
         if code is None:
             raise

@@ -26,7 +26,7 @@ from harness.errors import UserError
 from harness.launch.choice import LauncherChoice
 
 _PANELS: dict[type, str] = {Request: "Cell", LauncherChoice: "Launcher", ExecutionOptions: "Execution"}
-"""The dataclasses whose fields become flags, and the section of `--help` they stand in."""
+"""The dataclasses whose fields become flags, each with its section of `--help`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Without(Only):
 
 
 def read_path(text: str) -> Path:
-    """A path from the command line. An empty one would mean the current folder."""
+    """A path from the command line. Rejects an empty one, which would mean the current folder."""
     if not str(text).strip():
         raise typer.BadParameter("it is empty; name a file or folder")
     return Path(text)
@@ -66,8 +66,8 @@ Decorated = Callable[..., None]
 def with_options(*, example: str = "") -> Callable[[Decorated], Decorated]:
     """Decorator for commands: replaces a parameter that is annotated with one of `_PANELS` by a flag for each field.
 
-    `example` is a command line for `--help`. Plugins are loaded, and the folder of the runs is looked at, before the
-    command is called. The command raises `UserError` for a value that cannot be read.
+    `example` is a command line for `--help`. Plugins are loaded and the run folder is checked before the command is
+    called. The command raises `UserError` for a value that cannot be read.
     """
 
     def decorate(command: Decorated) -> Decorated:
@@ -99,13 +99,13 @@ def with_options(*, example: str = "") -> Callable[[Decorated], Decorated]:
 
 
 def given_fields(context: typer.Context, group: str, options: Any) -> dict[str, Any]:
-    """The fields of a command's parameter `group` that the user set, by a flag or a variable of the environment."""
+    """The fields of a command's parameter `group` that the user set, by a flag or an environment variable."""
     sources = {name: context.get_parameter_source(f"{group}_{name}") for name in vars(options)}
     return {name: getattr(options, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
 
 
 def flag_of(cls: type, name: str) -> str | None:
-    """The flag of a field, such as `--set` of `settings`; None where there is no such flag."""
+    """The flag of a field, such as `--set` for `settings`; None if there is no such flag."""
     for field in dataclasses.fields(cls):
         if field.name == name and _on_command_line(field):
             return _flags(field)[0]
@@ -126,7 +126,7 @@ def read_pairs(pairs: Iterable[str], flag: str) -> dict[str, str]:
 
 
 class Command(TyperCommand):
-    """A command whose `--help` shows the options in sections, in plain text, and its example as it is written."""
+    """A command whose `--help` shows the options in sections, as plain text, and its example verbatim."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -166,7 +166,7 @@ def _flags(field: dataclasses.Field[Any]) -> tuple[str, ...]:
 
 
 def _type(cls: type, field: dataclasses.Field[Any]) -> Any:
-    """What typer reads: the field's own type, but texts where this module reads them."""
+    """The annotation for typer: the field's own type, or `str` where this module parses the text."""
     metadata = field.metadata
     kind = metadata["type"] or eval(str(field.type), vars(sys.modules[cls.__module__]))
     origin = get_origin(kind)
@@ -200,7 +200,7 @@ def _parameter(group: str, cls: type, field: dataclasses.Field[Any]) -> inspect.
 
 
 def _read(field: dataclasses.Field[Any], value: Any) -> Any:
-    """The field's value; None where the command line leaves the default. Raises `UserError`."""
+    """The field's value; None if the flag was not used. Raises `UserError`."""
     flag, metadata = _flags(field)[0], field.metadata
     if value is None or value == []:
         return None
@@ -210,16 +210,16 @@ def _read(field: dataclasses.Field[Any], value: Any) -> Any:
         except ValueError as error:
             raise UserError(f"{flag} {value}: {error}") from error
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{flag} {value:g}: give a finite number")
+        raise UserError(f"{flag} {value:g}: use a finite number")
     if metadata["above"] is not None and value <= metadata["above"]:
-        raise UserError(f"{flag} {value:g}: give a number above {metadata['above']:g}")
+        raise UserError(f"{flag} {value:g}: use a number above {metadata['above']:g}")
     if isinstance(value, list):
         return tuple(value) if field.default == () else read_pairs(value, flag)
     return value
 
 
 def _prepared(options: ExecutionOptions, fields: Iterable[str]) -> ExecutionOptions:
-    """With its plugins loaded, and named by their absolute paths for other processes."""
+    """The options with their plugins loaded, and with absolute plugin paths for other processes."""
     from harness.cli.folders import check_readable
 
     if "runs" in fields:

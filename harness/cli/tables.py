@@ -1,4 +1,4 @@
-"""Tables for people: aligned columns of text, one line of a run, one line of a hyperparameter."""
+"""Tables on the terminal: aligned columns, one line per run, one line per hyperparameter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveM
 
 
 def print_table(rows: list[dict[str, str]], indent: str = "") -> None:
-    """Aligned columns, numbers to the right. Nothing is cut, whatever the terminal's width."""
+    """Aligned columns, numbers right-aligned. Nothing is truncated to the terminal's width."""
     if not rows:
         print("none")
         return
@@ -37,7 +37,7 @@ def print_table(rows: list[dict[str, str]], indent: str = "") -> None:
 
 
 def run_row(run: ListedRun) -> dict[str, str]:
-    """One line of the table of runs: what was run, its metric and costs, and its state."""
+    """One row of the table of runs: the cell, its metric and costs, and its state."""
     from harness.models.backbones.packaged import display_name
 
     spec = run.spec
@@ -70,7 +70,7 @@ def hyperparameter_row(described: dict[str, Any]) -> dict[str, str]:
 
 
 def plain(value: Any) -> str:
-    """A value of a row as text."""
+    """A row's value as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
@@ -96,7 +96,7 @@ def _value(measure: Measure, result: RunResult | None) -> str:
 
 
 def _changes(spec: Spec) -> str:
-    """The hyperparameters that differ from the method's defaults, so that two rows of one method can be told apart."""
+    """The hyperparameters that differ from the method's defaults: they distinguish two rows of one method."""
     from harness.method import methods
 
     try:

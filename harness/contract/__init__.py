@@ -14,7 +14,7 @@ __all__ = ["CheckResult", "broken", "check_method", "tiny_backbones"]
 
 
 def __getattr__(name: str) -> Any:
-    """On demand: the checks import torch, and the command line lists its commands without it."""
+    """Imported on use: the checks import torch, which the command line does not need to list its commands."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from harness.contract import matrix

@@ -1,4 +1,4 @@
-"""What the checks work on: a method on a tiny network with random weights, and a short training of it."""
+"""The fixtures of the checks: a method on a tiny network with random weights, and a short training of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TINY = {family: tiny.name for family, tiny in families.tiny_networks().items()}
 """family -> a small network of it; its weights are drawn at random."""
 
 SMALLER = {tiny.name: tiny.changes for tiny in families.tiny_networks().values()}
-"""timm's arguments besides the name, where its smallest network of a family is not small."""
+"""family -> further arguments for timm, where the smallest network of the family is not small enough."""
 
 CLASSES = 5
 SIDE = 64
@@ -27,7 +27,7 @@ STEPS = 3
 
 
 class ContractBroken(Exception):
-    """A method breaks a promise of the contract; the message says which."""
+    """A method violates the contract; the message says how."""
 
 
 @dataclass
@@ -38,10 +38,10 @@ class Case:
     backbone: str
 
     def frozen_backbone(self) -> StagedBackbone:
-        """The frozen backbone with random weights of one seed, made smaller where `SMALLER` says how.
+        """The frozen backbone with random weights from a fixed seed, with the arguments in `SMALLER`.
 
-        Parameters that timm initialises to (almost) zero are drawn at random: pre-trained networks have no branches
-        that put out zero, and no gradient would reach a module inside one.
+        Parameters that timm initialises to (almost) zero are drawn at random: in a pre-trained network no branch
+        outputs zero, and no gradient would reach a module inside such a branch.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -63,21 +63,21 @@ class Case:
 
 @dataclass
 class ShortTraining:
-    """What a short training changed."""
+    """Everything that a short training changed."""
 
     network: Segmenter
     """Trained for `STEPS`."""
     twin: Segmenter
-    """Built alike, before `network` was trained, and not touched since."""
+    """An identical network, built before `network` was trained and never trained itself."""
     twin_before: dict[str, Tensor]
     disturbed: list[str]
     """Tensors of `network` that building `twin` changed."""
     changed: list[str]
     """Frozen tensors that attaching or training changed."""
     silent: list[str]
-    """Trained parameters that no backward pass gave a gradient."""
+    """Trained parameters that never received a gradient."""
     copied: list[str]
-    """Tensors of the delta that are pre-trained ones."""
+    """Tensors of the delta that are copies of pre-trained ones."""
     losses: list[float] = field(default_factory=list)
 
     @classmethod
@@ -125,7 +125,7 @@ def train_briefly(network: Segmenter, on_backward: Callable[[], object] = lambda
 
 
 def four_images() -> tuple[Tensor, Tensor]:
-    """Images [4, 3, 64, 64] of quadrants whose colour tells their class, and masks [4, 64, 64] uint8, all labelled."""
+    """Images [4, 3, 64, 64] of quadrants whose colour is their class, and masks [4, 64, 64] uint8, all labelled."""
     draw = torch.Generator().manual_seed(1)
     masks = torch.randint(0, CLASSES, (4, 2, 2), generator=draw).repeat_interleave(SIDE // 2, 1)
     masks = masks.repeat_interleave(SIDE // 2, 2)
@@ -135,7 +135,7 @@ def four_images() -> tuple[Tensor, Tensor]:
 
 
 def deterministic_mode(network: Segmenter) -> Segmenter:
-    """In training mode, with dropout and batch norm in evaluation mode: a pass depends on its images alone."""
+    """Set training mode, but dropout and batch norm to evaluation mode: a pass then only depends on its images."""
     network.train()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) or "drop" in type(module).__name__.lower():
@@ -149,7 +149,7 @@ def gradients_of(
     autocast: bool = False,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[float, dict[str, Tensor]]:
-    """The loss of the four images, and every trained parameter's gradient, summed over so many equal parts."""
+    """The loss of the four images and the gradient of every trained parameter, accumulated over `parts` equal parts."""
     images, masks = four_images()
     network.zero_grad(set_to_none=True)
     total = 0.0
@@ -168,7 +168,7 @@ def gradients_of(
 
 
 def first_difference(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-3) -> str | None:
-    """The first gradient that differs by more than rounding, relative to its own norm and to that of all."""
+    """The first gradient that differs by more than rounding, relative to its own norm and to the total norm."""
     size = torch.stack([gradient.norm() for gradient in expected.values()]).norm().item()
     for name, gradient in expected.items():
         difference = (ours[name] - gradient).norm().item()

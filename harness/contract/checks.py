@@ -1,4 +1,4 @@
-"""The checks of the contract, in order. Each is a promise that every method keeps; its name says which."""
+"""The checks of the contract, in order. Each verifies one property that every method must have."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ OVERFIT_STEPS = 80
 
 
 def described(method: type[Method]) -> None:
-    """Name, summary and source are given; every hyperparameter has help, a default, bounds and a range in them."""
+    """Name, summary and source are set; every hyperparameter has help, a default, bounds and a valid search range."""
     for attribute in ("name", "summary", "source"):
         if not isinstance(getattr(method, attribute, None), str) or not getattr(method, attribute).strip():
             raise ContractBroken(f"states no {attribute}")
     if not plugins.is_method_name(method.name):
         raise ContractBroken(f"its name {method.name!r} is not lower_case_with_underscores")
     if method.changes_start is not None and not method.changes_start.strip():
-        raise ContractBroken("changes_start is empty; give the reason, or None")
+        raise ContractBroken("changes_start is empty; state the reason, or None")
     for hyperparameter in method.Hyperparameters.describe():
         name, bounds = hyperparameter["name"], hyperparameter["bounds"]
         if not hyperparameter["help"].strip():
@@ -59,7 +59,7 @@ def described(method: type[Method]) -> None:
         high = bounds.get("maximum", bounds.get("exclusiveMaximum"))
         if isinstance(hyperparameter["default"], str):
             if not bounds.keys() & {"pattern", "enum"}:
-                raise ContractBroken(f"hyperparameter {name} is any text; give a pattern or a Literal")
+                raise ContractBroken(f"hyperparameter {name} accepts any text; add a pattern or use a Literal")
         elif not isinstance(hyperparameter["default"], bool) and (low is None or high is None) and "enum" not in bounds:
             raise ContractBroken(f"hyperparameter {name} has no {'lower' if low is None else 'upper'} bound")
         for value in _searched(hyperparameter["search"]):
@@ -76,7 +76,7 @@ def _searched(search: Any) -> list[Any]:
     return list(search or ())
 
 
-def answers_whether_it_is_supported(case: Case) -> None:
+def declares_support(case: Case) -> None:
     """`supports` answers True or `Unsupported(reason)`, and does not change the backbone."""
     backbone = case.frozen_backbone()
     before = tensors_digest(backbone), str(backbone), [p.requires_grad for p in backbone.parameters()]
@@ -86,25 +86,23 @@ def answers_whether_it_is_supported(case: Case) -> None:
     if answer is True:
         return
     if not isinstance(answer, str) or answer or not str(answer).strip():
-        raise ContractBroken(f"supports answers {answer!r}; answer True, or Unsupported with the reason")
+        raise ContractBroken(f"supports returns {answer!r}; return True or Unsupported(reason)")
     raise UnsupportedMethod(str(answer))
 
 
-def trains_as_many_parameters_as_it_says(case: Case) -> None:
-    """The closed form equals the real count for any number of classes; a method with nothing to train says so."""
+def trains_the_declared_number_of_parameters(case: Case) -> None:
+    """The closed form equals the real count for any number of classes; a method that trains nothing declares it."""
     for classes in (CLASSES, CLASSES + 2):
         counted = case.build(classes=classes).count_parameters().method
     head_only = case.method.head_only
     if counted == 0 and not head_only:
-        raise ContractBroken(
-            "trains nothing here and does not say so; answer Unsupported with the reason in supports, or set head_only"
-        )
+        raise ContractBroken("trains nothing here; return Unsupported(reason) from supports, or set head_only")
     if counted and head_only:
         raise ContractBroken(f"states head_only, but trains {counted} parameters of its own")
 
 
 def starts_as_the_frozen_backbone(case: Case) -> None:
-    """Before training the maps are the frozen backbone's up to rounding, unless `changes_start` says why not."""
+    """Before training the maps equal the frozen backbone's up to rounding, unless `changes_start` states a reason."""
     images, _ = four_images()
     with torch.no_grad():
         ours = case.build().eval().backbone(images)
@@ -126,14 +124,14 @@ def trains(case: Case) -> None:
         raise ContractBroken(f"the loss is not finite: {case.short_training.losses}")
 
 
-def leaves_what_is_frozen(case: Case) -> None:
-    """Frozen parameters and buffers are the same to the bit after attaching and training."""
+def keeps_frozen_tensors_unchanged(case: Case) -> None:
+    """Frozen parameters and buffers are bit-identical after attaching and training."""
     if case.short_training.changed:
-        raise ContractBroken(f"changes what is frozen: {list_some(case.short_training.changed)}")
+        raise ContractBroken(f"changes frozen tensors: {list_some(case.short_training.changed)}")
 
 
 def gives_every_trained_parameter_a_gradient(case: Case) -> None:
-    """Over a few steps: nothing before a zero-initialised projection has a gradient until the projection has moved."""
+    """Every trained parameter gets a gradient within a few steps: zero-initialised projections block it at first."""
     if case.short_training.silent:
         raise ContractBroken(f"no gradient reaches {list_some(case.short_training.silent)}")
 
@@ -149,17 +147,17 @@ def shares_no_state_between_instances(case: Case) -> None:
 
 
 def is_deterministic_at_a_seed(case: Case) -> None:
-    """Two networks of one seed are equal to the bit, before and after the same steps."""
+    """Two networks built from one seed are bit-identical, before and after the same steps."""
     twin = case.build()
     if moved := differing(case.short_training.twin_before, twin.state_dict()):
-        raise ContractBroken(f"two builds at one seed differ: {list_some(moved)}; draw from torch's global generator")
+        raise ContractBroken(f"two builds from one seed differ: {list_some(moved)}; draw from torch's global generator")
     train_briefly(twin)
     if moved := differing(case.short_training.network.state_dict(), twin.state_dict()):
-        raise ContractBroken(f"{STEPS} equal steps end differently: {list_some(moved)}")
+        raise ContractBroken(f"{STEPS} identical steps end differently: {list_some(moved)}")
 
 
 def is_rebuilt_from_its_delta(case: Case) -> None:
-    """A delta that is saved and loaded into a new network gives identical logits, and holds nothing pre-trained."""
+    """A delta that is saved and loaded into a new network gives identical logits, and holds no pre-trained tensor."""
     from safetensors.torch import load_file
 
     network, images = case.short_training.network, four_images()[0]
@@ -176,7 +174,7 @@ def is_rebuilt_from_its_delta(case: Case) -> None:
         path = Path(folder) / "delta.safetensors"
         save_delta(path, network, header)
         if read_delta_header(path) != header:
-            raise ContractBroken("its hyperparameters do not survive the delta's header")
+            raise ContractBroken("its hyperparameters are not restored from the delta's header")
         stored = load_file(path)
     rebuilt = case.build()
     try:
@@ -185,7 +183,7 @@ def is_rebuilt_from_its_delta(case: Case) -> None:
         raise ContractBroken(f"its delta does not fit a new network: {error}") from error
     with torch.no_grad():
         if not torch.equal(network.eval()(images), rebuilt.eval()(images)):
-            raise ContractBroken("logits differ after the delta was stored and loaded: something trained is not in it")
+            raise ContractBroken("logits differ after loading the saved delta: a trained tensor is missing from it")
 
 
 def accumulates_gradients(case: Case) -> None:
@@ -194,7 +192,7 @@ def accumulates_gradients(case: Case) -> None:
     _, whole = gradients_of(network)
     _, halves = gradients_of(network, parts=2)
     if different := first_difference(halves, whole):
-        raise ContractBroken(f"two half batches give another gradient than the whole: {different}")
+        raise ContractBroken(f"two half batches give a different gradient than the whole batch: {different}")
 
 
 def works_with_checkpointed_activations(case: Case) -> None:
@@ -204,7 +202,7 @@ def works_with_checkpointed_activations(case: Case) -> None:
     with checkpointed(network.backbone.stages):
         _, recomputed = gradients_of(network)
     if different := first_difference(recomputed, plain):
-        raise ContractBroken(f"checkpointed stages give another gradient: {different}")
+        raise ContractBroken(f"checkpointed stages give a different gradient: {different}")
 
 
 @contextlib.contextmanager
@@ -221,7 +219,7 @@ def checkpointed(stages: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def works_in_mixed_precision(case: Case) -> None:
-    """Under bfloat16 autocast the loss is near the one in full precision, and gradients are finite."""
+    """Under bfloat16 autocast the loss is close to the one in full precision, and gradients are finite."""
     network = deterministic_mode(case.short_training.network)
     full, _ = gradients_of(network)
     mixed, gradients = gradients_of(network, autocast=True)
@@ -238,7 +236,7 @@ def works_in_channels_last(case: Case) -> None:
     apply_memory_format(network, Budget(name="contract", steps=1, batch_size=4, crop=(SIDE, SIDE), channels_last=True))
     _, laid_out = gradients_of(network, memory_format=torch.channels_last)
     if different := first_difference(laid_out, plain):
-        raise ContractBroken(f"channels-last layout gives another gradient: {different}")
+        raise ContractBroken(f"channels-last layout gives a different gradient: {different}")
 
 
 def overfits_four_images(case: Case) -> None:
@@ -263,22 +261,22 @@ def overfits_four_images(case: Case) -> None:
         torch.nn.utils.clip_grad_norm_([p for _, p in network.trained_parameters()], 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    raise ContractBroken(f"does not overfit four images: the loss goes from {first:.3g} to {lowest:.3g} at best")
+    raise ContractBroken(f"does not overfit four images: the loss only falls from {first:.3g} to {lowest:.3g}")
 
 
 def finishes_in_two_processes(case: Case) -> None:
-    """Two processes over gloo, a half batch each, end with the same gradients and parameters."""
+    """Two processes over gloo, with half a batch each, end with the same gradients and parameters."""
     one, other = ProcessPair.ask(case.method, case.backbone)
     if one != other:
         raise ContractBroken("two processes end with different gradients or parameters")
 
 
 CHECKS: tuple[Callable[[Case], None], ...] = (
-    answers_whether_it_is_supported,
-    trains_as_many_parameters_as_it_says,
+    declares_support,
+    trains_the_declared_number_of_parameters,
     starts_as_the_frozen_backbone,
     trains,
-    leaves_what_is_frozen,
+    keeps_frozen_tensors_unchanged,
     gives_every_trained_parameter_a_gradient,
     shares_no_state_between_instances,
     is_deterministic_at_a_seed,
@@ -290,5 +288,5 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     overfits_four_images,
     finishes_in_two_processes,
 )
-FOUNDATIONS = (answers_whether_it_is_supported, trains_as_many_parameters_as_it_says, trains)
-"""Where one of these fails, the later checks would fail for the same reason, and are skipped."""
+FOUNDATIONS = (declares_support, trains_the_declared_number_of_parameters, trains)
+"""If one of these fails, the later checks would fail for the same reason and are skipped."""

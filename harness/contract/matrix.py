@@ -20,14 +20,14 @@ from harness.models.backbones import families
 from harness.models.network import MethodError, UnsupportedMethod
 
 TWO_PROCESSES_ON = ("resnet10t", "test_vit")
-"""Two processes are slow to ask, and what they show does not depend on the family: one CNN and one ViT."""
+"""The families that are checked with two processes: one CNN and one ViT, as the check is slow."""
 
 CheckStatus = Literal["ok", "unsupported", "broken"]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one check for a method on a backbone. `detail` is the reason where it is not `ok`."""
+    """The result of one check of a method on a backbone. `detail` is the reason if it is not `ok`."""
 
     check: str
     backbone: str
@@ -41,11 +41,11 @@ def tiny_backbones() -> dict[str, str]:
 
 
 def check_method(method: str | type[Method], backbones: Iterable[str] | None = None) -> list[CheckResult]:
-    """Every check of the contract on a method (a class, or a registered name) and each of the backbones.
+    """Run every check on a method (a class, or a registered name) and each of the backbones.
 
-    `backbones` are timm names; by default one tiny network a family. A backbone that the method does not support has
-    one outcome, `unsupported` with the method's reason. Where a check fails on which the others stand, they are left
-    out. Raises `UserError` for a name that is not registered.
+    `backbones` are timm names; by default one tiny network per family. A backbone that the method does not support has
+    one outcome, `unsupported` with the method's reason. If a check in `FOUNDATIONS` fails, the later ones are
+    skipped. Raises `UserError` for a name that is not registered.
     """
     cls = methods.get(method) if isinstance(method, str) else method
     outcomes = [_outcome("described", "", lambda: described(cls))]
@@ -63,7 +63,7 @@ def check_method(method: str | type[Method], backbones: Iterable[str] | None = N
 
 
 def broken(outcomes: Iterable[CheckResult]) -> list[CheckResult]:
-    """The outcomes that break the contract: empty for a method that keeps it."""
+    """The failed checks; empty for a method that fulfils the contract."""
     return [outcome for outcome in outcomes if outcome.status == "broken"]
 
 
@@ -76,7 +76,7 @@ def _outcome(name: str, backbone: str, check: Callable[[], None]) -> CheckResult
         return CheckResult(name, backbone, "unsupported", str(error))
     except (ContractBroken, MethodError) as error:
         return CheckResult(name, backbone, "broken", str(error))
-    except Exception as error:  # whatever the method raises where it claims to work
+    except Exception as error:  # a method may raise anything
         return CheckResult(name, backbone, "broken", f"crashes: {one_line(error)}")
     return CheckResult(name, backbone, "ok")
 
@@ -95,7 +95,7 @@ class MatrixRow:
 
 
 def check_names(names: Sequence[str], on_row: Callable[[MatrixRow], None] = lambda row: None) -> list[MatrixRow]:
-    """A row for every method and family. A method that fails to import is broken everywhere, with its reason."""
+    """A row for every method and family. A method that fails to import is `broken` on all of them."""
     rows = []
     for name in names:
         for family in families.families():
@@ -122,7 +122,7 @@ def _row(name: str, family: str) -> MatrixRow:
 
 
 def run_check(names: Sequence[str], json_: bool = False) -> int:
-    """Check these methods on every family and print the matrix, or JSON; 1 where a contract is broken, else 0.
+    """Check the methods on every family and print the matrix, or JSON. Returns 1 if a check failed, else 0.
 
     Raises `UserError` for a name that is not registered.
     """
@@ -131,7 +131,7 @@ def run_check(names: Sequence[str], json_: bool = False) -> int:
         if name not in known:
             methods.get(name)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small lose time to more
+    torch.set_num_threads(1)  # more threads slow down networks this small
     try:
         rows = check_names(names, on_row=_show)
     finally:
@@ -144,12 +144,12 @@ def run_check(names: Sequence[str], json_: bool = False) -> int:
 
 
 def _show(row: MatrixRow) -> None:
-    """While it goes, on stderr: one line a method and family."""
+    """Print progress to stderr: one line per method and family."""
     print(f"{row.method} on {row.family}: {row.state} ({row.seconds:.1f} s)", file=sys.stderr, flush=True)
 
 
 def matrix(rows: Sequence[MatrixRow]) -> list[str]:
-    """The lines of the table families × methods, then every reason once, with the families that it holds for."""
+    """The lines of the table families × methods, then every reason once, with the families that it applies to."""
     names = list(dict.fromkeys(row.method for row in rows))
     cells = {(row.family, row.method): row.state for row in rows}
     left = max(map(len, ("family", *(row.family for row in rows))))

@@ -1,4 +1,4 @@
-"""`harness new-method`: a package with one small method, to begin a new one with. The files are in `template/`."""
+"""`harness new-method`: creates a package with one small method as a starting point. Its files are in `template/`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from harness.util.files import write_text
 
 
 def new_method(name: str, folder: Path) -> Path:
-    """Write a package with one small method into `folder`, which passes `harness check` as it is; returns its path.
+    """Write a package with one small method, which passes `harness check`, into `folder`; returns its path.
 
-    Raises `UserError` for a name that is invalid, is taken by a method or a module, or whose folder exists.
+    Raises `UserError` if the name is invalid or taken by a method or a module, or if the folder exists.
     """
     if not is_method_name(name) or keyword.iskeyword(name):
-        raise UserError(f"new-method {name}: invalid name; give lower_case_with_underscores, such as my_method")
+        raise UserError(f"new-method {name}: invalid name; use lower_case_with_underscores, such as my_method")
     if name in methods.names():
         raise UserError(f"new-method {name}: the method name is taken; choose another (`harness list methods`)")
     root = folder / name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Two processes that share each batch: started once for all methods, and again after one that did not finish."""
+"""Two processes that share each batch: started once for all methods, and restarted after one that did not finish."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TWO_PROCESSES_SECONDS = 180.0
 
 
 class ProcessPair:
-    """Two processes that are started once, for all methods, and anew after one that did not finish."""
+    """A pair of processes that check one method after another; restarted after a method that did not finish."""
 
     current: ProcessPair | None = None
 
@@ -38,7 +38,7 @@ class ProcessPair:
 
     @classmethod
     def ask(cls, method: type[Method], backbone: str) -> list[str]:
-        """A digest of gradients and parameters from each. Raises `ContractBroken` where one of them does not answer."""
+        """The digest of gradients and parameters from each process. Raises `ContractBroken` if one does not answer."""
         pair = cls.current or cls()
         cls.current = None  # until it has answered in full
         try:
@@ -95,7 +95,7 @@ def _serve(rank: int, pipe: connection.Connection, rendezvous: str) -> None:
             method, backbone, files = pipe.recv()
         except EOFError:
             return
-        except Exception as error:  # what was sent cannot be imported here
+        except Exception as error:  # the method cannot be imported here
             pipe.send(("failed", one_line(error)))
             continue
         try:

@@ -1,7 +1,7 @@
-"""From pairs to network inputs: mmsegmentation's standard augmentation, as a pure function of a seed.
+"""Turns pairs into network inputs: mmsegmentation's standard augmentation, as a pure function of a seed.
 
-The transforms are mmcv's and mmseg's; this module makes them reproducible, and provides the stream of training samples
-that is the same for every method.
+The transforms are mmcv's and mmseg's; this module makes them reproducible, and provides the stream of training samples,
+which is the same for every method.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Augmentation:
     """Random resize, crop, flip and photometric distortion as mmsegmentation's configs, then normalisation.
 
     `scale` is the dataset's (long, short) side, or None for each image's own size; the budget's `resize`
-    range multiplies it. `mean` and `std` are RGB, in units of 0..1, as timm gives them.
+    range multiplies it. `mean` and `std` are RGB, in units of 0..1, as in timm.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class TrainStream(torch.utils.data.Dataset):
         return torch.from_numpy(image), torch.from_numpy(mask)
 
     def index(self, position: int) -> int:
-        """The index, in the samples, of the one at `position`."""
+        """The index of the sample at `position`."""
         epoch, place = divmod(position, len(self._samples))
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self._seed, _ORDER, epoch))))

@@ -1,4 +1,4 @@
-"""What an image/label pair is, and what every dataset provides. Where pairs come from is each dataset's own module."""
+"""The image/label pair, and the interface of every dataset. Where the pairs come from is each dataset's own module."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 IGNORE_INDEX = 255
-"""The label of pixels that neither train nor count."""
+"""The label of pixels that are ignored by the loss and by the metrics."""
 
 Split = Literal["train", "test"]
-"""`train` is what methods may learn from; `test` is evaluated once, at the end."""
+"""Methods are trained on `train`; `test` is evaluated once, at the end."""
 
 
 class Pair(NamedTuple):
@@ -34,11 +34,11 @@ class Sample:
     group: str
     """Samples of one group (a scene, a region) are never divided between training and the dev split."""
     source: Any
-    """Whatever the dataset's own `load` needs; never part of a fingerprint."""
+    """What the dataset's own `load` needs; never part of a fingerprint."""
 
 
 class SegmentationDataset(ABC):
-    """Pairs of images and labels, in two splits that never mix.
+    """Pairs of images and labels in two disjoint splits.
 
     Opening a dataset, `samples` and `digest` must not import torch, because planning a study of a thousand cells uses
     them; `classes`, `palette` and `load` may.
@@ -46,8 +46,8 @@ class SegmentationDataset(ABC):
 
     name: str
     scale: tuple[int, int] | None = None
-    """(long side, short side) in pixels that images are resized to fit, aspect ratio kept, before augmentation and
-    before evaluation, as mmsegmentation's `scale` of this benchmark; None: they keep their own size."""
+    """(long side, short side) in pixels: images are resized to fit, with their aspect ratio, before augmentation and
+    evaluation, as by mmsegmentation's `scale` of this benchmark; None: images are not resized."""
 
     @property
     @abstractmethod
@@ -57,7 +57,7 @@ class SegmentationDataset(ABC):
     @property
     @abstractmethod
     def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """One RGB colour (0..255) a class."""
+        """One RGB colour (0..255) per class."""
 
     @property
     @abstractmethod

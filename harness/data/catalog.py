@@ -1,4 +1,4 @@
-"""Datasets by name: what a name stands for, and which names there are.
+"""Opens and lists datasets by name.
 
 Where a dataset's pairs come from is each dataset's own module. Nothing here imports torch.
 """
@@ -28,7 +28,7 @@ class DatasetEntry:
 
 
 def open_dataset(name: str, data: Path, cache: Path) -> SegmentationDataset:
-    """The dataset of a name. This does not read the pairs yet; the result of `digest` is cached in `cache`.
+    """Open a dataset by name. This does not read the pairs yet; the result of `digest` is cached in `cache`.
 
     A name is `landcover`; a path to a YAML file, or to a folder that holds `dataset.yaml`; NAME where `data`
     holds NAME/dataset.yaml or NAME.yaml; or one of mmsegmentation's catalog, whose files are under `data`.
@@ -44,9 +44,9 @@ def open_dataset(name: str, data: Path, cache: Path) -> SegmentationDataset:
 
 
 def check_dataset(name: str, data: Path) -> Path | None:
-    """The YAML file that describes the dataset; None for one that needs none. Whether its files exist is not checked.
+    """The YAML file that describes the dataset; None for one that needs none. Its images are not checked.
 
-    Raises `UserError`, of the field `dataset`, for a name that stands for no dataset.
+    Raises `UserError` of the field `dataset` for an unknown name.
     """
 
     def error(problem: str, hint: str | None = None) -> UserError:

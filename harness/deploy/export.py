@@ -1,6 +1,6 @@
 """Exports the adapted network: a state dict with a JSON recipe, TorchScript, or ONNX.
 
-Merging puts the trained tensors of a method into the backbone's own layers: inference costs no more than the backbone.
+Merging folds a method's trained tensors into the backbone's own layers: inference costs no more than the backbone.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def predict_images(
 
 
 def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
-    """The path of the delta, and the `--weights` that its run read, `auto` if that file is gone. Raises `UserError`."""
+    """The delta's path, and the `--weights` of its run, `auto` if that file no longer exists. Raises `UserError`."""
     if Path(run).is_file():
         return Path(run), "auto"
     folder: RunFolder = store.find(run)

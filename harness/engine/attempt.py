@@ -1,6 +1,6 @@
-"""One process's attempt at a run: the lock, the run folder's states, and what a failure leaves there.
+"""One process's attempt at a run: holds the lock and writes the run folder's states, also after a failure.
 
-What is computed is in `run.py`. Of several processes that share a batch, the one of rank zero writes.
+The computation itself is in `run.py`. If several processes share a batch, only rank zero writes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RunAttempt:
     def __init__(
         self, cell: Cell, store: RunStore, options: ExecutionOptions, *, force: bool = False, quiet: bool = False
     ):
-        """`force`: rerun a finished run. Raises `UserError` for a device that is not there."""
+        """`force`: rerun a finished run. Raises `UserError` for a device that is not available."""
         self.cell, self.store, self.options = cell, store, options
         self.folder = store.folder(cell.spec)
         self.fabric = make_fabric(options.device, cell.spec.budget.precision)
@@ -45,17 +45,17 @@ class RunAttempt:
             yield
 
     def is_needed(self) -> bool:
-        """Whether the run has no result yet, or is to be rerun."""
+        """Whether the run has no result yet or must be rerun."""
         state = self.store.outcome(self.folder).state
         if state is RunState.DAMAGED and self.folder.result_path.exists():
             self.reporter.line(f"{self.folder.result_path} is damaged; the run starts over")
             self._from_start = True
         needed = self._from_start or state is not RunState.DONE
-        self.fabric.barrier()  # every process has looked before the first one writes
+        self.fabric.barrier()  # no process writes before all have checked
         return needed
 
     def begin(self) -> None:
-        """Open the run folder: from here on the run is listed. What is to be rerun is archived first."""
+        """Open the run folder: from now on the run is listed. With `force` an existing folder is archived first."""
         if self.writes:
             if self._from_start:
                 self.store.archive(self.folder)
@@ -64,7 +64,7 @@ class RunAttempt:
 
     @contextlib.contextmanager
     def failures_recorded(self) -> Iterator[None]:
-        """Turn every way in which a run can end early into a state and a reason in its folder."""
+        """Record every early end of a run as a state and a reason in its folder."""
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
@@ -76,16 +76,16 @@ class RunAttempt:
             self.reporter.stop()
 
     def record_failure(self, error: BaseException) -> BaseException:
-        """Write how the run ended that raised `error`; returns the exception to raise, see `explained`."""
+        """Write the outcome of a run that raised `error`; returns the exception to raise, see `explained`."""
         self.reporter.stop()
         try:
             self.folder.check_lock()
-        except LockLost as lost:  # the run is another process's now; what was being written is gone
+        except LockLost as lost:  # another process executes the run now and has removed the unfinished files
             return lost
         raised = explained(error, self.folder.path, self.step)
         outcome = outcome_of(raised)
         if self.writes and self.folder.path.exists():
-            with contextlib.suppress(OSError):  # the disk may be what is full
+            with contextlib.suppress(OSError):  # the disk may be full
                 if is_bug(raised):
                     self.reporter.log("".join(traceback.format_exception(raised)))
                 self.reporter.log(str(outcome))

@@ -1,4 +1,4 @@
-"""What the forward passes of a run are fed: augmented images, or the outputs of a backbone's frozen stages for them.
+"""The inputs of a run's forward passes: augmented images, or the outputs of a backbone's frozen stages for them.
 
 At one seed all methods and trials see the same images in the same order, so the outputs of stages that all of them
 leave frozen are the same too: they are computed once for all networks that train side by side, and may be cached.
@@ -29,19 +29,19 @@ from harness.spec import Budget
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass is fed, on the device. Images [B, 3, H, W], masks [B, H, W]."""
+    """The input of one forward pass, on the device. Images [B, 3, H, W], masks [B, H, W]."""
 
     masks: Tensor
     images: Tensor | None
-    """None where every network starts behind a frozen stage."""
+    """None if every network starts after a frozen stage."""
     prefix: StageOutputs | None
     waited: float
-    """Seconds for the data, and below for each stage of the prefix: what they took when they were computed."""
+    """Seconds for the data, and below for each stage of the prefix, as measured when they were computed."""
     stage_seconds: tuple[float, ...] = ()
     cached: bool = False
     """Whether the prefix was read from the cache."""
     spent: float = 0.0
-    """Seconds that making the batch took here and now."""
+    """Seconds that making this batch actually took."""
 
     def behind(self, stages: int) -> Tensor | StageOutputs:
         """The input of a network with so many frozen stages."""
@@ -51,12 +51,12 @@ class Batch:
         return self.images
 
     def seconds(self, stages: int) -> float:
-        """What the shared part of a pass would take a network that trains alone."""
+        """Seconds that the shared part of a pass would take if the network trained alone."""
         return self.waited + sum(self.stage_seconds[:stages])
 
 
 class Trainee(Protocol):
-    """What feeding needs to know of a network in training."""
+    """What the batch source needs to know about a network in training."""
 
     @property
     def backbone(self) -> StagedBackbone: ...
@@ -66,7 +66,7 @@ class Trainee(Protocol):
 
 
 class BatchSource:
-    """The forward passes of one seed, in order, for all networks that train on them side by side."""
+    """The batches of one seed, in order, for all networks that train on them side by side."""
 
     def __init__(
         self,
@@ -93,14 +93,14 @@ class BatchSource:
         size = budget.batch_size // budget.accumulate
         if size % fabric.world_size:
             raise UserError(
-                f"{size} images a forward pass cannot be shared by {fabric.world_size} processes; "
-                "start a number that divides them"
+                f"{size} images per forward pass cannot be shared by {fabric.world_size} processes; "
+                "use a number of processes that divides it"
             )
         self._share = size // fabric.world_size
         self._positions = range(fabric.global_rank * self._share, budget.steps * budget.batch_size, size)
 
     def passes(self, start: int) -> Iterator[Batch]:
-        """From forward pass `start` on, `accumulate` of them a step; the shares of all processes are one pass."""
+        """From forward pass `start` on, `accumulate` passes per step; the shares of all processes form one pass."""
         passes = range(start, len(self._positions))
         cached = {index for index in passes if self._is_cached(index)}
         loader = iter(self._loader([index for index in passes if index not in cached]))
@@ -119,7 +119,7 @@ class BatchSource:
         return self._prefix is not None and not self._needs_images and self._prefix.has(index)
 
     def _read(self, index: int) -> Batch | None:
-        """None where the cache lost the pass since this run began: it was damaged, or evicted for something newer."""
+        """None if the cache lost the pass since this run started: it was damaged or evicted."""
         assert self._prefix is not None
         found = self._prefix.read(index, self._budget.crop)
         if found is None:
@@ -148,7 +148,7 @@ class BatchSource:
             self._stream,
             batch_sampler=[list(self._images_of(index)) for index in indices],
             num_workers=workers,
-            # A job's process was started by a fork server, and its workers would import and decode everything again.
+            # In a job's process the default is a fork server, whose workers would import and decode everything again.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             worker_init_fn=_ignore_interrupts,
             pin_memory=self._fabric.device.type == "cuda",
@@ -156,7 +156,7 @@ class BatchSource:
         )
 
     def _load(self, index: int) -> tuple[Tensor, Tensor]:
-        """Without the loader, which makes only passes that were not in the cache when it began."""
+        """Make the batch without the loader, which only makes passes that were not cached when it started."""
         images, masks = default_collate([self._stream[at] for at in self._images_of(index)])
         return images, masks
 
@@ -169,5 +169,5 @@ def _behind(found: CachedPass, masks: Tensor, images: Tensor | None, waited: flo
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the training loop decides, and ends the workers itself."""
+    """Ignore Ctrl-C, which reaches the whole process group: the training loop ends the workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

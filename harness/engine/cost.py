@@ -1,4 +1,4 @@
-"""What a method costs beyond its parameters: arithmetic and memory of a step, and the time of inference."""
+"""A method's costs beyond its parameters: FLOPs and memory of a training step, and inference time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from harness.util.json_cache import cached_json
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one optimiser step takes, by the shapes of its tensors."""
+    """The cost of one optimiser step, computed from the shapes of its tensors."""
 
     flops: int
     """Floating-point operations of its forward and backward passes, as torch counts them; a multiply-add counts two."""
@@ -41,7 +41,7 @@ class StepCost:
 
 
 def arithmetic_of(cell: Cell) -> dict[str, Any]:
-    """All that the arithmetic of a step depends on, as plain values: not the learning rates, nor the weight decay."""
+    """All that the arithmetic of a step depends on, as plain values: not learning rates or weight decay."""
     spec = cell.spec
     own = {name: value for name, value in spec.hyperparameters.items() if name not in Hyperparameters.model_fields}
     return {
@@ -56,8 +56,8 @@ def arithmetic_of(cell: Cell) -> dict[str, Any]:
 def cached_step_cost(cell: Cell, network: Segmenter, cache: Path) -> StepCost | None:
     """`step_cost` of the cell's network, counted once for all cells of the same arithmetic; `cache`: a folder.
 
-    Also rehearses a step: raises `UserError` for a head that cannot be trained under the budget. None where the step
-    fails for another reason: if the network is the cause, training meets it too, and records it.
+    Also checks that a step works: raises `UserError` for a head that cannot be trained under the budget. Returns None
+    if the step fails for another reason: if the network is the cause, training fails too and records it.
     """
     budget = cell.spec.budget
     try:
@@ -66,14 +66,14 @@ def cached_step_cost(cell: Cell, network: Segmenter, cache: Path) -> StepCost | 
         if "more than 1 value per channel" not in str(error):
             return None
         raise UserError(
-            f"--budget {budget.name}: the batch norms of head {cell.spec.head} see one value a channel in a "
+            f"--budget {budget.name}: the batch norms of head {cell.spec.head} see one value per channel in a "
             f"forward pass of {budget.batch_size // budget.accumulate}x3x{budget.crop[0]}x{budget.crop[1]}; "
-            "give a larger `batch_size` or `crop`, or a smaller `accumulate`"
+            "use a larger `batch_size` or `crop`, or a smaller `accumulate`"
         ) from error
 
 
 def step_cost(network: Segmenter, budget: Budget) -> StepCost:
-    """The cost of one step under the budget, executed once on tensors without data; `network` stays as it is."""
+    """The cost of one step under the budget, executed once on meta tensors; `network` is not changed."""
     shape_only = copy.deepcopy(network).to("meta").train()
     apply_memory_format(shape_only, budget)
     count = budget.batch_size // budget.accumulate
@@ -91,7 +91,7 @@ def step_cost(network: Segmenter, budget: Budget) -> StepCost:
         one_pass()
     shape_only.zero_grad(set_to_none=True)
     with _as_on_a_cpu(), PeakMemoryMode([*shape_only.parameters(), *shape_only.buffers()]) as memory:
-        for _ in range(min(2, budget.accumulate)):  # from the second pass on there are gradients when it begins
+        for _ in range(min(2, budget.accumulate)):  # from the second pass on, gradients already exist
             one_pass()
     trained = [parameter for parameter in shape_only.parameters() if parameter.requires_grad]
     state = 2 * sum(parameter.numel() * parameter.element_size() for parameter in trained)
@@ -112,14 +112,14 @@ def _convolution_backward_flops(
     wanted: Sequence[bool],
     out_shape: Any,
 ) -> int:
-    """From shapes. torch (2.12) counts the weight gradient of a grouped convolution as that of a dense one."""
+    """FLOPs from shapes: torch (2.12) counts the weight gradient of a grouped convolution as that of a dense one."""
     return (wanted[0] + wanted[1]) * conv_flop_count(list(x), list(weight), list(gradient), transposed)
 
 
 @contextlib.contextmanager
 def _as_on_a_cpu() -> Iterator[None]:
-    """Keep fused what torch decomposes on tensors without data: attention, which stores no matrix of all pairs where it
-    is computed, and interpolation, whose deterministic form only a GPU needs.
+    """Keep fused operations whole on meta tensors: attention, which would otherwise store the matrix of all pairs, and
+    interpolation, whose deterministic form only a GPU needs.
     """
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -141,7 +141,7 @@ def _as_on_a_cpu() -> Iterator[None]:
 
 
 class PeakMemoryMode(TorchDispatchMode):
-    """Counts the bytes of every storage from its creation until it is freed, on tensors without data as well."""
+    """Counts the bytes of every storage from its creation until it is freed, also of meta tensors."""
 
     def __init__(self, tensors: Iterable[Tensor]):
         """`tensors`: those that exist already."""
@@ -160,7 +160,7 @@ class PeakMemoryMode(TorchDispatchMode):
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        reference = StorageWeakRef(storage)  # as long as it lives, no other storage has its number
+        reference = StorageWeakRef(storage)  # unique while the storage is alive
         if reference.cdata in self._known:
             return
         self._known[reference.cdata] = reference, storage.nbytes()
@@ -175,7 +175,7 @@ class PeakMemoryMode(TorchDispatchMode):
 def inference_seconds(
     adapted: nn.Module, bare: nn.Module, size: tuple[int, int], device: torch.device, repeats: int = 10
 ) -> tuple[float, float]:
-    """Median seconds of one image [3, *size] through the adapted and the bare backbone, timed in turn."""
+    """Median seconds of one image [3, *size] through the adapted and the frozen backbone, timed alternately."""
     image = torch.zeros(1, 3, *size, device=device)
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for repeat in range(repeats + 2):

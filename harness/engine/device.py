@@ -1,4 +1,4 @@
-"""What a run computes on: the device, the processes that share a batch, and torch's settings for reproducible bits."""
+"""The device of a run, the processes that share a batch, and torch's settings for bit-reproducible results."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _PRECISIONS: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 def make_fabric(device: str, precision: Precision) -> Fabric:
     """Device placement, mixed precision and, under a `torchrun`-style launch, processes that share a batch.
 
-    `device` is `auto`, `cpu`, `cuda` or `cuda:N`. Raises `UserError` for another or for one that is absent.
+    `device` is `auto`, `cpu`, `cuda` or `cuda:N`. Raises `UserError` for an invalid device or one that is absent.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
-        raise UserError(f"--device {device}: give auto, cpu, cuda or cuda:N")
+        raise UserError(f"--device {device}: use auto, cpu, cuda or cuda:N")
     kind, _, index = device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no CUDA device here; give cpu, or see `harness doctor`")
+        raise UserError(f"--device {device}: no CUDA device is available; use cpu, or see `harness doctor`")
     if index and int(index) >= torch.cuda.device_count():
         raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -49,13 +49,13 @@ def make_fabric(device: str, precision: Precision) -> Fabric:
 
 
 def make_reproducible() -> None:
-    """Ask torch for the same bits from the same seed. Kernels without a deterministic form warn in the log of torch."""
+    """Make torch deterministic: one seed, one result, to the bit. Kernels that cannot be are reported as warnings."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 
 
 def default_workers() -> int:
-    """Data-loading processes of a run: none where they would take the only core from the network."""
+    """Data-loading processes of a run: none where they would compete with the network for the only core."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, available // 2)

@@ -1,6 +1,6 @@
-"""From a network's predictions to confusion matrices; the metrics that follow from those are in `runs/metrics.py`.
+"""Computes confusion matrices from a network's predictions; metrics are computed from them in `runs/metrics.py`.
 
-Everything is counted at the labels' own resolution, in int64, one matrix an image.
+Pixels are counted at the labels' own resolution, in int64, one matrix per image.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOADERS = 4
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network with the preparation of its images: turns images of any size into labels of that size."""
+    """A network with its preprocessing: turns images of any size into labels of that size."""
 
     network: nn.Module
     mean: tuple[float, ...]
@@ -97,7 +97,7 @@ class Predictor:
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows of a length begin, so that they cover 0 .. length and none reaches beyond."""
+    """The starts of windows that cover 0 .. length without exceeding it."""
     last = length - window
     return [min(start, last) for start in range(0, last + stride, stride)] if last > 0 else [0]
 
@@ -143,10 +143,13 @@ def _batches(
 def _loaded(
     dataset: SegmentationDataset, samples: Sequence[Sample], indices: range, ahead: int
 ) -> Iterator[tuple[int, Pair]]:
-    """Pairs in order; as many as `ahead` are decoded by other threads while the network works."""
+    """Pairs in order; up to `ahead` of them are decoded by other threads while the network computes."""
     waiting: deque[tuple[int, Future[Pair]]] = deque()
     for index in indices[:1]:
-        yield index, dataset.load(samples[index])  # so that what a dataset reads once is not read by several threads
+        yield (
+            index,
+            dataset.load(samples[index]),
+        )  # before the threads: loading may fill a shared cache
     with ThreadPoolExecutor(LOADERS) as threads:
         try:
             for index in indices[1:]:

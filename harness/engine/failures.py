@@ -1,4 +1,4 @@
-"""What an exception means for a run: the one place where it becomes an `Outcome`."""
+"""Maps exceptions to the outcome of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.util.files import is_disk_full
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """How a run ends that raises `error`; `running` where another process executes it, or has taken it over."""
+    """The outcome of a run that raised `error`; `running` if another process executes it or has taken it over."""
     match error:
         case RunEnded():
             return error.outcome
@@ -30,17 +30,17 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def explained(error: BaseException, folder: Path, step: int) -> BaseException:
-    """The error to raise instead, where the cause is known: `UserError` or `RunEnded`; else the error itself.
+    """The error to raise instead if the cause is known, `UserError` or `RunEnded`; else the error itself.
 
-    `step`: optimiser steps done by then.
+    `step`: optimiser steps done before the error.
     """
     if isinstance(error, UnsupportedMethod):
         return RunEnded(Outcome(RunState.UNSUPPORTED, str(error)))
     if is_disk_full(error):
-        return UserError(f"{folder}: {error.strerror}; make room and run the command again to resume")
+        return UserError(f"{folder}: {error.strerror}; free some space and run the command again to resume")
     if is_out_of_memory(error):
         reason = (
-            f"out of memory after step {step}; give a budget with a larger `accumulate` or smaller crops, a lighter "
+            f"out of memory after step {step}; use a budget with a larger `accumulate` or smaller crops, a lighter "
             "head, or a device with more memory"
         )
         return RunEnded(Outcome(RunState.OUT_OF_MEMORY, reason))
@@ -48,11 +48,11 @@ def explained(error: BaseException, folder: Path, step: int) -> BaseException:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch raises its own kind on a GPU and a plain RuntimeError from the CPU's allocator or for a loader's numpy."""
+    """torch raises its own class on a GPU, and a RuntimeError from the CPU's allocator or a data-loading worker."""
     texts = ("can't allocate memory", "Caught MemoryError in DataLoader worker")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
 
 def is_bug(error: BaseException) -> bool:
-    """Whether the cause is unknown, so that the traceback is needed."""
+    """Whether the cause is unknown, so that the traceback must be shown."""
     return not isinstance(error, (RunEnded, UserError, KeyboardInterrupt))

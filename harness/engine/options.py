@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionOptions:
-    """The options of `run`, `compare` and `search`. Plain values: it travels to other machines."""
+    """The options of `run`, `compare` and `search`. Plain values: they are sent to other machines."""
 
     runs: Path = option(Path("runs"), "folder of the run folders", env="HARNESS_RUNS", metavar="FOLDER")
     data: Path = option(Path("data"), "folder of the datasets", env="HARNESS_DATA", metavar="FOLDER")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    workers: int | None = option(None, "data-loading processes of a run; default by cores", minimum=0)
-    tracking: str | None = option(None, "MLflow store; default SQLite under --runs; or off", env="MLFLOW_TRACKING_URI")
+    workers: int | None = option(None, "data-loading processes per run; default: by the number of cores", minimum=0)
+    tracking: str | None = option(None, "MLflow store, or off; default: SQLite under --runs", env="MLFLOW_TRACKING_URI")
     cache_size: int = option(
         8_000_000_000,
-        "disk under --runs for the outputs of frozen stages, such as 500MB or 20GiB; 0: none",
+        "disk space under --runs for outputs of frozen stages, such as 500MB or 20GiB; 0: no cache",
         env="HARNESS_CACHE_SIZE",
         metavar="SIZE",
         read=read_size,
@@ -42,10 +42,10 @@ class ExecutionOptions:
     threads: int | None = option(None, "threads of torch on a CPU; None: torch's own choice", on_command_line=False)
     cores: tuple[int, ...] = option((), "cores that the process may use; none: all", on_command_line=False)
     time_limit: float | None = option(
-        None, "minutes that one cell may take, in all its attempts; more ends it as timed out", above=0
+        None, "minutes that one cell may take, over all its attempts; then it ends as timed out", above=0
     )
     together: int = option(
-        1, "cells, or trials of a search, that see the same images and that one process trains side by side", minimum=1
+        1, "cells, or trials of a search, that one process trains side by side on the same images", minimum=1
     )
 
     @property
@@ -53,7 +53,9 @@ class ExecutionOptions:
         return None if self.time_limit is None else 60 * self.time_limit
 
     def open_store(self, warn: Callable[[str], None] = warn) -> RunStore:
-        """The runs under `runs`; MLflow mirrors each state that is written. `warn` takes a line when that fails."""
-        from harness.tracking.mirror import tracked_store  # here, so that the command line's flags need no pydantic
+        """The runs under `runs`; MLflow mirrors each state that is written. `warn` gets a line if that fails."""
+        from harness.tracking.mirror import (
+            tracked_store,
+        )  # `--help` does without pydantic
 
         return tracked_store(self.runs, self.tracking, warn)

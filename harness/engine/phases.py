@@ -1,4 +1,4 @@
-"""What each phase of a run hands to the next: prepared, trained, evaluated. See `run.py`."""
+"""The results of the phases of a run: prepared, trained, evaluated. See `run.py`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from harness.models.network import Segmenter
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network that can be trained, with its data."""
+    """A network that is ready for training, with its data."""
 
     attempt: RunAttempt
     backbone: PretrainedBackbone
     network: Segmenter
     frozen_stages: int
-    """First stages of the backbone that the method leaves as they are."""
+    """Number of first stages of the backbone that the method does not change."""
     train_samples: Sequence[Sample]
     evaluation_samples: Sequence[Sample]
     stream: TrainStream
@@ -41,15 +41,15 @@ class Trained:
     prepared: Prepared
     meters: Meters
     peak_memory_bytes: int | None
-    """While training; None where it could not be measured for this network alone."""
+    """During training; None if it could not be measured for this network alone."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the one evaluation at the end found."""
+    """The results of the one evaluation at the end."""
 
     trained: Trained
     confusions: np.ndarray
-    """int64 [N, K, K], one matrix an evaluated image, rows labels, columns predictions."""
+    """int64 [N, K, K], one matrix per evaluated image, rows labels, columns predictions."""
     cached_share: float
-    """Of the forward passes whose frozen stages were read from the cache."""
+    """Share of the forward passes whose frozen stages were read from the cache."""

@@ -1,4 +1,4 @@
-"""The result of a run, from what its phases found: scores, costs, and where it comes from."""
+"""Builds the result of a run from its phases: scores, costs and provenance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.util.files import digest
 
 
 def make_result(evaluated: Evaluated, delta_bytes: int) -> RunResult:
-    """Measures the inference time, for which it uses the device; everything else is there already."""
+    """Build the result. Measures the inference time on the device; everything else was computed before."""
     trained = evaluated.trained
     prepared, meters = trained.prepared, trained.meters
     cell = prepared.attempt.cell
@@ -66,7 +66,7 @@ def _scores(dataset: SegmentationDataset, confusions: np.ndarray) -> Scores:
 
 
 def _inference(prepared: Prepared) -> Inference:
-    """Of networks on one backbone that differ in their learning rates alone, the first is timed for all."""
+    """Inference times. Networks on one backbone that only differ in their learning rates are timed once."""
     cell, device, backbone = prepared.attempt.cell, prepared.attempt.fabric.device, prepared.backbone
     key = digest(arithmetic_of(cell))
     if key not in backbone.inference_seconds:

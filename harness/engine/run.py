@@ -1,4 +1,4 @@
-"""One run from its cell to its result: prepare, train, evaluate, write.
+"""One run, from its cell to its result: prepare, train, evaluate, write.
 
 The lock and the run folder's states are in `attempt.py`, several runs in one process in `side_by_side.py`.
 """
@@ -60,8 +60,8 @@ def execute(
     `force` reruns a finished one from the start; `quiet` prints lines instead of a progress bar; `expected_reuses` is
     how many further runs are expected to see the same training images.
 
-    Raises `UserError`, with nothing left behind, for what is wrong before the training begins; `RunEnded` for a run
-    that ended without a result, whose folder says the same; `KeyboardInterrupt` when stopped while evaluating.
+    Raises `UserError` for a mistake that is found before training starts, and then writes nothing; `RunEnded` for a run
+    that ended without a result, as recorded in its folder; `KeyboardInterrupt` if stopped during evaluation.
     """
     make_reproducible()
     attempt = RunAttempt(cell, store, options, force=force, quiet=quiet)
@@ -84,7 +84,7 @@ def load_pretrained(cell: Cell) -> PretrainedBackbone:
 
 
 def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
-    """Build the network and find out what a step costs. Nothing is written unless the method is unsupported.
+    """Build the network and compute the cost of a step. Nothing is written unless the method is unsupported.
 
     Raises `UserError`, and `RunEnded` for a method that does not support the backbone.
     """
@@ -115,7 +115,7 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
 
 
 def train(prepared: Prepared, expected_reuses: int = 0) -> Trained:
-    """Train for the whole budget, from the last checkpoint if there is one. Raises `RunEnded` and whatever fails."""
+    """Train for the whole budget, from the last checkpoint if there is one. Raises `RunEnded` or the actual error."""
     state = begin(prepared)
     training.train([state], batch_source([prepared], [state], expected_reuses))
     return finish_training(prepared, state)
@@ -149,7 +149,7 @@ def begin(prepared: Prepared) -> TrainState:
 
 
 def batch_source(prepared: Sequence[Prepared], states: Sequence[TrainState], expected_reuses: int = 0) -> BatchSource:
-    """What feeds the networks of runs that see the same images."""
+    """The batch source for the networks of runs that see the same images."""
     deepest = max(prepared, key=lambda one: one.frozen_stages)
     attempt, cache = deepest.attempt, deepest.cache
     budget, workers = attempt.cell.spec.budget, attempt.options.workers
@@ -167,15 +167,15 @@ def batch_source(prepared: Sequence[Prepared], states: Sequence[TrainState], exp
 
 
 def finish_training(prepared: Prepared, state: TrainState, alone: bool = True) -> Trained:
-    """`alone`: whether nothing else was trained in this process meanwhile."""
+    """`alone`: whether no other network was trained in this process at the same time."""
     return Trained(prepared, state.meters, _peak_memory(prepared, state.meters, alone))
 
 
 def _peak_memory(prepared: Prepared, meters: Meters, alone: bool) -> int | None:
-    """Bytes: on a GPU as its allocator measured, on a CPU, where nothing measures it, by a step's shapes.
+    """Bytes: on a GPU measured by its allocator, on a CPU computed from the shapes of a step.
 
-    None where the number would not be the method's own: on a GPU with other networks or with cached features, on a CPU
-    in another precision than float32, for which the shapes are counted.
+    None if the number would not be the method's own: on a GPU with other networks or with cached features, on a CPU in
+    another precision than float32, which the computation assumes.
     """
     device, precision = prepared.attempt.fabric.device, prepared.attempt.cell.spec.budget.precision
     if device.type == "cuda":
@@ -184,7 +184,7 @@ def _peak_memory(prepared: Prepared, meters: Meters, alone: bool) -> int | None:
 
 
 class RunCallbacks(TrainCallbacks):
-    """Shows the training's progress, and writes it into the run folder."""
+    """Shows the progress of the training and writes it to the run folder."""
 
     def __init__(self, attempt: RunAttempt):
         self._attempt, self._reporter, self._folder = attempt, attempt.reporter, attempt.folder
@@ -222,7 +222,7 @@ class RunCallbacks(TrainCallbacks):
 
 
 def evaluate(trained: Trained) -> Evaluated:
-    """Evaluate once on all samples, and write their confusion matrices and a few pictures. Processes share the work."""
+    """Evaluate once on all samples, and write confusion matrices and a few pictures. Processes share the work."""
     prepared = trained.prepared
     attempt, network, samples = prepared.attempt, prepared.network, prepared.evaluation_samples
     dataset, backbone, fabric = attempt.cell.dataset, network.backbone, attempt.fabric
@@ -253,7 +253,7 @@ def evaluate(trained: Trained) -> Evaluated:
 
 
 def _evaluation_prefix(prepared: Prepared) -> EvaluationPrefix | None:
-    """None where every forward pass takes its images."""
+    """None if every forward pass starts from images."""
     stages, cache = prepared.frozen_stages, prepared.cache
     if not stages or not cache.limit:
         return None
@@ -276,7 +276,7 @@ def _gather(matrices: np.ndarray, total: int, fabric: Fabric) -> np.ndarray:
 
 
 def write(evaluated: Evaluated) -> RunResult | None:
-    """Write the delta and the result, which ends the run. None in processes that do not write."""
+    """Write the delta and the result, which ends the run. Returns None in processes that do not write."""
     prepared = evaluated.trained.prepared
     attempt, cell = prepared.attempt, prepared.attempt.cell
     if not attempt.writes:

@@ -29,11 +29,11 @@ def execute_side_by_side(
     quiet: bool = False,
     expected_reuses: int = 0,
 ) -> list[Outcome]:
-    """Execute or resume the runs of cells that see the same images; returns how each ended, in their order.
+    """Execute or resume the runs of cells that see the same images; returns their outcomes, in their order.
 
-    The cells may differ in method, hyperparameters and head (`ValueError` otherwise). Each ends as it would alone: the
-    failure of one is its outcome, as its run folder says, and the others continue. `running` is the outcome of a run
-    that another process executes.
+    The cells may differ in method, hyperparameters and head (`ValueError` otherwise). Results are the same as if each
+    cell were executed alone. If one fails, its outcome is recorded in its run folder and the others continue. `running`
+    is the outcome of a run that another process executes.
     """
     if len({SharedDataKey.of(cell.spec) for cell in cells}) > 1:
         raise ValueError("cells that are executed side by side must see the same images through the same backbone")
@@ -59,7 +59,7 @@ def execute_side_by_side(
 
 
 class _Group:
-    """Runs that are under way, and how the others ended; by their index among the cells."""
+    """The active runs and the outcomes of the others, by their index among the cells."""
 
     def __init__(self, size: int):
         self.running: dict[int, tuple[Prepared, TrainState]] = {}
@@ -73,10 +73,10 @@ class _Group:
                 training.train(states, batch_source(prepared, states, expected_reuses), self._fail)
             for index in list(self.running):
                 self._finish(index)
-        except RunEnded:  # a signal; some runs may be ahead of the step that was the loop's
+        except RunEnded:  # after a signal; some runs may be ahead of the loop's step
             for _, state in list(self.running.values()):
                 self._fail(state, training.interrupted(state.step))
-        except (Exception, KeyboardInterrupt) as error:  # of all of them, such as data that cannot be read
+        except (Exception, KeyboardInterrupt) as error:  # a failure of all runs, such as unreadable data
             for _, state in list(self.running.values()):
                 self._fail(state, error)
 
@@ -92,7 +92,7 @@ class _Group:
             del self.running[index]
 
     def _fail(self, state: TrainState, error: BaseException) -> None:
-        """Record the failure of one run, and go on without it."""
+        """Record the failure of one run and continue without it."""
         index = next(index for index, (_, other) in self.running.items() if other is state)
         prepared, _ = self.running.pop(index)
         self.end(index, prepared.attempt.record_failure(error))

@@ -31,14 +31,14 @@ CURVE_POINTS = 100
 
 @dataclass
 class Meters:
-    """Sums over the training. Part of the checkpoint, so that a resumed run reports the same as a whole one."""
+    """Totals over the training. Part of the checkpoint, so that a resumed run reports the same totals."""
 
     images: int = 0
     seconds: float = 0.0
-    """What the training takes when it shares nothing: what was cached counts with the time it took when computed."""
+    """Training time as if nothing were shared: cached outputs count with the time that computing them took."""
     data_seconds: float = 0.0
     spent: float = 0.0
-    """What it took here: its part of what was shared with others."""
+    """Actual training time, including a share of the time that was spent for several networks."""
     reused: float = 0.0
     """Steps whose prefix was read from the cache."""
     loss_sum: float = 0.0
@@ -48,7 +48,7 @@ class Meters:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One point of the training curve. `loss` and `miou_train` are of the training crops since the point before."""
+    """One point of the training curve. `loss` and `miou_train` cover the training crops since the previous point."""
 
     step: int
     loss: float
@@ -60,7 +60,7 @@ class CurvePoint:
 class StopSignals:
     """Turns the first Ctrl-C or SIGTERM into a flag that the loop checks; a second one acts at once.
 
-    Signals within one second count as one: `torchrun` passes on what its processes were sent already.
+    Signals within one second count as one: `torchrun` forwards signals that its processes have already received.
     """
 
     def __enter__(self) -> StopSignals:
@@ -95,10 +95,10 @@ def parameter_groups(network: Segmenter, hyperparameters: Hyperparameters) -> li
 
 
 class TrainCallbacks:
-    """Called as the training of a network proceeds."""
+    """Called during the training of a network."""
 
     def on_start(self, step: int) -> None:
-        """Before the first step; `step` steps are done, by the checkpoint."""
+        """Called before the first step; the checkpoint holds `step` steps."""
 
     def on_step(self, step: int, loss: float, lr: float) -> None: ...
 
@@ -123,7 +123,7 @@ class TrainState:
         checkpoint_seconds: float = 30,
         callbacks: TrainCallbacks | None = None,
     ):
-        """`frozen_stages`: stages of the backbone whose outputs it can be fed instead of images."""
+        """`frozen_stages`: number of first stages whose outputs the network accepts instead of images."""
         self.network, self.backbone, self.frozen_stages = network, network.backbone, frozen_stages
         self.budget, self.hyperparameters, self.seed = budget, hyperparameters, seed
         self.fabric, self.checkpoints = fabric, checkpoints
@@ -146,7 +146,7 @@ class TrainState:
             fused=self.budget.precision != "fp16",
         )
         found = self.checkpoints.latest() if fabric.is_global_zero else None
-        fabric.barrier()  # damaged files have been moved aside by now
+        fabric.barrier()  # `latest` has moved damaged files aside
         if not fabric.is_global_zero:
             found = self.checkpoints.latest()
         if found is not None:
@@ -161,9 +161,9 @@ class TrainState:
         self._saved = time.monotonic()
 
     def learn(self, batches: Sequence[Batch], sharers: int = 1) -> None:
-        """One optimiser step, a forward pass a batch. `sharers`: how many networks are fed the same batches.
+        """One optimiser step, with one forward pass per batch. `sharers`: number of networks on the same batches.
 
-        Raises `RunEnded` where the loss is not finite.
+        Raises `RunEnded` if the loss is not finite.
         """
         budget, meters, fabric, step = self.budget, self.meters, self.fabric, self.step
         began = time.monotonic()
@@ -226,11 +226,11 @@ def train(
     source: BatchSource,
     on_failure: Callable[[TrainState, Exception], None] | None = None,
 ) -> None:
-    """Train networks in place for the whole of their common budget, side by side, each from its last checkpoint.
+    """Train networks in place for their whole common budget, side by side, each from its last checkpoint.
 
-    Each ends as it would alone: the randomness of a step depends on the seed and the step alone, and so do its images.
-    An exception of one goes to `on_failure`, and the others continue; without it, it is raised. Raises `RunEnded` with
-    the state interrupted after a signal, when checkpoints have been written.
+    Results are the same as if each were trained alone: randomness and images of a step only depend on the seed and the
+    step. If one raises an exception, `on_failure` is called and the others continue; without `on_failure` it is raised.
+    After a signal, writes checkpoints and raises `RunEnded` with the state interrupted.
     """
     training = list(states)
 
@@ -260,7 +260,7 @@ def train(
                 with guarded(state):
                     state.learn(batches, len(current))
             stopping = stop.raised
-            if fabric.world_size > 1:  # all leave after the same step, whenever each of them got the signal
+            if fabric.world_size > 1:  # all processes stop after the same step, whichever received the signal first
                 stopping = fabric.strategy.reduce_boolean_decision(stopping, all=False)
             for state in current:
                 if state in training:
@@ -273,12 +273,12 @@ def train(
 
 
 def interrupted(step: int) -> RunEnded:
-    """The end of a run that was asked to stop and has a checkpoint of `step`."""
+    """The exception for a run that was stopped and has a checkpoint of `step`."""
     return RunEnded(Outcome(RunState.INTERRUPTED, f"stopped after step {step}", step))
 
 
 def _count(meters: Meters, logits: Tensor, masks: Tensor) -> None:
-    """Add the crops' predictions at the head's own resolution, which costs next to nothing."""
+    """Count the crops' predictions at the head's own resolution, which is cheap."""
     classes = logits.shape[1]
     if meters.matrix.numel() == 0:
         meters.matrix = torch.zeros(classes, classes, dtype=torch.int64)

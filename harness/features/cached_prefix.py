@@ -1,6 +1,6 @@
 """The outputs of frozen stages, read from the feature cache where it has them and computed otherwise.
 
-The one implementation, for training and for evaluation. Whether outputs are also written is for a policy to decide.
+Used for training and for evaluation. A policy decides whether outputs are also written.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class CachedPass:
 
     outputs: StageOutputs
     seconds: tuple[float, ...]
-    """Of each stage: what computing it took, here or where it was computed first."""
+    """Seconds that computing each stage took, here or where it was computed first."""
     cached: int
-    """How many of the stages were read and not computed."""
+    """Number of stages that were read from the cache."""
     inputs: Mapping[str, CachedTensor]
-    """What was read with them: see `inputs` of `CachedPrefix`."""
+    """The tensors that were read with them: see `inputs` of `CachedPrefix`."""
 
 
 class CachedPrefix:
-    """What the first `stages` stages of a backbone, all of them frozen, put out for each of a run's forward passes.
+    """The outputs of a backbone's first `stages` stages, all frozen, for each of a run's forward passes.
 
-    Passes are numbered from 0, and pass i has the same images as it had for whoever wrote it to the stream.
+    Passes are numbered from 0; pass i has the same images in every run that uses the stream.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CachedPrefix:
         policy: WritePolicy | None = None,
         inputs: tuple[str, ...] = (),
     ):
-        """`inputs`: names of what else a pass needs, and is stored with its first stage, such as the labels.
+        """`inputs`: names of other tensors that a pass needs, such as the labels; stored with its first stage.
 
         Without a stream everything is computed; without a policy nothing is written.
         """
@@ -57,7 +57,7 @@ class CachedPrefix:
         return self._stream is not None and self._stream.has(index, self._names(1))
 
     def read(self, index: int, size: tuple[int, int]) -> CachedPass | None:
-        """The most stages that the cache has of a pass of images of `size` (H, W), on the device; None where none."""
+        """The longest cached prefix of a pass with images of `size` (H, W), on the device; None if there is none."""
         for stages in range(self.stages, 0, -1):
             names = self._names(stages)
             if self._stream is None or not self._stream.has(index, names):
@@ -79,8 +79,8 @@ class CachedPrefix:
         start: Tensor | CachedPass,
         inputs: Mapping[str, tuple[Tensor, float]] | None = None,
     ) -> CachedPass:
-        """Compute the stages that are missing, from images [B, 3, H, W] or from what was read, and offer them to the
-        policy; with images, also `inputs`: by name the tensor and the seconds that making it took.
+        """Compute the missing stages, from images [B, 3, H, W] or from the cached stages, and offer them to the policy;
+        with images, also `inputs`: by name the tensor and the seconds that making it took.
         """
         known = start if isinstance(start, CachedPass) else None
         outputs = start.outputs if isinstance(start, CachedPass) else start
@@ -115,7 +115,7 @@ class CachedPrefix:
 
 
 class EvaluationPrefix:
-    """A `CachedPrefix` for the forward passes of one evaluation, called in their order."""
+    """A `CachedPrefix` for the forward passes of one evaluation, called in order."""
 
     def __init__(self, prefix: CachedPrefix):
         self._prefix = prefix
@@ -130,10 +130,10 @@ class EvaluationPrefix:
 
     @property
     def cached_share(self) -> float:
-        """Of the passes so far: of how many no stage was computed."""
+        """Share of the passes so far for which no stage was computed."""
         return self._cached / self._passes if self._passes else 0.0
 
     def close(self) -> None:
-        """All passes are done."""
+        """Called after the last pass."""
         self._prefix.finish()
         self._prefix.close()

@@ -1,4 +1,4 @@
-"""Whether a run adds its frozen features to the cache: decided by the time that saves, and the space it takes."""
+"""Decides whether a run adds its frozen features to the cache, by the time saved and the space needed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 from harness.features.store import CHUNK, FeatureStream
 
 EVALUATION_SHARE = 0.25
-"""Of the cache's limit, the most that one run's evaluation adds."""
+"""The largest share of the cache's limit that one run's evaluation may add."""
 
 
 class WritePolicy(Protocol):
     """Decides for each forward pass whether its outputs are written."""
 
     writes: bool
-    """Once False, nothing is written any more."""
+    """Once False, nothing more is written."""
 
     def write(self, stream: FeatureStream, index: int, tensors: Mapping[str, tuple[Tensor, float]]) -> None:
-        """Write what pass `index` computed: by name the tensor and the seconds it took. Only called while `writes`."""
+        """Write the outputs of pass `index`: by name the tensor and its seconds. Only called while `writes`."""
 
 
 class EvaluationCachePolicy:
@@ -41,9 +41,9 @@ class EvaluationCachePolicy:
 
 @dataclass
 class FeatureCachePolicy:
-    """Write the outputs for training images as long as that pays.
+    """Write the outputs for training images as long as that saves time.
 
-    After the first chunk of passes the costs of computing, writing and reading are known by measurement.
+    The costs of computing, writing and reading are measured during the first chunk of passes.
     """
 
     limit: int

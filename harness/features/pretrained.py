@@ -1,4 +1,4 @@
-"""The frozen backbone before any method: what networks are built on, and what they are compared with."""
+"""The frozen backbone before a method is attached: networks are built on it and compared with it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from harness.models.backbones.weights import tensors_digest
 
 
 class PretrainedBackbone:
-    """A frozen backbone with its weights. It is loaded once; every network, and the timing at the end, has a copy."""
+    """A frozen backbone with its weights, loaded once; every network and the timing at the end use a copy."""
 
     def __init__(self, backbone: StagedBackbone):
-        """`backbone` is not to be changed by anyone else."""
+        """`backbone` must not be changed afterwards."""
         self._backbone = backbone
         self.sha256 = tensors_digest(backbone)
         self.inference_seconds: dict[str, tuple[float, float]] = {}
-        """Of networks built on it, by a digest of their arithmetic: (adapted, bare)."""
+        """Inference times of networks built on it, by a digest of their arithmetic: (adapted, frozen backbone)."""
         self._probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         self._outputs = backbone.prefix(self._probe, len(backbone.stages)).outputs
 

@@ -1,9 +1,9 @@
 """The feature store: tensors that are the same for every method, trial and epoch, cached on disk.
 
 It knows tensors, not networks: `keys.py` decides what an identity covers. Consecutive forward passes lie together in a
-safetensors file, each under a checksum. All files together stay within a limit: the least recently used are evicted.
-Any number of processes may share a folder. A disk that is full, read-only or without locks costs cached features, and
-never a run.
+safetensors file, each with a checksum. All files together stay within a limit: the least recently used are evicted.
+Any number of processes may share a folder. If the disk is full, read-only or without locks, features are not cached;
+runs never fail.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ CHUNK = 16
 """Forward passes in one file, at most."""
 
 SPARE = 1 << 30
-"""Bytes of the disk that are left to others, or a twentieth of the disk where that is less."""
+"""Bytes of the disk that are left free, or a twentieth of the disk if that is less."""
 
 _BUFFER = 64 << 20
-"""Bytes of one file, about. Passes are buffered until their file is written, so large ones share it with fewer."""
+"""Approximate bytes of one file. Passes are buffered until their file is written, so a file holds fewer large ones."""
 _LOCK_TIMEOUT = 30.0
 """Seconds to wait for the folder's lock, which is held while one file is written."""
 _FILE, _DRAFT, _LOCK = ".safetensors", ".tmp", ".lock"
 
 
 class CachedTensor(NamedTuple):
-    """A tensor of the store. It is the reader's own: writing into it changes neither the file nor another read."""
+    """A tensor read from the store. The reader owns it: writing to it does not change the file or another read."""
 
     tensor: Tensor
     seconds: float
@@ -67,11 +67,11 @@ class FeatureStore:
         return FeatureStream(self, digest(dict(identity))[:32], passes)
 
     def add(self, chunk: _Chunk) -> None:
-        """Write a chunk to its file, unless that is there. Raises `OSError` and `SafetensorError`."""
+        """Write a chunk to its file, unless that exists. Raises `OSError` and `SafetensorError`."""
         path = chunk.label.path(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / _LOCK, timeout=_LOCK_TIMEOUT, poll_interval=0.005, fallback_to_soft=False):
-            for left in self.folder.glob(f"*{_DRAFT}"):  # drafts are written under the lock: their writers were killed
+            for left in self.folder.glob(f"*{_DRAFT}"):  # under the lock: left by killed processes
                 left.unlink(missing_ok=True)
             if path.exists():
                 return
@@ -86,8 +86,7 @@ class FeatureStore:
     def _make_room(self, stream: str, size: int) -> None:
         """Evict the least recently used files until `size` more bytes fit; evict nothing if that is not enough.
 
-        The writing stream's own files stay: evicting its head for its tail would leave it with neither. Raises
-        `OSError` with `ENOSPC`.
+        The writing stream's own files are not evicted. Raises `OSError` with `ENOSPC`.
         """
         files = []
         for path in self.folder.iterdir():
@@ -101,7 +100,7 @@ class FeatureStore:
                 victims.append(path)
                 missing -= length
         if missing > 0:
-            raise OSError(errno.ENOSPC, f"no room within {self.limit} bytes and what the disk can spare")
+            raise OSError(errno.ENOSPC, f"no space left within the limit of {self.limit} bytes and on the disk")
         for path in victims:
             path.unlink(missing_ok=True)
 
@@ -123,14 +122,14 @@ class FeatureStream:
         self.close()
 
     def has(self, index: int, names: Sequence[str]) -> bool:
-        """Whether `read` should find something, judging by the files' headers: no tensor is verified."""
+        """Whether `read` should find the tensors, according to the files' headers; no tensor is verified."""
         return all(self._file(index, name) is not None for name in names)
 
     def read(self, index: int, names: Sequence[str]) -> dict[str, CachedTensor] | None:
-        """The tensors of forward pass `index` under all of `names`; None if any of them is missing or damaged.
+        """The tensors of forward pass `index` with these `names`; None if any of them is missing or damaged.
 
-        Each tensor has the dtype, shape and strides that it was written with, lies on the CPU, and was verified with
-        its checksum in this call. A damaged file is removed.
+        Each tensor has the dtype, shape and strides that it was written with, is on the CPU, and was verified with its
+        checksum in this call. A damaged file is removed.
         """
         found: dict[str, CachedTensor] = {}
         for name in names:
@@ -144,11 +143,11 @@ class FeatureStream:
     def write(self, index: int, tensors: Mapping[str, tuple[Tensor, float]]) -> bool:
         """Add the tensors of forward pass `index`: by name, the tensor and the seconds that computing it took.
 
-        Consecutive passes are buffered and become readable together, after `CHUNK` of them at the latest. What is
-        cached already is not written again. A tensor whose elements overlap or have gaps is stored as a contiguous one.
+        Consecutive passes are buffered and become readable together, after `CHUNK` of them at the latest. Cached passes
+        are not written again. A tensor whose elements overlap or have gaps is stored as a contiguous one.
 
-        Returns False if there is no room (within the limit or on the disk) or the folder cannot be written, and from
-        then on; `stopped` says why. Never raises for such a reason.
+        Returns False from the first pass on for which there is no space (within the limit or on the disk) or the folder
+        cannot be written; `stopped` says why. Never raises for such a reason.
         """
         self._check(index)
         if self.stopped is None:
@@ -158,13 +157,13 @@ class FeatureStream:
         return self.stopped is None
 
     def finish(self) -> None:
-        """Write what is buffered: no pass follows."""
+        """Write the buffered passes: no pass follows."""
         with self._stop_on_error():
             for name in list(self._chunks):
                 self._store.add(self._chunks.pop(name))
 
     def close(self) -> None:
-        """Drop what is buffered, and close the files."""
+        """Discard the buffered passes and close the files."""
         self._chunks.clear()
         for file in self._open.values():
             file.close()
@@ -193,7 +192,7 @@ class FeatureStream:
             self._chunks.clear()
 
     def _file(self, index: int, name: str) -> _File | None:
-        """The file that holds pass `index`, opened once for all the passes that are read from it in sequence."""
+        """The file that holds pass `index`, opened once for all passes that are read from it in sequence."""
         self._check(index)
         if self._store.limit <= 0:
             return None
@@ -216,7 +215,7 @@ class FeatureStream:
 
 
 class _Label(NamedTuple):
-    """What a file holds: a stream's digest, a name in that stream, and the first pass."""
+    """Identifies a file: the stream's digest, a name in that stream, and the first pass."""
 
     stream: str
     name: str
@@ -227,7 +226,7 @@ class _Label(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """What a file's metadata says about one pass. Safetensors itself records neither strides nor checksums."""
+    """The metadata of one pass. Safetensors itself does not record strides and checksums."""
 
     dtype: str
     shape: list[int]
@@ -247,7 +246,7 @@ class _Chunk:
     label: _Label
     length: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    """By pass, with the dimensions in the order in which the elements lie in memory."""
+    """By pass, with the dimensions in memory order."""
     entries: list[_Entry] = field(default_factory=list)
 
     @property
@@ -281,8 +280,8 @@ class _Chunk:
 class _File:
     """A file of the store, open for reading.
 
-    It is read and not mapped, as safetensors would do: a mapped file that is cut short kills the process, and what one
-    reader writes into a mapped tensor would reach the next one.
+    It is read and not memory-mapped, as safetensors would do: a mapped file that is truncated kills the process, and
+    one reader's writes to a mapped tensor would be visible to the next one.
     """
 
     def __init__(self, path: Path, label: _Label):
@@ -294,7 +293,7 @@ class _File:
 
     @classmethod
     def open(cls, folder: Path, label: _Label) -> _File | None:
-        """None if there is none or it cannot be read; a damaged one is removed."""
+        """None if the file does not exist or cannot be read; a damaged one is removed."""
         with contextlib.suppress(OSError):
             file = cls(label.path(folder), label)
             try:
@@ -336,7 +335,7 @@ class _File:
     def _read_header(self) -> None:
         """The layout of a safetensors file: the header's length (u64), the header (JSON), the tensors' bytes.
 
-        Raises `ValueError`, `LookupError` or `TypeError` for what is not such a file, and `OSError`.
+        Raises `ValueError`, `LookupError` or `TypeError` for any other file, and `OSError`.
         """
         descriptor = self._file.fileno()
         size = os.fstat(descriptor).st_size
@@ -351,11 +350,11 @@ class _File:
         if index["label"] != list(self._label) or max(end for *_, end in self._passes) != size:
             raise ValueError("not the file that was written")
         with contextlib.suppress(OSError):  # a read-only folder
-            os.utime(descriptor)  # eviction goes by the time of the last use
+            os.utime(descriptor)  # eviction is by time of last use
 
 
 def _file_length(first: int, nbytes: int) -> int:
-    """How many passes of `nbytes` bytes share the file that begins with pass `first`: a power of two."""
+    """Number of passes of `nbytes` bytes in the file that begins with pass `first`: a power of two."""
     length = CHUNK
     while length > 1 and (first % length or length * nbytes > _BUFFER):
         length //= 2
@@ -363,13 +362,13 @@ def _file_length(first: int, nbytes: int) -> int:
 
 
 def _first_passes(index: int) -> list[int]:
-    """Where the file that holds pass `index` may begin, according to `_file_length`."""
+    """The possible first passes of the file that holds pass `index`; see `_file_length`."""
     return sorted({index - index % (1 << power) for power in range(CHUNK.bit_length())})
 
 
 def _free(folder: Path) -> float:
-    """Bytes that may still be written to the disk, less those that are left to others."""
+    """Bytes that may still be written to the disk, without those that are left free."""
     disk = os.statvfs(folder)
-    if not disk.f_blocks:  # the file system does not say
+    if not disk.f_blocks:  # the file system does not report it
         return math.inf
     return disk.f_bavail * disk.f_frsize - min(SPARE, disk.f_blocks * disk.f_frsize // 20)

@@ -1,4 +1,4 @@
-"""The launcher that the command line asks for. Its fields are flags; a launcher is imported when it is opened."""
+"""The launcher that the user chose. The fields are flags; a launcher is imported when it is opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LauncherChoice:
 
     name: Literal["local", "ray", "slurm"] = option("local", "where cells are executed", flags=("--launcher",))
     jobs: int | None = option(
-        None, "cells at once; default one a GPU, or one with all cores", flags=("--jobs", "-j"), minimum=1
+        None, "cells at once; default: one per GPU, or one with all cores", flags=("--jobs", "-j"), minimum=1
     )
     device: str = "auto"
     settings: Mapping[str, str] = option(

@@ -14,7 +14,7 @@ from harness.runs.state import Outcome
 
 
 class JobCell(NamedTuple):
-    """A cell, and the fingerprint that it had when it was planned."""
+    """A cell and its fingerprint at the time of planning."""
 
     request: Request
     fingerprint: str
@@ -22,7 +22,7 @@ class JobCell(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """Cells that one process trains side by side. Plain values: it travels to other machines.
+    """Cells that one process trains side by side. Plain values: they are sent to other machines.
 
     `options.runs`, `.data` and `.plugins` are absolute paths.
     """
@@ -40,9 +40,9 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How one cell of a job ended, with the reason that its run folder gives.
+    """The outcome of one cell of a job, with the reason from its run folder.
 
-    The state `running` means that another process executes the run, or has taken it over; the reason says which.
+    The state `running` means that another process executes the run or has taken it over; the reason says which.
     """
 
     cell: JobCell

@@ -1,4 +1,4 @@
-"""Where jobs are executed: the interface of a launcher, and the choice of one by name."""
+"""The interface of launchers, which decide where jobs are executed, and their registry."""
 
 from __future__ import annotations
 
@@ -46,28 +46,28 @@ class Launcher(ABC):
     @property
     @abstractmethod
     def free(self) -> int:
-        """How many more jobs can be submitted now."""
+        """Number of further jobs that can be submitted now."""
 
     @property
     @abstractmethod
     def slots(self) -> int:
-        """How many jobs it works on at once, as far as it knows."""
+        """Number of jobs that it executes at once, as far as it knows."""
 
     @abstractmethod
     def submit(self, job: Job) -> None:
-        """Begin a job; returns at once."""
+        """Start a job; returns immediately."""
 
     @abstractmethod
     def wait(self, seconds: float) -> list[JobResult]:
-        """Results of the jobs that ended since the last call, one `JobResult` a cell, the cells of a job together.
+        """Results of the jobs that ended since the last call: one `JobResult` per cell, the cells of a job together.
 
         Waits up to `seconds` for the first one. Never raises for a job.
         """
 
     @abstractmethod
     def stop(self, fingerprint: str) -> None:
-        """Ask the job of this cell to end where it is; `wait` reports each of its cells as interrupted."""
+        """Ask the job of this cell to stop; `wait` reports each of its cells as interrupted."""
 
     @abstractmethod
     def close(self) -> None:
-        """Stop all jobs, wait for them, and release what was taken. Runs that were stopped can be resumed."""
+        """Stop all jobs, wait for them and release all resources. Stopped runs can be resumed."""

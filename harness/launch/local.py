@@ -1,4 +1,4 @@
-"""Jobs on this machine: one process each, one slot a GPU or a group of cores."""
+"""Jobs on this machine: one process each, one slot per GPU or group of cores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.runs.state import Outcome, RunState
 
 @dataclass(frozen=True)
 class Slot:
-    """What one job has to itself. `threads` None: torch's own choice."""
+    """The resources of one job. `threads` None: torch's own choice."""
 
     device: str
     cores: tuple[int, ...] = ()
@@ -27,7 +27,7 @@ class Slot:
 
 
 class LocalLauncher(Launcher):
-    """`jobs` at once: by default one a GPU, or one that has all cores."""
+    """`jobs` at once: by default one per GPU, or one with all cores."""
 
     name: ClassVar[str] = "local"
 
@@ -58,7 +58,7 @@ class LocalLauncher(Launcher):
     def _watch(self, job: Job, stop: Stop, slot: Slot) -> None:
         try:
             results = supervise(job, stop)
-        except Exception as error:  # such as when no process can be started
+        except Exception as error:  # such as no process could be started
             failed = Outcome(RunState.FAILED, f"{type(error).__name__}: {error}")
             results = [JobResult(cell, failed) for cell in job.cells]
         self._finished.put((results, slot))
@@ -88,7 +88,7 @@ class LocalLauncher(Launcher):
 
 
 def make_slots(jobs: int | None, device: str) -> list[Slot]:
-    """Where jobs run at once. GPUs are assigned in turn; cores are divided into equal groups.
+    """One slot per concurrent job. GPUs are assigned in turn; cores are divided into equal groups.
 
     Raises `UserError` for more jobs than cores.
     """
@@ -101,14 +101,14 @@ def make_slots(jobs: int | None, device: str) -> list[Slot]:
     if not jobs or jobs == 1:
         return [Slot("cpu")]
     if jobs > len(cores):
-        raise UserError(f"--jobs {jobs}: there are {len(cores)} cores for them; give at most as many")
+        raise UserError(f"--jobs {jobs}: there are only {len(cores)} cores; use at most one job per core")
     each = len(cores) // jobs
     most = int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or each)
     return [Slot("cpu", tuple(cores[i * each : (i + 1) * each]), min(each, most)) for i in range(jobs)]
 
 
 def visible_gpus() -> list[int]:
-    """Indices of the GPUs that torch would see, found without importing it."""
+    """Indices of the GPUs that torch would see, without importing torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return list(range(len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])))

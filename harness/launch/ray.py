@@ -1,4 +1,4 @@
-"""Jobs on an existing Ray cluster: one Ray task each, which watches the job's own process on its node.
+"""Jobs on an existing Ray cluster: one Ray task each, which supervises the job's own process on its node.
 
 The harness must be installed on the nodes, and `--runs`, `--data` and plugin files be under the same paths there.
 """
@@ -33,7 +33,7 @@ _GIB = 2**30
 
 @dataclass
 class _Task:
-    """A submitted job. `stopped`: it was asked to end, and is not started again."""
+    """A submitted job. `stopped`: it was asked to stop and is not restarted."""
 
     job: Job
     starts: int = 1
@@ -41,15 +41,15 @@ class _Task:
 
 
 class RayLauncher(Launcher):
-    """`jobs` at once: by default as many as the nodes there are have resources for."""
+    """`jobs` at once: by default as many as the present nodes have resources for."""
 
     name: ClassVar[str] = "ray"
     defaults: ClassVar[Mapping[str, tuple[Any, str]]] = {
         "address": ("auto", "HOST:PORT of the cluster's head node"),
         "cpus": (1, "CPU cores of a job, and torch's threads"),
-        "gpus": (None, "GPUs of a job, also a part of one such as 0.5; default 1 where the cluster has any"),
-        "memory": (0.0, "GiB of memory that a job reserves; 0 is none"),
-        "retries": (3, "how often a job is started again whose node or Ray worker died"),
+        "gpus": (None, "GPUs of a job, also a fraction such as 0.5; default: 1 if the cluster has any"),
+        "memory": (0.0, "GiB of memory that a job reserves; 0: none"),
+        "retries": (3, "how often a job is restarted whose node or Ray worker died"),
     }
 
     def __init__(self, jobs: int | None, device: str, options: Mapping[str, Any]):
@@ -61,8 +61,8 @@ class RayLauncher(Launcher):
             self._cpus: int = options["cpus"]
             self._gpus = self._gpus_of_a_job(device, options["gpus"])
             self._memory = int(options["memory"] * _GIB)
-            # Ray keeps a worker for the next job, and with it the imports that jobs are forked from; with GPUs it does
-            # not, as a worker sees the ones that its first job had.
+            # Ray reuses a worker, and its imports, for the next job; not with GPUs, as a worker only sees those of its
+            # first job.
             self._execute = self._ray.remote(
                 num_cpus=self._cpus, num_gpus=self._gpus, memory=self._memory or None, max_retries=0
             )(_execute)
@@ -70,8 +70,8 @@ class RayLauncher(Launcher):
             if not self.slots:
                 wanted = f"cpus={self._cpus}, gpus={self._gpus:g} and memory={options['memory']:g}"
                 raise UserError(
-                    f"--launcher ray: no node of the cluster has {wanted} for a job; ask for less with "
-                    "--launcher-set, or give --jobs where the cluster grows by itself"
+                    f"--launcher ray: no node of the cluster has {wanted} for a job; request less with "
+                    "--launcher-set, or set --jobs if the cluster scales automatically"
                 )
         except BaseException:
             self._ray.shutdown()
@@ -85,7 +85,7 @@ class RayLauncher(Launcher):
         return float(device == "cuda")
 
     def _nodes(self) -> list[dict[str, float]]:
-        """What each living node has in all."""
+        """The total resources of each live node."""
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     @property
@@ -119,23 +119,23 @@ class RayLauncher(Launcher):
             time.sleep(seconds)
             return []
         ready, _ = self._ray.wait(list(self._tasks), timeout=seconds)
-        if ready:  # the first; now all that are
+        if ready:  # wait for the first, then take all that are ready
             ready, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
         return [result for ref in ready for result in self._results(ref, self._tasks.pop(ref))]
 
     def _results(self, ref: ObjectRef, task: _Task) -> list[JobResult]:
-        """One a cell of the task; none where it is started again."""
+        """One result per cell of the task; none if the task is restarted."""
         errors = self._ray.exceptions
         job = task.job
         try:
             return self._ray.get(ref)
-        except errors.TaskCancelledError:  # before it began, or with its job stopped
+        except errors.TaskCancelledError:  # before it started, or after its job was stopped
             return [stopped(job.options, cell) for cell in job.cells]
-        except errors.RayTaskError as error:  # such as when no process can be started
+        except errors.RayTaskError as error:  # such as no process could be started
             outcome = Outcome(RunState.FAILED, f"{type(error.cause).__name__}: {error.cause}")
         except errors.RayError as error:
             if task.starts <= self._retries and not task.stopped:
-                # Each cell alone the last time, as one of them may be why the node dies.
+                # The last time each cell runs alone: one of them may be the reason why the node dies.
                 last = task.starts == self._retries
                 for cells in [(cell,) for cell in job.cells] if last else [job.cells]:
                     self._begin(replace(task, job=replace(job, cells=cells), starts=task.starts + 1))
@@ -156,7 +156,7 @@ class RayLauncher(Launcher):
     def close(self) -> None:
         for task in list(self._tasks.values()):
             self.stop(task.job.name)
-        if self._tasks:  # jobs that have not written their checkpoints by then end with their workers
+        if self._tasks:  # jobs that have not written their checkpoints by then are killed with their workers
             self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=GRACE + 15)
             self._tasks.clear()
         self._ray.shutdown()
@@ -165,14 +165,14 @@ class RayLauncher(Launcher):
 def _check(device: str, options: Mapping[str, Any]) -> None:
     """Raises `UserError`."""
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device}: Ray assigns the GPUs; give auto, cpu or cuda")
+        raise UserError(f"--device {device}: Ray assigns the GPUs; use auto, cpu or cuda")
     for name, least in {"cpus": 1, "gpus": 0, "memory": 0, "retries": 0}.items():
         try:
             fits = options[name] is None or float(options[name]) >= least
         except ValueError:
             fits = False
         if not fits:
-            raise UserError(f"--launcher-set {name}={options[name]}: give a number of at least {least}")
+            raise UserError(f"--launcher-set {name}={options[name]}: use a number of at least {least}")
 
 
 def _connect(address: str) -> Any:
@@ -186,13 +186,13 @@ def _connect(address: str) -> Any:
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
     host, _, port = address.rpartition(":")
-    # The nodes get this process's variables of the harness: all who share a disk must agree on how long a lease is.
+    # The nodes get this process's HARNESS_ variables: all processes that share a disk must agree on the lease's length.
     variables = {name: value for name, value in os.environ.items() if name.startswith("HARNESS_")}
     on_terminate = signal.getsignal(signal.SIGTERM)
-    # Ray has no option that keeps the last output of a node that died out of this process's stdout.
+    # Ray prints the last output of a dead node to stdout, and has no option against it.
     ray._private.worker._worker_logs_enabled = False
     try:
-        if port.isdecimal() and "/" not in host:  # Ray itself would try for minutes
+        if port.isdecimal() and "/" not in host:  # Ray itself would retry for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(
             address=address,
@@ -204,11 +204,11 @@ def _connect(address: str) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"--launcher-set address={address}: no Ray cluster answers ({reason}); start one with `ray start --head`, "
-            "or give the HOST:PORT of its head node"
+            "or set the HOST:PORT of its head node"
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in its place
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray replaces it with its own
     return ray
 
 
@@ -216,10 +216,10 @@ def _connect(address: str) -> Any:
 
 
 def _execute(job: Job, folder: str, restarted: bool) -> list[JobResult]:
-    """The body of a Ray task. To cancel it, Ray raises KeyboardInterrupt here, which only waits."""
+    """The body of a Ray task: waits for the job's process. To cancel it, Ray raises KeyboardInterrupt here."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored on a node that was started in a background
     with contextlib.suppress(OSError):
-        os.chdir(folder)  # to which a request's paths may be relative
+        os.chdir(folder)  # paths of a request may be relative to it
     if restarted:
         _wait_for_locks(job)
     stop = Stop()
@@ -227,14 +227,14 @@ def _execute(job: Job, folder: str, restarted: bool) -> list[JobResult]:
         results = pool.submit(supervise, job, stop)
         while not results.done():
             try:
-                concurrent.futures.wait([results], timeout=0.2)  # Ray's interrupt wakes up nothing
+                concurrent.futures.wait([results], timeout=0.2)  # Ray's interrupt does not wake up a wait
             except KeyboardInterrupt:
                 stop()
     return results.result()
 
 
 def _wait_for_locks(job: Job) -> None:
-    """A job whose Ray worker died notices it, writes its checkpoints, and only then releases its locks."""
+    """Wait for jobs whose Ray worker died: they write their checkpoints before they release their locks."""
     store = RunStore(job.options.runs)
     runs = [store.by_fingerprint(cell.fingerprint) for cell in job.cells]
     end = time.monotonic() + GRACE

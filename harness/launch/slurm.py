@@ -1,4 +1,4 @@
-"""Jobs on Slurm, through submitit: one Slurm job each, which watches the job's own process on its node.
+"""Jobs on Slurm, through submitit: one Slurm job each, which supervises the job's own process on its node.
 
 The harness must be installed on the nodes, and `--runs`, `--data` and plugin files be under the same paths there.
 """
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 QUEUED = 32
 """How many jobs are queued or running in Slurm at once without `--jobs`."""
 POLL_SECONDS = 1.0
-"""Between two looks for results on disk."""
+"""Seconds between two checks for results on disk."""
 QUEUE_SECONDS = 15.0
-"""Between two calls of `squeue`, one for all jobs. A result is written before the job's end, but a disk may be slow to
-show it: a job without one is lost when Slurm has reported its end twice."""
+"""Seconds between two calls of `squeue`, one for all jobs. A result is written before the job ends, but may appear late
+on a network disk: a job without one is lost when Slurm has reported its end twice."""
 
 _ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 
@@ -43,32 +43,32 @@ class _Submitted:
     handle: submitit.Job[list[JobResult]]
     stopped: bool = False
     end_reports: int = 0
-    """How often Slurm has reported its end."""
+    """How often Slurm has reported the end of the job."""
     state: str = "UNKNOWN"
 
 
 class SlurmLauncher(Launcher):
-    """`jobs` at once in the queue or running. submitit's files are in `.launch/slurm` under `--runs`."""
+    """At most `jobs` queued or running at once. submitit's files are in `.launch/slurm` under `--runs`."""
 
     name: ClassVar[str] = "slurm"
     defaults: ClassVar[Mapping[str, tuple[Any, str]]] = {
-        "cluster": ("slurm", "local: processes of this machine instead of Slurm jobs, to try things out"),
-        "partition": (None, "partition; default Slurm's own, as for account, qos and constraint"),
+        "cluster": ("slurm", "slurm, or local: processes on this machine instead of Slurm jobs, for testing"),
+        "partition": (None, "partition; default: Slurm's own, as for account, qos and constraint"),
         "account": (None, "account to charge"),
         "qos": (None, "quality of service"),
         "constraint": (None, "features that a node must have"),
         "gpus": (0, "GPUs of a job"),
         "cpus": (1, "CPU cores of a job, and torch's threads"),
-        "mem_gb": (0.0, "GB of memory of a job; 0 is Slurm's own default"),
+        "mem_gb": (0.0, "GB of memory of a job; 0: Slurm's own default"),
         "minutes": (240, "time limit of one Slurm job"),
-        "requeues": (3, "how often a job that reaches it is queued again, to resume from its checkpoint"),
+        "requeues": (3, "how often a job that reaches its time limit is requeued, to resume from its checkpoint"),
         "setup": (None, "a shell command before the job, such as `module load cuda`"),
     }
 
     def __init__(self, jobs: int | None, device: str, options: Mapping[str, Any]):
         for name, least in {"gpus": 0, "cpus": 1, "mem_gb": 0, "minutes": 1, "requeues": 0}.items():
             if options[name] < least:
-                raise UserError(f"--launcher-set {name}={options[name]}: give a number of at least {least}")
+                raise UserError(f"--launcher-set {name}={options[name]}: use a number of at least {least}")
         _check_installed(options["cluster"])
         self._jobs = jobs or (1 if options["cluster"] == "local" else QUEUED)
         self._device = device
@@ -87,7 +87,7 @@ class SlurmLauncher(Launcher):
         return self._jobs - len(self._submitted)
 
     def submit(self, job: Job) -> None:
-        """Raises `UserError` where not even the first job is accepted."""
+        """Raises `UserError` if the first job is not accepted."""
         from submitit.core.utils import FailedJobError
 
         options = replace(job.options, device=self._device, threads=self._options["cpus"])
@@ -145,14 +145,14 @@ class SlurmLauncher(Launcher):
         return submitted.handle.paths.result_pickle.exists() or submitted.end_reports >= 2
 
     def _read_queue(self) -> None:
-        """By `squeue`: `sacct`, which submitit would call, knows nothing where Slurm keeps no accounts."""
+        """By `squeue`: `sacct`, which submitit would call, fails where Slurm has no accounting."""
         self._queue_read = time.monotonic()
         if self._options["cluster"] == "local":
             return
         command = ["squeue", "--me", "--noheader", "--states=all", "--format=%A %T"]
         answer = subprocess.run(command, capture_output=True, text=True)
         if answer.returncode:
-            return  # such as when the controller does not answer for a while
+            return  # such as a controller that does not answer
         states = dict(line.split() for line in answer.stdout.splitlines())
         for submitted in self._submitted:
             submitted.state = states.get(submitted.handle.job_id, "gone")
@@ -182,21 +182,21 @@ def _check_installed(cluster: str) -> None:
             '--launcher slurm: submitit is not installed; pip install "segmentation-tuning-harness[slurm]"'
         ) from error
     if cluster not in ("slurm", "local"):
-        raise UserError(f"--launcher-set cluster={cluster}: give slurm or local")
+        raise UserError(f"--launcher-set cluster={cluster}: use slurm or local")
     if cluster == "slurm" and shutil.which("sbatch") is None:
         raise UserError("--launcher slurm: `sbatch` is not on PATH; run the command on a login node of the cluster")
-    logging.getLogger("submitit").setLevel(logging.ERROR)  # it reports each call of squeue that fails
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # it logs each call of squeue that fails
 
 
 def _results(submitted: _Submitted) -> list[JobResult]:
-    """What a job returned that has ended; where its node died, the run folders get a reason."""
+    """The results of a job that has ended; if its node died, the run folders get a reason."""
     job, handle = submitted.job, submitted.handle
     if handle.paths.result_pickle.exists():
         try:
             return handle.result()
         except Exception:  # submitit's own, or that of a pickle that cannot be read
             state = "FAILED"
-    elif submitted.stopped:  # before it began, or before it could answer
+    elif submitted.stopped:  # before it started, or before it could answer
         return [stopped(job.options, cell) for cell in job.cells]
     else:
         state = submitted.state
@@ -208,10 +208,10 @@ def _results(submitted: _Submitted) -> list[JobResult]:
 
 
 class Task:
-    """The body of a Slurm job. Signals come to the main thread, which only waits.
+    """The body of a Slurm job. The main thread only waits and receives the signals.
 
-    SIGTERM (`scancel`, or a preemption that leaves time) and SIGINT (submitit's local cancel) end the job where it is.
-    submitit calls `checkpoint` before the time limit: the job ends likewise, and resumes when it is started again.
+    SIGTERM (`scancel`, or a preemption with notice) and SIGINT (submitit's local cancel) stop the job. submitit calls
+    `checkpoint` before the time limit: the job stops as well, and resumes when it is restarted.
     """
 
     def __call__(self, job: Job) -> list[JobResult]:

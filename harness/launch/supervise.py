@@ -1,6 +1,6 @@
-"""Executes a job in a process of its own and watches it: a crash, a leak, a hang or a kill of it reaches nothing else.
+"""Executes a job in a process of its own: if that crashes, leaks, hangs or is killed, nothing else is affected.
 
-Every launcher calls `supervise`: in a thread, in a Ray task or in a Slurm job. What runs in the job's own process is in
+Every launcher calls `supervise`: in a thread, in a Ray task or in a Slurm job. The code of the job's own process is in
 `worker.py`.
 """
 
@@ -30,11 +30,11 @@ from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 
 ATTEMPTS = 3
-"""How often a cell is started whose process dies without a result (killed, crashed); it resumes from its checkpoint."""
+"""How often a cell is started whose process dies without a result (killed, crashed). It resumes from its checkpoint."""
 
 
 class Stop:
-    """Asks `supervise` to end its job. May be set from another thread."""
+    """Set it, from any thread, to make `supervise` stop its job."""
 
     def __init__(self) -> None:
         self._reader, self._writer = multiprocessing.Pipe(duplex=False)
@@ -53,11 +53,11 @@ class Stop:
 
 
 def supervise(job: Job, stop: Stop | None = None) -> list[JobResult]:
-    """Execute the job's cells until all have ended, and make sure that their run folders say how.
+    """Execute the job's cells until all have ended, and make sure that their run folders record the outcome.
 
-    One `JobResult` a cell, in the job's order. A run that is done, or that another process executes, is left alone.
-    Cells share a process as long as that goes well. A cell that failed because of the others (its process died, or
-    memory or time ran out for all of them) is executed again alone.
+    Returns one `JobResult` per cell, in the job's order. A run that is done, or that another process executes, is not
+    changed. Cells share a process unless that fails: a cell that may have failed because of the others (its process
+    died, or memory or time ran out for all of them) is executed again alone.
     """
     stop = stop or Stop()
     results, deaths = _side_by_side(job, stop) if len(job.cells) > 1 else ({}, 0)
@@ -68,7 +68,7 @@ def supervise(job: Job, stop: Stop | None = None) -> list[JobResult]:
 
 
 def _alone(job: Job, stop: Stop, deaths: int) -> JobResult:
-    """The result of a job of one cell. `deaths`: how many processes that executed it have died before."""
+    """The result of a job of one cell. `deaths`: how many of its processes have died before."""
     (cell,) = job.cells
     options = job.options
     deadline = _deadline(job)
@@ -89,7 +89,7 @@ def _alone(job: Job, stop: Stop, deaths: int) -> JobResult:
 
 
 def _side_by_side(job: Job, stop: Stop) -> tuple[dict[str, JobResult], int]:
-    """Results, by fingerprint, of those cells that need not be executed alone, and how often their process died.
+    """Results, by fingerprint, of the cells that do not have to run alone, and how often their process died.
 
     The last attempt is not made here: each cell makes it alone.
     """
@@ -114,7 +114,7 @@ def _deadline(job: Job) -> float:
 
 
 def _holds_alone(outcome: Outcome, worker: _Worker, stop: Stop) -> bool:
-    """Whether a cell would also have ended so alone, where it has all the memory and a time limit of its own."""
+    """Whether the outcome would be the same if the cell ran alone, with all the memory and its own time limit."""
     if outcome.state is RunState.OUT_OF_MEMORY:
         return False
     return outcome.state is not RunState.INTERRUPTED or stop.requested or not worker.timed_out
@@ -123,7 +123,7 @@ def _holds_alone(outcome: Outcome, worker: _Worker, stop: Stop) -> bool:
 def _results_in_folders(
     options: ExecutionOptions, cells: Sequence[JobCell], process: BaseProcess
 ) -> Iterator[JobResult]:
-    """Results of those cells that had ended before their process died, which could not send them any more."""
+    """Results of cells that ended before their process died, which could no longer send them."""
     store = RunStore(options.runs)
     for cell in cells:
         run = store.by_fingerprint(cell.fingerprint)
@@ -134,7 +134,7 @@ def _results_in_folders(
 
 
 def stopped(options: ExecutionOptions, cell: JobCell) -> JobResult:
-    """The result of a cell whose process was asked to end, and sent none."""
+    """The result of a cell whose process was stopped and sent none."""
     store = RunStore(options.runs)
     run = store.by_fingerprint(cell.fingerprint)
     outcome, status = store.outcome(run), run.status()
@@ -147,7 +147,7 @@ def stopped(options: ExecutionOptions, cell: JobCell) -> JobResult:
 
 
 def record(options: ExecutionOptions, cell: JobCell, outcome: Outcome) -> JobResult:
-    """Write into the run folder what its process could not write any more."""
+    """Write the outcome that the process could no longer write to the run folder."""
     store = options.open_store()
     if store.by_fingerprint(cell.fingerprint).result() is not None:
         return JobResult(cell, Outcome(RunState.DONE))
@@ -175,13 +175,13 @@ class _Worker:
         self.timed_out = False
         self._time_limit = job.options.time_limit_seconds
         context = multiprocessing.get_context("forkserver")
-        # The server imports once what every job needs, and forks; it never touches an accelerator itself.
+        # The server imports what every job needs once, and forks; it never uses an accelerator itself.
         context.set_forkserver_preload(["harness.launch.preload"])
         self._results, send = context.Pipe(duplex=False)
         lifeline, self._lifeline = context.Pipe(duplex=False)
         self.process = context.Process(target=run_job, args=(job, send, lifeline), name=job.name)
         with _starting:
-            resource_tracker.ensure_running()  # it unblocks the signals that it has blocked for itself
+            resource_tracker.ensure_running()  # unblocks the signals that were blocked for the child
             with _signals_blocked():
                 self.process.start()
         send.close()
@@ -190,7 +190,7 @@ class _Worker:
         self.output = output_file(job, self.process.pid)
 
     def watch(self, stop: Stop, deadline: float) -> list[JobResult] | None:
-        """What the process sent before it ended, or None. Ends it when `stop` is set or the deadline has passed."""
+        """The results that the process sent, or None. Stops it when `stop` is set or the deadline has passed."""
         grace = min(GRACE, self._time_limit or GRACE)
         results: list[JobResult] | None = None
         sources: list[Any] = [self.process.sentinel, self._results, stop.waitable]
@@ -202,7 +202,7 @@ class _Worker:
                 if self._results in ready:
                     sources.remove(self._results)
                     results = self._receive()
-                    kill_at = min(kill_at, time.monotonic() + GRACE)  # it has nothing left to do but to end
+                    kill_at = min(kill_at, time.monotonic() + GRACE)  # all results are sent: it ends by itself
                 elif stop.waitable in ready:
                     sources.remove(stop.waitable)
                     _signal(self.process, signal.SIGTERM)
@@ -233,12 +233,12 @@ _starting = threading.Lock()
 """The first start also starts the server that forks."""
 
 _SENT_TO_ALL = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-"""What a batch system sends to every process of a job: the server must outlive it, and see its jobs end."""
+"""Signals that a batch system sends to every process of a job: the server must outlive its jobs."""
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Processes that are started meanwhile inherit that these signals are blocked."""
+    """Processes that are started inside inherit the blocked signals."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SENT_TO_ALL)
     try:
         yield
@@ -253,7 +253,7 @@ def _signal(process: BaseProcess, number: int) -> None:
 
 
 def _kill(process: BaseProcess) -> None:
-    """With its data-loading workers: it leads a process group of its own."""
+    """Kill the process with its data-loading workers: it leads a process group of its own."""
     assert process.pid is not None
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

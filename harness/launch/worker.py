@@ -1,6 +1,6 @@
-"""What runs in a job's own process: resolve its cells, execute them, send the results, and end with the launcher.
+"""The code of a job's own process: resolve its cells, execute them, send the results, and end with the launcher.
 
-`supervise.py` starts and watches the process. torch is imported only here, when a job has begun.
+`supervise.py` starts and supervises the process. torch is only imported here, when a job has started.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ GRACE = 30.0
 
 
 def run_job(job: Job, results: Connection, lifeline: Connection) -> None:
-    """The body of the process. Sends one `JobResult` a cell, in order, into `results`."""
-    os.setsid()  # Ctrl-C in the launcher's terminal is the launcher's to pass on
+    """The body of the process. Sends one `JobResult` per cell, in order, to `results`."""
+    os.setsid()  # the launcher handles Ctrl-C in its terminal
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -44,12 +44,12 @@ def run_job(job: Job, results: Connection, lifeline: Connection) -> None:
 
 
 def output_file(job: Job, pid: int) -> Path:
-    """Takes what the process prints. It stays where it may say more than the run folder does."""
+    """Redirects the process's output to a file, which is kept if it may explain more than the run folder."""
     return job.options.runs / ".launch" / f"{job.name}-{pid}.txt"
 
 
 def _end_with_the_launcher(lifeline: Connection) -> None:
-    """When the launcher dies the pipe closes: then this job stops as if it had been asked to, and is made to."""
+    """Stop this job when the launcher dies, which closes the pipe; kill it if it does not stop in time."""
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -66,7 +66,7 @@ def _redirect_output(path: Path) -> None:
 
 
 def _execute(job: Job) -> list[JobResult]:
-    """Execute the cells, and turn everything that happens to each into an outcome."""
+    """Execute the cells and return an outcome for each, whatever happens."""
     from harness.engine.failures import outcome_of
     from harness.engine.side_by_side import execute_side_by_side
 
@@ -90,14 +90,14 @@ def _execute(job: Job) -> list[JobResult]:
         traceback.print_exception(error)
         outcomes |= {cell.fingerprint: outcome_of(error) for cell in job.cells if cell.fingerprint not in outcomes}
     for name, cell in cells.items():
-        if outcomes[name].state is RunState.FAILED:  # it may have failed before it had a folder
+        if outcomes[name].state is RunState.FAILED:  # it may have failed before its folder existed
             with contextlib.suppress(UserError, OSError):
                 store.record(cell.spec, outcomes[name])
     return [JobResult(cell, outcomes[cell.fingerprint]) for cell in job.cells]
 
 
 def _use_cores(options: ExecutionOptions) -> None:
-    """Keep to the cores and threads that the launcher assigned."""
+    """Use the cores and threads that the launcher assigned."""
     if options.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, options.cores)
     if options.threads:
@@ -107,7 +107,7 @@ def _use_cores(options: ExecutionOptions) -> None:
 
 
 def _resolve_as_planned(planned: JobCell, resolve: Resolver) -> Cell:
-    """Raises `UserError` where the cell is not the one that was planned."""
+    """Resolve the cell. Raises `UserError` if its fingerprint has changed since planning."""
     cell = resolve(planned.request)
     if cell.spec.fingerprint != planned.fingerprint:
         raise UserError("its data, weights or plugin code changed since the plan was made; run the command again")

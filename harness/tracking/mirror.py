@@ -1,7 +1,7 @@
 """The mirror of run folders in MLflow, so that runs can be watched, sorted and compared in a browser.
 
-It is derived from the folders alone: a store that was lost, or could not be reached, is filled again by `sync`.
-What MLflow shows of a folder is `records.py`; the client is `mlflow_store.py`.
+It is derived from the folders alone: `sync` refills a store that was lost or could not be reached.
+What MLflow shows of a folder is defined in `records.py`; the client is `mlflow_store.py`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from harness.util.text import innermost_reason, safe_url
 
 
 class Mirror:
-    """Updates the MLflow runs of run folders while runs go on. It never stops or fails a run.
+    """Updates MLflow from run folders while runs are executed. It never stops or fails a run.
 
     `uri` is a tracking URI, "off", or None: that of the environment, else a SQLite store in `runs`.
-    `warn` takes the one line that says that tracking failed.
+    `warn` is called with one line if tracking fails.
     """
 
     def __init__(self, runs: Path, uri: str | None, warn: Callable[[str], None]) -> None:
@@ -40,8 +40,8 @@ class Mirror:
     def update(self, folder: Path, final: bool = False) -> bool:
         """Update the MLflow run of this run folder; True where it is now up to date.
 
-        `final`: the attempt has ended; otherwise the caller executes it. A failure is one warning and never raised;
-        after it only `final` updates are tried.
+        `final`: the attempt has ended; otherwise the caller executes it. A failure is one warning, never an exception;
+        afterwards only `final` updates are tried.
         """
 
         def read() -> MLflowRecord:
@@ -76,15 +76,15 @@ class Mirror:
 
 
 def tracked_store(runs: Path, tracking: str | None, warn: Callable[[str], None]) -> RunStore:
-    """A run store that shows MLflow every state that is written to one of its folders.
+    """A run store that mirrors in MLflow every state that is written to one of its folders.
 
-    MLflow is imported when that first happens. `tracking` and `warn` are as `Mirror` takes them.
+    MLflow is imported when that first happens. `tracking` and `warn`: see `Mirror`.
     """
     return RunStore(runs, Mirror(runs, tracking, warn).update)
 
 
 def _end_abandoned(runs: RunStore, store: MLflowStore) -> None:
-    """End the MLflow runs whose processes were killed and could not do so themselves."""
+    """End the MLflow runs whose processes were killed."""
     for fingerprint in store.running():
         run = runs.by_fingerprint(fingerprint)
         outcome = runs.outcome(run)
@@ -94,25 +94,25 @@ def _end_abandoned(runs: RunStore, store: MLflowStore) -> None:
 
 @dataclass
 class Summary:
-    """What `sync` did, in folders."""
+    """The number of folders by what `sync` did."""
 
     mirrored: int = 0
     current: int = 0
-    """Nothing to do: MLflow was up to date."""
+    """Already up to date."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Name of the folder -> why."""
+    """Name of the folder -> reason."""
 
 
 def sync(runs: Path, uri: str | None = None) -> Summary:
     """Update MLflow from every run folder in `runs`, then from every search.
 
-    One that cannot be read is named in the summary and does not stop the others.
+    A folder that cannot be read is listed in the summary and does not stop the others.
 
-    Raises `UserError` where there is no such folder or the tracking store cannot be reached at all.
+    Raises `UserError` if `runs` does not exist or the tracking store cannot be reached.
     """
     location = tracking_uri(runs, uri)
     if location is None:
-        raise UserError("--tracking off: no store to sync with; leave the flag out or name a store")
+        raise UserError("--tracking off: no store to sync with; omit the flag or name a store")
     if not runs.is_dir():
         raise UserError(f"--runs {runs}: no such folder")
     summary = Summary()
@@ -154,18 +154,18 @@ def _readers(runs: Path) -> list[tuple[str, Callable[[], MLflowRecord]]]:
 def ui(runs: Path, uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
     """Serve the local store's pages until Ctrl-C and return the exit code; takes over the process's signals.
 
-    Raises `UserError` where there is no local store, or the port is taken.
+    Raises `UserError` if there is no local store or the port is taken.
     """
     location = tracking_uri(runs, uri)
     if location is None:
-        raise UserError("--tracking off: no store to show; leave the flag out or name a store")
+        raise UserError("--tracking off: no store to show; omit the flag or name a store")
     if not is_database(location):
         raise UserError(f"--tracking {safe_url(location)}: not a local store; open it in a browser")
     try:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; give another port") from error
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another port") from error
     _connect(runs, location)  # creates the schema, quietly
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port), "--workers", "1"]
     environment = os.environ | {
@@ -191,7 +191,7 @@ def ui(runs: Path, uri: str | None = None, host: str = "127.0.0.1", port: int = 
 
 
 def _connect(runs: Path, uri: str) -> MLflowStore:
-    """Raises `UserError` where the store cannot be used."""
+    """Raises `UserError` if the store cannot be used."""
     try:
         return MLflowStore(runs, uri)
     except Exception as error:

@@ -1,6 +1,6 @@
 """The experiment `harness` in one MLflow store: finding, creating and updating its runs. MLflow is imported on use.
 
-Everything is sent in a way that a second time changes nothing. What is sent is `records.py`, when is `mirror.py`.
+Updates are idempotent. What is sent is defined in `records.py`, when in `mirror.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OFF = "off"
 
 STATE, REASON = "harness.state", "harness.reason"
 MIRRORED = "harness.mirrored"
-"""Tag: the last step of the curve that MLflow has, and the digest of all that it has."""
+"""Tag: the last step of the curve in MLflow, and the digest of everything that was sent."""
 PARENT = "mlflow.parentRunId"
 """Tag by which MLflow nests runs."""
 
@@ -36,7 +36,7 @@ _ENVIRONMENT = {
     # timed out may have been carried out, and a second one would create a second run.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    # The user need not know of the creation of the schema.
+    # MLflow logs the creation of the schema.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
@@ -52,7 +52,7 @@ def tracking_uri(runs: Path, uri: str | None) -> str | None:
 
 
 def artifacts_uri(runs: Path) -> str:
-    """Where a database store puts its files."""
+    """Where a database store stores files."""
     return (runs.absolute() / "mlartifacts").as_uri()
 
 
@@ -61,7 +61,7 @@ def is_database(uri: str) -> bool:
 
 
 class MLflowStore:
-    """A connection to one store. Every call raises whatever MLflow raises."""
+    """A connection to one store. MLflow's exceptions are not caught."""
 
     def __init__(self, runs: Path, uri: str) -> None:
         for name, value in _ENVIRONMENT.items():
@@ -89,7 +89,7 @@ class MLflowStore:
         return [run.data.tags[FINGERPRINT] for run in found]
 
     def update(self, record: MLflowRecord) -> bool:
-        """Send what MLflow does not have yet; False where it had everything."""
+        """Send what MLflow does not have yet; returns False if it had everything."""
         run = self._find(record) or self._client.create_run(
             self._experiment, record.started, record.identity, record.name
         )
@@ -106,7 +106,7 @@ class MLflowStore:
         return self._nest(run, record.trials) or mirrored != complete
 
     def _nest(self, parent: Run, trials: frozenset[str]) -> bool:
-        """Put the runs of trials under their search's run; True where one was not. Shared runs stay where they are."""
+        """Nest the runs of trials under their search's run; returns whether one changed. Shared runs are not moved."""
         if not trials:
             return False
         run_id = parent.info.run_id
@@ -121,7 +121,7 @@ class MLflowStore:
         return changed
 
     def _log(self, run_id: str, rows: list[MetricRow], params: dict[str, str], tags: dict[str, str]) -> None:
-        """In one request where it can hold everything. The tags go with the last: without them all is sent again."""
+        """Send in one request if possible. The tags are sent last: without them everything is sent again."""
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(*row) for row in rows]
@@ -136,7 +136,7 @@ class MLflowStore:
         )
 
     def _search(self, condition: str) -> list[Run]:
-        """The runs that meet a condition, by start time and id: in one order for every process."""
+        """The runs that match a filter, ordered by start time and id: in the same order for every process."""
         found: list[Run] = []
         token: str | None = ""
         while token is not None:
@@ -155,14 +155,14 @@ class MLflowStore:
             self._client.set_terminated(run.info.run_id, status, record.changed)
 
     def _find(self, record: MLflowRecord) -> Run | None:
-        """The MLflow run of the record. Ends what a killed earlier attempt left running."""
+        """The MLflow run of the record. Ends MLflow runs that a killed attempt left running."""
         key, value = next(iter(record.identity.items()))
         found = self._search(f"tags.`{key}` = '{value}'")
         for run in found:
             if int(run.data.tags.get(ATTEMPT, 1)) < record.attempt and run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, RunState.INTERRUPTED.mlflow, record.changed)
         # There are two where a run and a `sync` created one at the same time, or where a request that timed out was
-        # carried out all the same. Every process keeps the same one.
+        # carried out anyway. Every process chooses the same one.
         same = [run for run in found if record.identity.items() <= run.data.tags.items()]
         for other in same[1:]:
             self._client.delete_run(other.info.run_id)
@@ -182,9 +182,9 @@ class MLflowStore:
 
 @contextmanager
 def _database(runs: Path, uri: str, artifacts: str) -> Iterator[None]:
-    """Be the only process that prepares the database: those that create a schema at the same time make each other fail.
+    """Be the only process that prepares the database: concurrent creations of the schema fail.
 
-    Raises at once where no database answers: MLflow itself tries ten times, over 100 s.
+    Raises immediately if no database answers: MLflow itself retries ten times, over 100 s.
     """
     import sqlalchemy
 
@@ -203,7 +203,7 @@ def _database(runs: Path, uri: str, artifacts: str) -> Iterator[None]:
 
 
 def _create_sqlite(path: Path, artifacts: str) -> None:
-    """Create the whole schema in a temporary file and rename it: MLflow cannot use one that is half made."""
+    """Create the whole schema in a temporary file and rename it: MLflow cannot use an incomplete one."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for unfinished in path.parent.glob(f".{path.name}.*.tmp*"):  # of a process that was killed

@@ -1,6 +1,6 @@
 """What MLflow shows of a run folder or a search's folder, as plain values. Nothing is written here.
 
-How it reaches MLflow is `mlflow_store.py`. Times are milliseconds since 1970.
+`mlflow_store.py` sends the records to MLflow. Times are milliseconds since 1970.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.util.text import one_line
 
 FINGERPRINT, ATTEMPT = "harness.fingerprint", "harness.attempt"
 SEARCH = "harness.search"
-"""Tags that say what an MLflow run stands for: an attempt at a run, or the search of that name."""
+"""Tags that identify an MLflow run: an attempt at a run, or the search of that name."""
 
 _LONGEST_PARAM, _LONGEST_KEY = 6000, 250  # characters
 
@@ -46,10 +46,10 @@ class MetricRow(NamedTuple):
 
 @dataclass(frozen=True)
 class MLflowRecord:
-    """One MLflow run: an attempt at a run of ours, or a whole search."""
+    """One MLflow run: one attempt at a run, or a whole search."""
 
     identity: dict[str, str]
-    """Tags that no other MLflow run has all of."""
+    """Tags that identify the MLflow run together."""
     name: str
     outcome: Outcome
     params: dict[str, str]
@@ -57,11 +57,11 @@ class MLflowRecord:
     values: list[MetricRow]
     """The numbers of the result."""
     artifacts: list[tuple[Path, str | None]]
-    """Each file with the folder that it goes to in MLflow."""
+    """Each file with its folder in MLflow."""
     started: int
     changed: int
     trials: frozenset[str] = frozenset()
-    """Of a search: the fingerprints of the runs that are nested under it."""
+    """For a search: the fingerprints of the runs that are nested under it."""
 
     @property
     def attempt(self) -> int:
@@ -69,7 +69,7 @@ class MLflowRecord:
 
     @property
     def last_step(self) -> int:
-        """Of the curve; 0 before its first point."""
+        """The last step of the curve; 0 before its first point."""
         return self.curve[-1].step if self.curve else 0
 
     @property
@@ -79,7 +79,7 @@ class MLflowRecord:
 
 
 def read_run(run: RunFolder, outcome: Outcome) -> MLflowRecord:
-    """Raises `MalformedFolder` where the folder does not hold what `outcome`, its state, promises."""
+    """Raises `MalformedFolder` if files are missing that the state `outcome` requires."""
     try:
         spec = Spec.from_yaml(run.spec_path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -154,8 +154,8 @@ def _artifacts(run: RunFolder) -> list[tuple[Path, str | None]]:
 
 
 def _curve(points: Iterable[dict[str, Any]], batch_size: int, started: int) -> Iterator[MetricRow]:
-    """The curve file has no clock: the time of a point follows from the throughput, and from the folder alone, because
-    MLflow ignores a point that is sent a second time only where its time is equal too.
+    """The curve file has no timestamps: they are derived from the throughput, so that they are always the same: MLflow
+    only ignores a repeated point if its time is equal too.
     """
     seconds, last_step = 0.0, 0
     for point in points:
@@ -182,7 +182,7 @@ def _result_values(result: RunResult) -> dict[str, float]:
     fields = result.model_dump(exclude={"spec": True, "provenance": True, "metrics": {"per_class"}})
     values = {name.removeprefix("metrics."): value for name, value in _finite(_leaves(fields))}
     for index, scores in enumerate(result.metrics.per_class):
-        # MLflow reads a slash as a folder and a dot as the one above; few other signs are allowed.
+        # MLflow reads a slash as a folder and two dots as its parent; few other characters are allowed.
         name = re.sub(r"[^\w\- ]", "_", scores.name).strip()[: _LONGEST_KEY - 20] or "class"
         key = f"iou/{name}"
         if key in values:
@@ -200,7 +200,7 @@ def _leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _finite(values: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, float]]:
-    """Numbers only. SQL has neither NaN nor infinity: MLflow stores 0 and 1.8e308 in their place."""
+    """Drop NaN and infinity, which SQL does not have: MLflow would store 0 and 1.8e308."""
     for name, value in values:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             yield name, float(value)

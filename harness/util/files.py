@@ -17,10 +17,10 @@ from harness.errors import UserError
 
 @contextlib.contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
+    """Yield a temporary path next to `path`; on success it is flushed to disk and renamed to `path`.
 
     On any exception (a full disk, Ctrl-C) the temporary file is removed and `path` is unchanged. A full disk is raised
-    as an `OSError` of `ENOSPC` that names `path`, whatever exception the library that wrote made of it.
+    as an `OSError` of `ENOSPC` that names `path`, even if the writing library raised an exception of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_yaml(text: str) -> Any:
-    """As `yaml.safe_load`, but by libyaml where it is installed, which is ten times as fast."""
+    """As `yaml.safe_load`, but with libyaml if it is installed, which is ten times as fast."""
     import yaml  # here: the command line's help needs this module, but not yaml
 
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -66,7 +66,7 @@ def read_yaml(text: str) -> Any:
 def read_yaml_file(path: Path, field: str | None = None) -> Any:
     """The content of a YAML file.
 
-    Raises `UserError`: of `field`, which named the file, where it cannot be opened; of the file where it is not YAML.
+    Raises `UserError` of `field` if the file cannot be opened, and of the file if it is not YAML.
     """
     import yaml
 
@@ -97,7 +97,7 @@ def is_disk_full(error: BaseException) -> TypeGuard[OSError]:
 
 
 def _disk_is_full(error: Exception, temporary: Path) -> bool:
-    """torch and safetensors raise errors of their own kind on a full disk; for these, ask the file system."""
+    """torch and safetensors raise errors of their own on a full disk; for these, ask the file system."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOSPC
     try:

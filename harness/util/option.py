@@ -1,4 +1,4 @@
-"""Options as dataclass fields: a field carries what the command line needs, so that each option is defined once.
+"""Options as dataclass fields: a field holds what the command line needs, so that each option is defined once.
 
 `harness/cli/options.py` makes flags from them; everyone else sees an ordinary dataclass.
 """

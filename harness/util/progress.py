@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a progress bar on a terminal, plain lines elsewhere, and the same lines in its log.
+"""The progress of a run: a progress bar on a terminal, plain lines elsewhere, and the same lines in its log.
 
 Everything here goes to stderr; stdout belongs to results.
 """
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 PLAIN_SECONDS = 10
-"""The least time between two plain lines of progress."""
+"""The least seconds between two plain lines of progress."""
 
 
 def say(text: str) -> None:
-    """A line for the user."""
+    """Print a line for the user."""
     print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """A line about something that went wrong and stops nothing."""
+    """Print a line about a problem that stops nothing."""
     say(f"warning: {text}")
 
 
 class Reporter:
-    """Progress of one run. `log` is opened once there is a run folder (`log_to`); before that lines only show."""
+    """Progress of one run. Lines are also logged once there is a run folder (`log_to`)."""
 
     def __init__(self, quiet: bool = False, silent: bool = False):
-        """`quiet` prints plain lines on a terminal too; `silent` prints nothing (other processes of a launch)."""
+        """`quiet`: no progress bar; `silent`: no output (for all but one of the processes that share a batch)."""
         self._bar: Progress | None = None
         self._fancy = not quiet and not silent and sys.stderr.isatty()
         self._silent = silent
@@ -44,7 +44,7 @@ class Reporter:
         self._log = path
 
     def line(self, text: str) -> None:
-        """One line on stderr and in the log."""
+        """Print a line to stderr and to the log."""
         self.log(text)
         if self._silent:
             return
@@ -54,13 +54,13 @@ class Reporter:
             say(text)
 
     def log(self, text: str) -> None:
-        """Lines in the log alone."""
+        """Write a line to the log only."""
         if self._log is not None:
             with self._log.open("a", encoding="utf-8") as handle:
                 handle.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def start(self, what: str, total: int, done: int = 0) -> None:
-        """Begin a phase of `total` steps."""
+        """Start a phase of `total` steps."""
         self.stop()
         self._began, self._first, self._total, self._what = time.monotonic(), done, total, what
         if not self._fancy:
@@ -72,32 +72,32 @@ class Reporter:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
         )
         self._bar.start()
-        self._task = self._bar.add_task(what, total=total, completed=done, figures="")
+        self._task = self._bar.add_task(what, total=total, completed=done, status="")
 
     def step(self, step: int, loss: float, lr: float, images_per_second: float) -> None:
-        """A training step is done. `miou` shows the last value that `point` brought."""
+        """Show a finished training step, with the mIoU of the last `point`."""
         if self._bar is not None:
-            figures = f"loss {loss:.3f}  lr {lr:.1e}  train mIoU {_figure(self._miou)}  {images_per_second:.1f} img/s"
-            self._bar.update(self._task, completed=step, figures=figures)
+            status = f"loss {loss:.3f}  lr {lr:.1e}  train mIoU {_format(self._miou)}  {images_per_second:.1f} img/s"
+            self._bar.update(self._task, completed=step, status=status)
 
     def point(self, step: int, loss: float, lr: float, miou: float | None, images_per_second: float) -> None:
-        """A point of the training curve."""
+        """Show a point of the training curve."""
         self._miou = miou
         left = (time.monotonic() - self._began) / max(step - self._first, 1) * (self._total - step)
         text = (
-            f"step {step}/{self._total}  loss {loss:.3f}  lr {lr:.1e}  train mIoU {_figure(miou)}  "
+            f"step {step}/{self._total}  loss {loss:.3f}  lr {lr:.1e}  train mIoU {_format(miou)}  "
             f"{images_per_second:.1f} img/s  {left:.0f} s left"
         )
         self._plain(text, step)
 
     def advance(self, done: int) -> None:
-        """`done` of the phase's steps are done, with nothing more to say."""
+        """Show that `done` of the phase's steps are done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
         self._plain(f"{self._what} {done}/{self._total}", done)
@@ -116,5 +116,5 @@ class Reporter:
             say(text)
 
 
-def _figure(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"

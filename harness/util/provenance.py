@@ -1,4 +1,4 @@
-"""Where a result comes from: code, packages, device, weights, data."""
+"""The provenance of a result: code, packages, device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def code() -> dict[str, Any]:
-    """Version, commit and whether the checkout differs from it; commit None where there is no checkout."""
+    """Version, commit and whether the checkout is dirty; commit is None outside of a checkout."""
     return {"harness": harness.__version__, "commit": _git("rev-parse", "HEAD"), "dirty": _dirty()}
 
 

@@ -1,4 +1,4 @@
-"""Importing mmcv and mmseg without their messages about missing extras, and without an import that is not used."""
+"""Imports mmcv and mmseg without their messages about missing extras and without a slow import that is not used."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 def quiet_imports() -> Iterator[None]:
     """Suppress prints and warnings of the imports inside; stdout and the warning filters are restored afterwards.
 
-    stderr is not redirected: loggers that torch creates during its import would hold on to the replacement and lose
-    every later warning. Exceptions are not suppressed.
+    stderr is not redirected: loggers that torch creates during its import would keep the replacement and lose every
+    later warning. Exceptions are not suppressed.
     """
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), _without("transformers"):
         yield
@@ -22,10 +22,10 @@ def quiet_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Make a module look missing, unless it is imported already.
+    """Make a module look missing, unless it is already imported.
 
-    mmengine takes one optimiser from transformers if that is installed, as with peft. It is not used here, and its
-    import would take a third of the time of a run's imports.
+    mmengine imports one optimiser from transformers if that is installed, as with peft. It is not used here, and takes
+    a third of the time of a run's imports.
     """
     if module in sys.modules:
         yield

@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Factories of one kind by name. `kind` is the word for it in errors, and their field.
+    """Factories of one kind by name. `kind` names it in errors, and is their field.
 
-    With `group`, the entry points of that group are registered too; each is imported when it is first asked for.
+    With `group`, the entry points of that group are registered too; each is imported on first use.
     """
 
     def __init__(self, kind: str, group: str | None = None):
@@ -27,7 +27,7 @@ class Registry(Generic[T]):
 
         def add(factory: T) -> T:
             if name in self.names():
-                raise ValueError(f"{self.kind} {name!r} is registered already")
+                raise ValueError(f"{self.kind} {name!r} is already registered")
             self._known[name] = factory
             return factory
 

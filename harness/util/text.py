@@ -18,7 +18,7 @@ def one_line(text: str) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception and what it was raised from, the innermost last."""
+    """The exception and its causes, the innermost last."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -26,9 +26,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def innermost_reason(error: BaseException, url: str = "") -> str:
-    """The innermost cause in one line: what libraries wrap around it fills a screen.
+    """The innermost cause in one line, without the messages that libraries wrap around it.
 
-    Where it quotes `url` or a secret of it, that is hidden.
+    `url` and its secrets are hidden in it.
     """
     *_, innermost = causes(error)
     text = str(innermost) or type(innermost).__name__
@@ -43,7 +43,7 @@ def safe_url(url: str) -> str:
     """Scheme, host, port and path of a URL: what may be printed or stored.
 
     User, password, query and fragment are left out, also where the password has characters that a URL would quote.
-    Where the end of the password is ambiguous, only the scheme remains. Text that is no URL comes back as it is.
+    Where the end of the password is ambiguous, only the scheme remains. Text that is not a URL is returned unchanged.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -62,7 +62,7 @@ def _end_of_path(rest: str) -> int:
 
 
 def _secrets(url: str) -> set[str]:
-    """The password, and what the query calls a token, key or the like; quoted and not."""
+    """The password, and the values of query keys such as `token`; quoted and unquoted."""
     rest = url.partition("://")[2]
     password = rest.rpartition("@")[0].partition(":")[2]
     values = [value for key, value in parse_qsl(rest[_end_of_path(rest) + 1 :]) if _SECRET_KEYS.search(key)]

@@ -50,19 +50,19 @@ def _rows(text: str) -> list[dict[str, str]]:
     return [{"below": text.rpartition("|")[2].strip()} | dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def test_the_three_loops_train_the_same_tensors(tables):
+def test_three_loops_train_the_same_tensors(tables):
     [row] = tables[LOOPS]
     assert row["method"] == "spm"
     assert row["trained tensors"] == "equal to the bit"
     assert _ratio(row["over a bare loop"]) > 0 and _ratio(row["over mmengine's Runner"]) > 0
 
 
-def test_a_method_that_does_not_go_with_the_network_is_a_line_with_the_reason(tables):
+def test_unsupported_method_is_listed_with_the_reason(tables):
     for title in (LOOPS, METHODS, OPTIONS):
         assert tables[title][0]["below"].startswith("vpt_deep on resnet10t: ")
 
 
-def test_methods_are_held_against_full(tables):
+def test_methods_are_compared_with_full(tables):
     rows = {row["method"]: row for row in tables[METHODS]}
     assert rows.keys() == {"spm"}
     spm = rows["spm"]
@@ -72,7 +72,7 @@ def test_methods_are_held_against_full(tables):
     assert _ratio(spm["step"]) > 0
 
 
-def test_sharing_has_a_ratio_for_every_aim(tables):
+def test_sharing_has_a_ratio_for_every_goal(tables):
     rows = tables[SHARING]
     for head in ("linear", "fpn:16"):
         aims = [row["aim for the linear probe"] for row in rows if row["head"] == head]
@@ -80,7 +80,7 @@ def test_sharing_has_a_ratio_for_every_aim(tables):
     assert all(_ratio(row["ratio"]) > 0 for row in rows)
 
 
-def test_options_of_a_step_say_whether_they_move_a_bit(tables):
+def test_step_options_state_whether_results_change(tables):
     [row] = tables[OPTIONS]
     assert _ratio(row["bf16"]) > 0 and not row["bf16"].endswith("=")
     assert _ratio(row["channels-last"].removesuffix("=")) > 0
@@ -94,7 +94,7 @@ def test_options_of_a_step_say_whether_they_move_a_bit(tables):
         (["--rounds", "0"], "error: --rounds 0: give 1 or more"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(arguments, said):
+def test_missing_measurement_is_a_one_line_note(arguments, said):
     done = benchmarks(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(said)

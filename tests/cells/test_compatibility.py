@@ -14,7 +14,7 @@ from harness.runs.store import RunStore
 from tests.support.run_commands import request
 
 
-def test_support_is_asked_once_whatever_the_learning_rates(
+def test_support_is_checked_once_for_all_learning_rates(
     colours: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Question] = []

@@ -85,7 +85,7 @@ def refusal(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
-def test_a_method_in_one_file_of_under_forty_lines_passes(scale: Path, backbone: str) -> None:
+def test_method_in_one_short_file_passes(scale: Path, backbone: str) -> None:
     assert len(SCALE.splitlines()) < 40
     plugins.load([scale])
     assert "channel_scale" in methods.names()
@@ -94,7 +94,7 @@ def test_a_method_in_one_file_of_under_forty_lines_passes(scale: Path, backbone:
     assert outcomes[-1].check == "finishes in two processes"
 
 
-def test_a_plugin_is_loaded_once_and_handed_on_to_sub_processes(scale: Path) -> None:
+def test_plugin_is_loaded_once_and_in_child_processes(scale: Path) -> None:
     plugins.load([scale])
     plugins.load([scale])
     assert os.environ[plugins.VARIABLE] == str(scale)
@@ -107,7 +107,7 @@ def test_a_plugin_is_loaded_once_and_handed_on_to_sub_processes(scale: Path) -> 
     assert "'channel_scale'" in done.stdout, done.stderr
 
 
-def test_imports_helpers_and_abstract_classes_of_a_file_are_no_methods(tmp_path: Path) -> None:
+def test_imports_helpers_and_abstract_classes_are_not_methods(tmp_path: Path) -> None:
     path = tmp_path / "two.py"
     path.write_text(
         SCALE.replace("class Scale(Method)", "class Base(Method):\n    pass\n\n\nclass _Helper(Method):\n    pass\n\n\n"
@@ -119,7 +119,7 @@ def test_imports_helpers_and_abstract_classes_of_a_file_are_no_methods(tmp_path:
     assert set(methods.names()) - before == {"channel_scale", "other_scale"}
 
 
-def test_a_file_that_is_no_plugin_is_one_line_that_names_it_and_registers_nothing(tmp_path: Path) -> None:
+def test_invalid_plugin_is_named_and_registers_nothing(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     assert refusal(path, "import no_such_module") == (
         "failed to import: ModuleNotFoundError: No module named 'no_such_module'"
@@ -138,13 +138,13 @@ def test_a_file_that_is_no_plugin_is_one_line_that_names_it_and_registers_nothin
         plugins.load([tmp_path / "gone.py"])
 
 
-def test_the_variable_is_named_where_the_file_came_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_the_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(plugins.VARIABLE, str(tmp_path / "gone.py"))
     with pytest.raises(UserError, match=r"HARNESS_PLUGINS .*gone\.py: no such file"):
         plugins.load()
 
 
-def test_the_origin_of_a_method_says_which_code_ran(scale: Path) -> None:
+def test_method_origin_identifies_the_code(scale: Path) -> None:
     plugins.load([scale])
     cls = methods.get("channel_scale")
     assert plugins.method_origin(cls) == {"module": "scale.py", "sha256": sha256(scale)}

@@ -25,7 +25,7 @@ def done(colours: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return RunFolder(Path(said.out.splitlines()[-1]))
 
 
-def test_a_recipe_gives_back_the_request_that_it_was_written_of(tmp_path: Path) -> None:
+def test_recipe_round_trips_a_request(tmp_path: Path) -> None:
     request = Request(
         "lora", "resnet10t", "random", "camvid", "fpn:16", budget("small"), 3, "dev", {"rank": 4, "lr": 1e-4}
     )
@@ -35,7 +35,7 @@ def test_a_recipe_gives_back_the_request_that_it_was_written_of(tmp_path: Path) 
     assert read_recipe(path, {}) == request
 
 
-def test_flags_go_over_the_file(tmp_path: Path) -> None:
+def test_flags_take_precedence_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "cell.yaml"
     path.write_text("method: spm\nseed: 4\nbudget: {base: demo, steps: 9, warmup: 0}\nsettings: {hidden: 8, lr: 0.1}\n")
     request = read_recipe(path, {"seed": 5, "settings": {"lr": "0.2"}})
@@ -44,7 +44,7 @@ def test_flags_go_over_the_file(tmp_path: Path) -> None:
     assert request.backbone == Request().backbone
 
 
-def test_the_spec_of_a_run_repeats_it(done: RunFolder, colours: Path) -> None:
+def test_spec_of_a_run_resolves_to_the_same_run(done: RunFolder, colours: Path) -> None:
     runs = done.path.parent
     said = call("run", "--from", done.path / "spec.yaml", "--dataset", colours, "--runs", runs)
     assert (said.code, said.err) == (0, "")
@@ -53,7 +53,7 @@ def test_the_spec_of_a_run_repeats_it(done: RunFolder, colours: Path) -> None:
     assert other.code == 2 and "hidden=x: " in other.err
 
 
-def test_a_spec_that_comes_to_another_run_here_is_said_so(done: RunFolder, tmp_path: Path, tiny: Path) -> None:
+def test_spec_that_resolves_to_another_run_is_a_warning(done: RunFolder, tmp_path: Path, tiny: Path) -> None:
     changed = make_dataset(tmp_path / "colours", ignored_rows=0)
     spec = done.spec()
     other = resolve(
@@ -65,12 +65,12 @@ def test_a_spec_that_comes_to_another_run_here_is_said_so(done: RunFolder, tmp_p
     assert said.err.startswith(f"warning: {done.path / 'spec.yaml'}: {warning}\n")
 
 
-def test_weights_that_were_a_file_have_to_be_given_again(done: RunFolder, tmp_path: Path) -> None:
+def test_weights_from_a_file_must_be_passed_again(done: RunFolder, tmp_path: Path) -> None:
     fields = yaml.safe_load((done.path / "spec.yaml").read_text())
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump({**fields, "weights": "sha256:" + "5" * 64}))
     assert refusal("run", "--from", path) == (
-        f"{path}: weights: sha256:555555555555... is the hash of a file; give the file with --weights"
+        f"{path}: weights: sha256:555555555555... is the hash of a file; pass the file with --weights"
     )
 
 
@@ -82,18 +82,18 @@ def test_weights_that_were_a_file_have_to_be_given_again(done: RunFolder, tmp_pa
         ("a: [", "not YAML: "),
         ("seed: one", "seed: one: expected a number"),
         ("method: 3", "method: 3: expected a name"),
-        ("part: test", "part: test: give report or dev"),
+        ("part: test", "part: test: use report or dev"),
         ("settings: [lr]", "settings: ['lr']: expected hyperparameters, such as `lr: 0.001`"),
         ("budget: {steps: 0}", "budget.steps: 0: "),
         ("method: spm\nhyperparameters: {}", "not the complete spec of a run"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_file_is_a_one_line_error(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "cell.yaml"
     path.write_text(text)
     assert refusal("run", "--from", path).startswith(f"{path}: {said}")
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_missing_file_is_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "none.yaml"
     assert refusal("run", "--from", path) == f"--from {path}: No such file or directory"

@@ -94,9 +94,9 @@ def test_default_cache_size_is_the_one_in_the_help() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--time-limit", "0"), "--time-limit 0: give a number above 0"),
-        (("--time-limit", "nan"), "--time-limit nan: give a finite number"),
-        (("--checkpoint-seconds", "inf"), "--checkpoint-seconds inf: give a finite number"),
+        (("--time-limit", "0"), "--time-limit 0: use a number above 0"),
+        (("--time-limit", "nan"), "--time-limit nan: use a finite number"),
+        (("--checkpoint-seconds", "inf"), "--checkpoint-seconds inf: use a finite number"),
         (("--cache-size", "8 gigs"), "--cache-size 8 gigs: invalid size; give a number and a unit, such as 8GB"),
         (("--launcher-set", "address"), "--launcher-set address: expected KEY=VALUE"),
     ],

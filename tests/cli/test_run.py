@@ -17,9 +17,7 @@ from tests.support.in_process import call, refusal, runs_in
 from tests.support.tiny_cell import environment, fresh_python, make_budget, run_arguments
 
 
-def test_run_prints_table_and_folder_on_stdout_and_progress_on_stderr(
-    colours: Path, tiny: Path, tmp_path: Path
-) -> None:
+def test_run_prints_results_to_stdout_and_progress_to_stderr(colours: Path, tiny: Path, tmp_path: Path) -> None:
     output = call(*run_arguments(colours, tiny, tmp_path / "runs", "--method", "linear"))
     assert output.code == 0
     head, row, path = output.out.splitlines()

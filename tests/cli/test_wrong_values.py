@@ -45,8 +45,8 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "hyperparameter twice": (("--set", "lr=1", "--set", "lr=2"), r"--set lr=2: lr is set twice$"),
     "no key and value": (("--set", "lr"), r"--set lr: expected KEY=VALUE$"),
     "no key": (("--set", "=3"), r"--set =3: expected KEY=VALUE$"),
-    "device": (("--device", "tpu"), r"--device tpu: give auto, cpu, cuda or cuda:N$"),
-    "device with a number that has none": (("--device", "cpu:1"), r"--device cpu:1: give auto, cpu, cuda or cuda:N$"),
+    "device": (("--device", "tpu"), r"--device tpu: use auto, cpu, cuda or cuda:N$"),
+    "device with a number that has none": (("--device", "cpu:1"), r"--device cpu:1: use auto, cpu, cuda or cuda:N$"),
 }
 
 
@@ -65,7 +65,7 @@ def test_wrong_value_is_one_line_and_leaves_no_files(
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
 def test_missing_gpu_is_refused(device: str, colours: Path, tiny: Path, tmp_path: Path) -> None:
     line = refusal(*run_arguments(colours, tiny, tmp_path / "runs", "--device", device))
-    assert line.startswith(f"--device {device}: torch sees no CUDA device here; give cpu")
+    assert line.startswith(f"--device {device}: no CUDA device is available; use cpu")
     assert runs_in(tmp_path / "runs") == []
 
 
@@ -106,7 +106,7 @@ def test_budget_with_too_small_batches_for_the_head_is_refused(
 ) -> None:
     budget = make_budget(tmp_path / "narrow.yaml", batch_size=2, accumulate=2, crop=[crop, crop])
     line = refusal(*run_arguments(colours, budget, tmp_path / "runs", "--head", head))
-    assert line.startswith(f"--budget narrow: the batch norms of head {head} see one value a channel")
+    assert line.startswith(f"--budget narrow: the batch norms of head {head} see one value per channel")
     assert runs_in(tmp_path / "runs") == []
 
 

@@ -41,7 +41,7 @@ def _pairs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "family"), _pairs())
-def test_every_method_keeps_the_contract_on_a_cnn_and_a_vit(name: str, family: str) -> None:
+def test_every_method_fulfils_the_contract(name: str, family: str) -> None:
     """On all families: `harness check --all`, which takes as long as the whole of the tests."""
     assert broken(check_method(name, [tiny_backbones()[family]])) == []
 
@@ -269,18 +269,24 @@ def test_good_method_passes_every_check(backbone: str) -> None:
 @pytest.mark.parametrize(
     ("cls", "expected"),
     [
-        (Unfrozen, "trains as many parameters as it says: good on resnet10t: trains 0 parameters, its closed form"),
-        (MovesStatistics, "leaves what is frozen: changes what is frozen: stem.0.1.running_mean, stem.0.1.running_var"),
+        (Unfrozen, "trains the declared number of parameters: good on resnet10t: trains 0 parameters, its closed form"),
+        (
+            MovesStatistics,
+            "keeps frozen tensors unchanged: changes frozen tensors: stem.0.1.running_mean, stem.0.1.running_var",
+        ),
         (
             WrongCount,
-            "trains as many parameters as it says: good on resnet10t: trains 4160 parameters, its closed",
+            "trains the declared number of parameters: good on resnet10t: trains 4160 parameters, its closed",
         ),
-        (RightForOneNumberOfClasses, "trains as many parameters as it says: good on resnet10t: trains 4160 parameters"),
+        (
+            RightForOneNumberOfClasses,
+            "trains the declared number of parameters: good on resnet10t: trains 4160 parameters",
+        ),
         (Shared, "shares no state between instances: training one instance changes another: backbone.gaps.0.mix"),
-        (Nothing, "trains as many parameters as it says: trains nothing here and does not say so"),
-        (Crashes, "trains as many parameters as it says: crashes: KeyError: 'layer5'"),
+        (Nothing, "trains the declared number of parameters: trains nothing here; return Unsupported"),
+        (Crashes, "trains the declared number of parameters: crashes: KeyError: 'layer5'"),
         (CrashesInTraining, "trains: crashes: RuntimeError: no maps"),
-        (Random, "is deterministic at a seed: two builds at one seed differ: backbone.gaps.0.mix.weight"),
+        (Random, "is deterministic at a seed: two builds from one seed differ: backbone.gaps.0.mix.weight"),
         (OtherStart, "starts as the frozen backbone: the map of stage 0 differs at the start by 1"),
         (NeverUsed, "gives every trained parameter a gradient: no gradient reaches backbone.gaps.0.spare"),
         (Remembers, "trains: crashes: RuntimeError: Trying to backward through the graph a second time"),
@@ -289,8 +295,8 @@ def test_good_method_passes_every_check(backbone: str) -> None:
         (FullPrecisionOnly, "works in mixed precision: crashes: TypeError: expected float32"),
         (CountsOnContiguousMaps, "works in channels last: crashes: RuntimeError: view size is not compatible"),
         (Explodes, "overfits four images: does not overfit four images"),
-        (NoWithoutReason, "answers whether it is supported: supports answers False"),
-        (ChangesWhatItIsAskedAbout, "answers whether it is supported: supports changes the backbone"),
+        (NoWithoutReason, "declares support: supports returns False"),
+        (ChangesWhatItIsAskedAbout, "declares support: supports changes the backbone"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -308,14 +314,14 @@ def test_declared_exceptions_are_accepted(cls: type[Method], monkeypatch: pytest
 
 
 @pytest.mark.exhaustive
-def test_unused_parameter_fails_in_two_processes_and_the_next_method_passes() -> None:
+def test_unused_parameter_fails_in_two_processes() -> None:
     assert any("two processes: one of two processes failed" in line for line in verdict(NeverUsed))
     assert verdict(Good) == []
 
 
 def test_unsupported_backbone_is_one_result_with_the_reason() -> None:
     outcomes = check_method(ConvolutionsOnly, ["test_vit"])
-    assert outcomes[1:] == [CheckResult("answers whether it is supported", "test_vit", "unsupported", "for CNNs")]
+    assert outcomes[1:] == [CheckResult("declares support", "test_vit", "unsupported", "for CNNs")]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +330,7 @@ def test_unsupported_backbone_is_one_result_with_the_reason() -> None:
         (hyperparameter(1, "", ge=0, le=2), "hyperparameter x has no help"),
         (hyperparameter(1, "help", ge=0), "hyperparameter x has no upper bound"),
         (hyperparameter(1.0, "help", lt=9), "hyperparameter x has no lower bound"),
-        (hyperparameter("a", "help"), "hyperparameter x is any text; give a pattern or a Literal"),
+        (hyperparameter("a", "help"), "hyperparameter x accepts any text; add a pattern or use a Literal"),
         (hyperparameter(1, "help", ge=0, le=2, search=(1, 3)), "hyperparameter x: its search draws 3, out of bounds"),
         (hyperparameter(5, "help", ge=0, le=2), "crashes: ValidationError"),
     ],
@@ -361,7 +367,7 @@ def test_reason_shared_by_families_is_printed_once() -> None:
     assert matrix.matrix([row, other])[-1] == "broken: a on resnet, deit: trains: crashes"
 
 
-def test_method_that_fails_to_import_is_broken_and_others_are_checked(
+def test_method_that_fails_to_import_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from importlib.metadata import EntryPoint
@@ -375,6 +381,6 @@ def test_method_that_fails_to_import_is_broken_and_others_are_checked(
     assert last.split() == ["vision_transformer", "unsupported", "broken"]
 
 
-def test_a_name_that_nobody_registered_is_refused() -> None:
+def test_unregistered_method_is_refused() -> None:
     with pytest.raises(UserError, match="method spn: no such method; did you mean spm"):
         run_check(["spn"])

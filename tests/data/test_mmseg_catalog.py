@@ -68,12 +68,12 @@ def unwrapped(config: dict) -> list[dict]:
     return [config] if inner is None else [one for member in inner for one in unwrapped(member)]
 
 
-def test_the_catalog_has_the_datasets_of_the_installed_mmseg(installed: dict[str, dict]) -> None:
+def test_catalog_covers_the_datasets_of_the_installed_mmseg(installed: dict[str, dict]) -> None:
     assert set(mmseg_catalog.names()) == set(installed) - set(mmseg_catalog.excluded())
 
 
 @pytest.mark.parametrize("name", mmseg_catalog.names())
-def test_an_entry_is_what_the_installed_mmseg_says(installed: dict[str, dict], name: str, monkeypatch) -> None:
+def test_entry_matches_the_installed_mmseg(installed: dict[str, dict], name: str, monkeypatch) -> None:
     with quiet_imports():
         from mmengine import fileio
         from mmseg.registry import DATASETS
@@ -101,23 +101,23 @@ def test_an_entry_is_what_the_installed_mmseg_says(installed: dict[str, dict], n
 
 
 @pytest.mark.parametrize("name", mmseg_catalog.names())
-def test_every_dataset_that_is_missing_says_where_it_is_expected(tmp_path, refusal, name):
+def test_missing_dataset_error_names_the_expected_place(tmp_path, refusal, name):
     message = refusal(lambda: opened(name, tmp_path))
     assert message.startswith(f"dataset {name}: not found under {tmp_path}; expected {tmp_path}/")
     assert message.endswith("; set --data or HARNESS_DATA")
 
 
-def test_a_missing_layout_names_images_and_masks_of_both_splits(tmp_path, refusal):
+def test_missing_files_error_names_images_and_masks_of_both_splits(tmp_path, refusal):
     message = refusal(lambda: opened("ade20k", tmp_path))
     for part in ("images/training/**/*.jpg", "annotations/training/**/*.png", "images/validation", "(test)"):
         assert part in message
 
 
-def test_an_excluded_dataset_says_why(tmp_path, refusal):
+def test_excluded_dataset_has_a_reason(tmp_path, refusal):
     assert "depth estimation" in refusal(lambda: opened("nyu", tmp_path))
 
 
-def test_ade20k_ignores_label_zero_and_begins_at_one(ade):
+def test_ade20k_ignores_label_zero(ade):
     dataset = opened("ade20k", ade)
     assert len(dataset.digest) == 64
     assert (len(dataset.classes), len(dataset.palette), dataset.scale) == (150, 150, (2048, 512))
@@ -126,19 +126,19 @@ def test_ade20k_ignores_label_zero_and_begins_at_one(ade):
     assert mask[0, :4].tolist() == [IGNORE_INDEX, 0, 149, IGNORE_INDEX]
 
 
-def test_a_label_beyond_the_classes_is_named_as_the_file_holds_it(ade, refusal):
+def test_label_beyond_the_classes_is_named_with_its_file_value(ade, refusal):
     path = save(ade / ADE / "annotations/training/a.png", np.full((12, 16), 151, np.uint8))
     message = refusal(lambda: opened("ade20k", ade).digest)
     assert message == f"dataset ade20k: {path}: label 151 at (0, 0) but 150 classes (1..150) and 0 and 255 = ignore"
 
 
-def test_an_image_without_its_mask_is_named(ade, refusal):
+def test_image_without_a_mask_is_named(ade, refusal):
     (ade / ADE / "annotations/training/a.png").unlink()
     message = refusal(lambda: opened("ade20k", ade).digest)
     assert message == f"dataset ade20k: {ade / ADE}/annotations/training/a.png: No such file or directory"
 
 
-def test_an_empty_split_is_named(ade, refusal):
+def test_empty_split_is_named(ade, refusal):
     (ade / ADE / "images/validation/a.jpg").unlink()
     assert refusal(lambda: opened("ade20k", ade).digest).endswith("no *.jpg; the test split is empty")
 

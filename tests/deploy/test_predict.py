@@ -87,7 +87,7 @@ def test_label_maps_and_overlays_have_the_dataset_colours(
     assert np.abs(np.asarray(Image.open(overlay_path)) - mixed).max() <= 0.5
 
 
-def test_run_is_given_by_folder_fingerprint_or_delta(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
+def test_run_is_found_by_folder_fingerprint_or_delta(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
     alone = shutil.copy(run / "delta.safetensors", tmp_path / "from-a-colleague.safetensors")
     image = colours / "images/test/0.png"
     ways = {
@@ -182,14 +182,14 @@ def test_unreadable_image_is_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_images_of_one_name_are_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+def test_images_with_the_same_name_are_refused(run: Path, colours: Path, tmp_path: Path) -> None:
     images = [colours / "images" / split / "0.png" for split in ("train", "test")]
     line = refusal("predict", run, *images, "--out", tmp_path / "out")
     assert line == "predict: two images are named 0, and would have the same output file; rename one"
     assert not (tmp_path / "out").exists()
 
 
-def test_moved_weights_are_asked_for(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
+def test_moved_weights_are_requested(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     image, moved = colours / "images/test/0.png", tmp_path / "moved.safetensors"
@@ -291,5 +291,5 @@ def test_file_as_out_folder_is_refused(run: Path, colours: Path, tmp_path: Path)
 
 def test_unknown_device_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
     arguments = ["predict", run, colours / "images/test/0.png", "--out", tmp_path / "out", "--device", "tpu"]
-    assert refusal(*arguments) == "--device tpu: give auto, cpu, cuda or cuda:N"
+    assert refusal(*arguments) == "--device tpu: use auto, cpu, cuda or cuda:N"
     assert not (tmp_path / "out").exists()

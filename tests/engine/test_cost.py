@@ -76,7 +76,7 @@ def test_peak_memory_is_close_to_what_torch_allocates(backbone: str) -> None:
 
 
 @pytest.mark.parametrize(("groups", "transposed"), [(1, False), (4, False), (16, False), (4, True)])
-def test_each_gradient_of_a_convolution_costs_as_much_as_the_convolution(groups: int, transposed: bool) -> None:
+def test_convolution_gradients_cost_as_much_as_the_convolution(groups: int, transposed: bool) -> None:
     made = nn.ConvTranspose2d if transposed else nn.Conv2d
     convolution = made(16, 16, 3, groups=groups)
     x = torch.rand(2, 16, 8, 8, requires_grad=True)

@@ -36,13 +36,13 @@ def assert_close(run: RunFolder, expected: RunFolder) -> None:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_loader_processes_change_nothing(
+def test_loader_processes_do_not_change_results(
     start: Starter, colours: Path, tiny: Path, whole: RunFolder, tmp_path: Path
 ) -> None:
     assert_same(finished(start, colours, tiny, tmp_path, "--workers", "2"), whole)
 
 
-def test_two_forward_passes_a_step_equal_one_of_twice_the_images(
+def test_accumulated_step_equals_a_single_larger_batch(
     start: Starter, labelled: Path, probe: RunFolder, tmp_path: Path
 ) -> None:
     halved = make_budget(tmp_path / "halved.yaml", accumulate=2)
@@ -73,7 +73,7 @@ def test_two_processes_share_batch_and_evaluation(labelled: Path, tiny: Path, pr
     assert {path.name for path in run.samples_path.iterdir()} == {path.name for path in probe.samples_path.iterdir()}
 
 
-def test_bf16_trains_to_finite_numbers(start: Starter, colours: Path, whole: RunFolder, tmp_path: Path) -> None:
+def test_bf16_training_is_finite(start: Starter, colours: Path, whole: RunFolder, tmp_path: Path) -> None:
     run = finished(start, colours, make_budget(tmp_path / "bf16.yaml", precision="bf16"), tmp_path / "runs")
     assert run.fingerprint != whole.fingerprint
     assert all(np.isfinite(point["loss"]) for point in run.curve())

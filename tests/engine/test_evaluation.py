@@ -47,7 +47,7 @@ def test_metrics_of_a_two_by_two_matrix() -> None:
     assert found.absent == 0
 
 
-def test_confusion_has_labels_as_rows_and_leaves_ignored_pixels_out() -> None:
+def test_confusion_has_labels_as_rows_and_skips_ignored_pixels() -> None:
     mask = torch.tensor([[0, 1], [1, IGNORE_INDEX]], dtype=torch.uint8)
     prediction = torch.tensor([[1, 1], [0, 1]], dtype=torch.uint8)
     assert confusion(prediction, mask, 2).tolist() == [[0, 1], [1, 1]]

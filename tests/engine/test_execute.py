@@ -47,7 +47,7 @@ def test_finished_run_is_printed_without_torch_or_writes(whole: RunFolder, colou
     assert not imported & {"torch", "timm", "mmcv", "mmseg", "mlflow"}
 
 
-def test_again_reruns_with_the_same_outcome_and_archives_the_old_folder(
+def test_force_reruns_with_the_same_result_and_archives_the_old(
     start: Starter, whole: RunFolder, colours: Path, tiny: Path, tmp_path: Path
 ) -> None:
     runs = Path(shutil.copytree(whole.path.parent, tmp_path / "runs"))
@@ -123,7 +123,7 @@ def test_crops_too_large_for_memory_end_as_out_of_memory(start: Starter, colours
     huge = make_budget(tmp_path / "huge.yaml", crop=[2**24, 2**24])
     command = start(*run_arguments(colours, huge, tmp_path / "runs", "--workers", "1"))
     assert command.wait() == 1, command.stderr
-    assert one_line(command.stderr).startswith("error: out of memory: out of memory after step 0; give a budget with")
+    assert one_line(command.stderr).startswith("error: out of memory: out of memory after step 0; use a budget with")
     assert_row_without_result(only_run(tmp_path / "runs"), "out_of_memory", "out of memory after step 0")
 
 
@@ -149,7 +149,7 @@ def test_allocation_failures_of_torch_and_numpy_are_out_of_memory() -> None:
     [(0, "folder"), pytest.param(40_000, "checkpoint", marks=pytest.mark.exhaustive), (1_400_000, "delta")],
     ids=["for nothing", "for no checkpoint", "for no delta"],
 )
-def test_full_disk_is_one_line_and_the_command_resumes_with_space(
+def test_full_disk_is_a_one_line_error_and_the_run_resumes(
     start: Starter, colours: Path, tiny: Path, whole: RunFolder, small_disk: Path, left: int, where: str
 ) -> None:
     runs = small_disk / "runs"
@@ -161,7 +161,7 @@ def test_full_disk_is_one_line_and_the_command_resumes_with_space(
     command = start(*run_arguments(colours, tiny, runs))
     assert command.wait() == 2, command.stderr
     run = runs / whole.fingerprint
-    assert one_line(command.stderr).startswith(f"error: {run}: No space left on device; make room")
+    assert one_line(command.stderr).startswith(f"error: {run}: No space left on device; free some space")
     assert not list(small_disk.rglob("*.tmp"))
     assert snapshot(other) == before
     assert run.exists() == (where != "folder")

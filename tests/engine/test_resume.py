@@ -173,7 +173,7 @@ def test_flipped_bit_in_a_checkpoint_falls_back_to_an_older_one(
     assert_same(only_run(stopped_runs), whole_longer)
 
 
-def test_damaged_result_is_reported_and_computed_again(
+def test_damaged_result_is_reported_and_recomputed(
     start: Starter, whole: RunFolder, colours: Path, tiny: Path, tmp_path: Path
 ) -> None:
     runs = Path(shutil.copytree(whole.path.parent, tmp_path / "runs"))

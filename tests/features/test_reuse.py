@@ -158,9 +158,7 @@ def test_interrupted_run_resumes_with_and_without_cached_features(
     assert outcome(run(tmp_path, second_size, expected_reuses=9)) == alone()
 
 
-def test_damaged_and_lost_features_are_computed_again(
-    run: Run, alone: Alone, tmp_path: Path, always_pays: None
-) -> None:
+def test_damaged_and_lost_features_are_recomputed(run: Run, alone: Alone, tmp_path: Path, always_pays: None) -> None:
     run(tmp_path, GIGABYTE, expected_reuses=9)
     files = sorted((tmp_path / ".cache" / "features").glob("*.safetensors"))
     assert len(files) > 6
@@ -190,7 +188,7 @@ def stopping(at: dict[float, int]) -> Callable[..., None]:
     return act
 
 
-def test_features_that_do_not_pay_or_fit_are_not_cached(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+def test_features_without_benefit_or_space_are_not_cached(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
     features = Path(".cache") / "features"
 
     def cached(runs: Path) -> set[str]:

@@ -153,7 +153,7 @@ def test_files_are_safetensors(store: FeatureStore, folder: Path) -> None:
     assert all(torch.equal(tensor, feature(int(index))) for index, tensor in load_file(path).items())
 
 
-def test_any_name_works(store: FeatureStore) -> None:
+def test_any_tensor_name_works(store: FeatureStore) -> None:
     names = ["stages.0", "../stem", "a/b", "ä ö", ".hidden", "map.tmp", ""]
     with store.stream(IDENTITY, 1) as stream:
         assert stream.write(0, {name: (torch.tensor(number), 0.0) for number, name in enumerate(names)})
@@ -405,7 +405,7 @@ def test_stream_does_not_evict_itself(folder: Path) -> None:
         assert found(other, range(CHUNK)) == [], "it was older"
 
 
-def test_what_can_never_fit_evicts_nothing(folder: Path) -> None:
+def test_tensor_over_the_limit_evicts_nothing(folder: Path) -> None:
     store = FeatureStore(folder, 3 * file_size(folder))
     with store.stream({"number": 0}, CHUNK) as small, store.stream({"number": 1}, CHUNK) as large:
         fill(small, range(CHUNK))
@@ -438,7 +438,7 @@ def test_full_disk_stops_writing_only(small_disk: Path, monkeypatch: pytest.Monk
         assert found(stream, range(2 * CHUNK), size=1024) == list(range(CHUNK))
 
 
-def test_last_room_of_a_disk_is_left_to_others(small_disk: Path) -> None:
+def test_reserved_disk_space_stays_free(small_disk: Path) -> None:
     with FeatureStore(small_disk / "features", LARGE).stream(IDENTITY, 100 * CHUNK) as stream:
         written = fill(stream, range(100 * CHUNK), size=2048)
         assert "no room" in (stream.stopped or "")

@@ -117,7 +117,7 @@ def test_error_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("setting", ["cpus=0", "gpus=-1", "gpus=many", "memory=-0.5", "retries=-1"])
 def test_option_out_of_range_is_named(setting: str) -> None:
     name, _, value = setting.partition("=")
-    with pytest.raises(UserError, match=f"--launcher-set {setting}: give a number of at least"):
+    with pytest.raises(UserError, match=f"--launcher-set {setting}: use a number of at least"):
         RayLauncher(None, "auto", options(**{name: value}))
 
 

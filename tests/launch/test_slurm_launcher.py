@@ -68,12 +68,12 @@ def test_error_without_slurm_or_submitit_says_what_is_missing(monkeypatch: pytes
 @pytest.mark.parametrize("setting", ["cpus=0", "gpus=-1", "mem_gb=-2.0", "minutes=0", "requeues=-1"])
 def test_option_out_of_range_is_named(setting: str) -> None:
     name, _, value = setting.partition("=")
-    with pytest.raises(UserError, match=f"--launcher-set {setting}: give a number of at least"):
+    with pytest.raises(UserError, match=f"--launcher-set {setting}: use a number of at least"):
         SlurmLauncher(None, "auto", options(**{name: value}))
 
 
 def test_unknown_cluster_is_refused() -> None:
-    with pytest.raises(UserError, match="--launcher-set cluster=debug: give slurm or local"):
+    with pytest.raises(UserError, match="--launcher-set cluster=debug: use slurm or local"):
         SlurmLauncher(None, "auto", options(cluster="debug"))
 
 
@@ -92,7 +92,7 @@ def test_job_gives_the_results_of_the_local_launcher(
     assert results_of(job) == undisturbed[job.name]
 
 
-def test_job_at_its_time_limit_is_queued_again_and_a_cancelled_one_resumes(
+def test_job_at_its_time_limit_is_requeued(
     launcher: SlurmLauncher, longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     job = longer_cells.job(tmp_path, SLOW)

@@ -44,7 +44,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "diverged",
         r"the loss was not finite at step \d+; try a smaller learning rate.*",
     ),
-    "asks_for_all_memory": ({}, "out_of_memory", r"out of memory after step \d+; give a budget with a larger .*"),
+    "asks_for_all_memory": ({}, "out_of_memory", r"out of memory after step \d+; use a budget with a larger .*"),
     "exits": ({}, "failed", r"the process ended with code 3, 3 times; its last output is in .*/\.launch/.*\.txt"),
     "crashes": ({}, "failed", r"the process was ended by SIGSEGV, 3 times; .*"),
     "hangs": ({"time_limit": LIMIT}, "timed_out", r"took longer than its time limit of 0\.1 min \(--time-limit\)"),
@@ -99,7 +99,7 @@ def test_good_cell_after_bad_ones_is_done(alone: dict[str, Ended]) -> None:
     assert executions(alone["linear"].job) == (1, 0)
 
 
-def test_cell_whose_process_dies_is_tried_three_times_and_its_output_stays(alone: dict[str, Ended]) -> None:
+def test_dying_cell_is_tried_three_times_and_its_output_is_kept(alone: dict[str, Ended]) -> None:
     assert executions(alone["exits"].job) == (3, 0)
     assert executions(alone["raises"].job) == (1, 0)
     output = re.search(r"(/.*\.txt)$", str(alone["crashes"].outcome.reason))
@@ -145,7 +145,7 @@ def test_cells_share_a_process_until_it_died_twice(side_by_side: tuple[dict[str,
     }  # fmt: skip
 
 
-def test_cells_of_one_process_stop_together_and_resume_together_after_a_kill(
+def test_cells_of_one_process_stop_and_resume_together(
     longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:
     slow, quick, locked = (longer_cells.job(tmp_path, method) for method in (SLOW, "linear", "spm"))

@@ -48,7 +48,7 @@ class Disturbed:
 
 
 @torch.no_grad()
-def test_adapter_is_behind_attention_and_mlp_before_the_residual_addition():
+def test_adapter_follows_attention_and_mlp_inside_the_residual():
     block = Disturbed("adapter")
     behind_attention, behind_mlp = block.added
     x = block.x + behind_attention(block.attention(block.x))
@@ -64,7 +64,7 @@ def test_pfeiffer_adapter_is_behind_the_mlp_only():
 
 
 @torch.no_grad()
-def test_adaptformer_adds_a_tenth_of_the_bottleneck_of_the_mlp_norms_input():
+def test_adaptformer_adds_a_tenth_of_its_bottleneck():
     block = Disturbed("adaptformer")
     (beside_mlp,) = block.added
     x = block.x + block.attention(block.x)
@@ -73,7 +73,7 @@ def test_adaptformer_adds_a_tenth_of_the_bottleneck_of_the_mlp_norms_input():
 
 
 @torch.no_grad()
-def test_convpass_convolves_patches_on_their_grid_and_prefix_tokens_as_single_pixels():
+def test_convpass_treats_prefix_tokens_as_single_pixels():
     block = Disturbed("convpass")
 
     def bypass(module, z):
@@ -159,7 +159,7 @@ def test_conv_adapter_is_added_to_the_convolutions_output():
     torch.testing.assert_close(seen["y"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_conv_adapter_has_the_kernel_stride_and_dynamic_padding_of_its_convolution():
+def test_conv_adapter_has_the_geometry_of_its_convolution():
     network = backbone("tf_efficientnet_lite0")
     plain = network(images(65, 47))
     build("conv_adapter", network)
@@ -182,7 +182,7 @@ def test_merged_repadapter_is_exact_in_convolutional_mixers():
         assert (one - other).abs().max() <= 1e-5 * max(1, one.abs().max())
 
 
-def test_merged_repadapter_is_exact_with_padded_windows_and_groups():
+def test_merged_repadapter_is_exact_with_windows_and_groups():
     network = segmenter("repadapter", "swin_tiny_patch4_window7_224", scale=5, groups=4, width=16)
     train(network)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_lorand_count_follows_from_rank_and_branches():
         assert count("lorand", SWIN_L, branches=branches, rank=rank) == expected
 
 
-def test_conv_adapter_count_in_resnet50_is_the_formula_over_its_3x3_convolutions():
+def test_conv_adapter_count_in_resnet50_follows_the_formula():
     widths = [64] * 3 + [128] * 4 + [256] * 6 + [512] * 3
     for gamma in (4, 8):
         depth = sum(9 * w + w // gamma for w in widths)

@@ -12,7 +12,7 @@ from methods.rein import Rein
 from tests.support.tiny_methods import backbone, batch, count, segmenter
 
 
-def test_refinement_is_the_formula_and_its_first_token_adds_nothing():
+def test_refinement_follows_the_formula_and_skips_the_first_token():
     torch.manual_seed(0)
     shared = SharedRefinement(8, 0.25)
     module = Refinement(shared, True, channels=8, tokens=5, rank=2, patch=4)
@@ -29,7 +29,7 @@ def test_refinement_is_the_formula_and_its_first_token_adds_nothing():
     torch.testing.assert_close(module(f), expected)
 
 
-def test_rein_leaves_prefix_tokens_and_shares_one_refinement_in_a_vit():
+def test_rein_skips_prefix_tokens_and_shares_one_refinement():
     network = segmenter(Rein, "deit_tiny_distilled_patch16_224", rank=2, tokens=4)
     seen = []
     block = network.backbone.blocks[0].module

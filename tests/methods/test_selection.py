@@ -75,7 +75,7 @@ def test_bias_count_is_the_published_one():
     assert f"{counted / 1e6:.3f}" == "0.103"
 
 
-def test_bias_trains_separate_query_and_value_biases_but_no_position_tables():
+def test_bias_trains_query_and_value_biases_but_no_position_tables():
     names = method_names(segmenter(Bias, "eva02_tiny_patch14_224"))
     assert "stages.0.blocks.0.attn.q_bias" in names
     swin = method_names(segmenter(Bias, "swin_tiny_patch4_window7_224"))
@@ -93,7 +93,7 @@ def test_norm_freezes_statistics():
 
 
 @pytest.mark.parametrize("method", [Partial, Bias, Norm])
-def test_merging_changes_nothing(method):
+def test_merging_does_not_change_the_network(method):
     network = segmenter(method, "resnet10t")
     assert method.mergeable
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}

@@ -40,7 +40,7 @@ def test_zero_gate_mixes_half_and_half():
 
 
 @pytest.mark.parametrize("settings", [{"every": 2}, {"reduction": 4, "expansion": 2}, {"every": 64}], ids=str)
-def test_closed_form_holds_in_every_form_and_all_of_it_trains(settings):
+def test_closed_form_holds_in_every_form(settings):
     network = segmenter(Side, "mobilenetv2_035", **settings)  # its count is checked on building
     assert train(network, steps=2) == set()
 

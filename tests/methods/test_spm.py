@@ -113,7 +113,7 @@ def test_matcher_count_is_that_of_a_hand_count():
     ids=str,
 )
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
-def test_closed_form_holds_in_every_ablation_and_all_of_it_trains(settings, name):
+def test_closed_form_holds_in_every_ablation(settings, name):
     assert train(segmenter("spm", name, **settings)) == set()  # its count is checked on building
 
 
@@ -129,7 +129,7 @@ def test_even_kernel_is_refused_and_gaps_are_sorted():
     assert hyperparameters.parse("spm", {"gaps": "3,1,1"}).gaps == "1,3"
 
 
-def test_no_matcher_behind_the_last_stage():
+def test_last_stage_has_no_matcher():
     assert sorted(segmenter("spm", "resnet10t").backbone.gaps) == ["0", "1", "2"]
 
 
@@ -149,7 +149,7 @@ def test_map_smaller_than_the_pooling_works():
     assert network(torch.randn(1, 3, 32, 32)).shape[1] == CLASSES
 
 
-def test_auxiliary_loss_is_the_weighted_sum_over_gaps_and_iterations():
+def test_auxiliary_loss_is_the_weighted_sum_of_all_refinements():
     network = segmenter("spm", "resnet10t", auxiliary=0.6, iterations=2).train()
     images, masks = batch()
     network(images, masks)
@@ -174,6 +174,6 @@ def _peak_bytes(method: str, name: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["resnet101", pytest.param("vit_base_patch16_224", marks=pytest.mark.exhaustive)])
-def test_step_needs_under_60_percent_of_the_memory_of_full_fine_tuning(name):
+def test_step_needs_less_memory_than_full_fine_tuning(name):
     """At 512×512, one image, as an allocator would count it; on shapes alone."""
     assert _peak_bytes("spm", name) < 0.6 * _peak_bytes("full", name)

@@ -33,7 +33,7 @@ def test_ssf_count_is_the_published_one():
     assert round((ours + 76_900) / 1e6, 2) == 0.28
 
 
-def test_ssf_count_in_swin_adds_the_merging_layers_to_the_released_code():
+def test_ssf_count_in_swin_includes_the_merging_layers():
     """Swin-B by the released code: 22C a block, the norm of each merge, patch embedding and its norm; ours adds the
     merges' linear layers, and has no classifier's norm."""
     blocks = 22 * (2 * 128 + 2 * 256 + 18 * 512 + 2 * 1024)

@@ -39,7 +39,7 @@ def test_border_surrounds_the_image_and_is_cut_off_the_maps():
         torch.testing.assert_close(cut, nn.functional.avg_pool2d(images, stride))
 
 
-def test_border_is_resampled_to_the_image_and_every_pixel_gets_a_gradient():
+def test_border_is_resampled_and_every_pixel_gets_a_gradient():
     border = Border(3, 224, (4, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
     border.surround(torch.zeros(1, 3, 32, 48)).sum().backward()
     assert (border.top_bottom.grad > 0).all() and (border.left_right.grad > 0).all()

@@ -377,7 +377,7 @@ def test_removed_modules_leave_no_trace(pristine, copied):
         backbone.remove(modules[0])
 
 
-def test_module_on_the_stream_changes_it_after_a_branch_and_a_block(pristine):
+def test_stream_module_applies_after_a_branch_and_a_block(pristine):
     backbone = pristine("vit_tiny_patch16_224")
     block = backbone.blocks[0]
     after_the_branch, after_the_block = Probe(0.5), Probe(0.25)
@@ -391,7 +391,7 @@ def test_module_on_the_stream_changes_it_after_a_branch_and_a_block(pristine):
     torch.testing.assert_close(seen["y"], 1.25 * (x + own.ls2(own.mlp(own.norm2(x)))))
 
 
-def test_layers_that_share_their_input_share_the_module_before_them(pristine):
+def test_layers_with_a_shared_input_share_the_module(pristine):
     backbone = pristine("pvt_v2_b0")
     module = Probe(2.0)
     backbone.insert_before(["stages.0.blocks.0.attn.q", "stages.0.blocks.0.attn.sr"], module)

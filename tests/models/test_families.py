@@ -90,7 +90,7 @@ def test_anti_aliasing_pooling_keeps_the_border():
         assert [tuple(m.shape[-2:]) for m in maps] == [(13, 19), (7, 10), (4, 5), (2, 3)]
 
 
-def test_listed_backbones_are_usable_and_others_are_refused_with_the_nearest_name():
+def test_unlisted_backbone_is_refused_with_the_nearest_name():
     for name in families():
         check_backbone(backbone_names(name)[0])
     with pytest.raises(UserError, match="its family cannot be cut into stages"):
@@ -110,7 +110,7 @@ def test_family_of_a_taken_timm_module_is_refused():
         register(Other)
 
 
-def test_tiny_network_of_every_family_belongs_to_it_and_is_small():
+def test_tiny_network_belongs_to_its_family_and_is_small():
     for module, tiny in tiny_networks().items():
         assert tiny.name in backbone_names(module)
         with torch.device("meta"):

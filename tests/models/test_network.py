@@ -13,7 +13,7 @@ from tests.support.tiny_methods import backbone, segmenter
 NAME = "resnet10t"
 
 
-def test_delta_that_does_not_fit_is_refused_and_changes_nothing():
+def test_mismatched_delta_is_refused_and_changes_nothing():
     network = segmenter("spm", NAME)
     before = copy.deepcopy(network.state_dict())
     state = {key: tensor + 1 for key, tensor in network.trained_state().items()}

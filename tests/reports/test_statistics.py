@@ -161,7 +161,7 @@ def test_probability_of_improvement_matches_mann_whitney() -> None:
     assert found.low < found.estimate < found.high
 
 
-def test_probability_of_improvement_is_one_for_a_method_that_always_wins() -> None:
+def test_probability_of_improvement_is_one_for_the_best_method() -> None:
     assert probability_of_improvement([[2, 3], [5, 6]], [[1, 0], [4, 4]]) == (1, 1, 1)
 
 

@@ -68,7 +68,7 @@ CORRUPT: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("corrupt", CORRUPT)
-def test_corrupt_checkpoint_is_moved_aside_and_the_one_before_loaded(checkpoints: Checkpoints, corrupt: str) -> None:
+def test_corrupt_checkpoint_falls_back_to_the_previous_one(checkpoints: Checkpoints, corrupt: str) -> None:
     checkpoints.save(5, state(5))
     CORRUPT[corrupt](checkpoints.folder)
     assert checkpoints.latest() == (5, state(5))
@@ -76,7 +76,7 @@ def test_corrupt_checkpoint_is_moved_aside_and_the_one_before_loaded(checkpoints
     assert damaged.name.startswith(f"{9:09d}-")
 
 
-def test_nothing_is_written_where_that_is_forbidden(tmp_path: Path) -> None:
+def test_forbidden_checkpoint_is_not_written(tmp_path: Path) -> None:
     def forbid() -> None:
         raise PermissionError
 

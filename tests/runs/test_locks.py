@@ -138,7 +138,7 @@ def contents(job: Job) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_live_run_of_another_machine_is_refused_though_clocks_jump(
+def test_live_run_of_another_machine_is_refused_despite_clock_jumps(
     machines: Machines, endless: Cells, tmp_path: Path
 ) -> None:
     machines.switch_on("apart", "clock")

@@ -111,9 +111,7 @@ def test_cell_takes_the_best_hyperparameters_of_its_search(tuned: Path, uninterr
 
 
 @pytest.mark.exhaustive
-def test_cells_and_trials_that_share_a_process_have_the_same_results(
-    tuned: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_sharing_a_process_does_not_change_results(tuned: Path, uninterrupted: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     done = compare(tuned, runs, "--together", "2")
     assert done.returncode == 0, done.stderr
@@ -243,9 +241,7 @@ def test_bad_cells_do_not_stop_the_others(tmp_path: Path, colours: Path) -> None
 
 
 @pytest.mark.exhaustive
-def test_damaged_results_and_checkpoints_are_archived_and_computed_again(
-    tuned: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_damaged_results_and_checkpoints_are_recomputed(tuned: Path, uninterrupted: Path, tmp_path: Path) -> None:
     runs = Path(shutil.copytree(uninterrupted, tmp_path / "runs"))
     first, second = [run for run in finished(runs) if run.result().spec.part == "report"]
     first.result_path.write_text(first.result_path.read_text()[:100])

@@ -23,7 +23,7 @@ def refused(path: Path) -> str:
     return line.removeprefix(f"{path}: ")
 
 
-def test_it_is_methods_by_backbones_by_datasets_by_heads_by_seeds(tmp_path: Path, colours: Path) -> None:
+def test_cells_are_the_product_of_all_lists(tmp_path: Path, colours: Path) -> None:
     path = write_study(tmp_path / "s.yaml", colours, heads=["fpn:16", "linear"], seeds=[3, 5])
     plan = make_plan(load_study(path), RunStore(tmp_path / "runs"), tmp_path)
     found = [(cell.label, cell.request.head, cell.request.seed) for cell in plan.cells]
@@ -32,7 +32,7 @@ def test_it_is_methods_by_backbones_by_datasets_by_heads_by_seeds(tmp_path: Path
     assert {cell.state for cell in plan.cells} == {"to do"}
 
 
-def test_rows_of_one_method_differ_in_their_settings_alone(tmp_path: Path, colours: Path) -> None:
+def test_rows_of_one_method_only_differ_in_their_settings(tmp_path: Path, colours: Path) -> None:
     rows = [
         "spm",
         {"method": "spm", "settings": {"hidden": 8}},
@@ -51,7 +51,7 @@ def test_rows_of_one_method_differ_in_their_settings_alone(tmp_path: Path, colou
     ]
 
 
-def test_an_override_reaches_the_cells_that_match_and_only_their_hyperparameters(tmp_path: Path, colours: Path) -> None:
+def test_override_changes_matching_cells_only(tmp_path: Path, colours: Path) -> None:
     overrides = [
         {"method": "lin*", "backbone": "resnet*", "settings": {"lr": 0.5}},
         {"backbone": "vit*", "settings": {"lr": 9}},
@@ -63,7 +63,7 @@ def test_an_override_reaches_the_cells_that_match_and_only_their_hyperparameters
     assert refused(path).startswith("overrides[0].settings: ") or "budget" in refused(path)
 
 
-def test_relative_paths_start_at_the_file(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_file(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "mine").symlink_to(colours)
     path = write_study(tmp_path / "studies" / "s.yaml", Path("../mine"), seeds=1)
@@ -85,17 +85,17 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, colours: Path, monkeyp
         ({"tune": {"trails": 3}}, "tune."),
     ],
 )
-def test_a_field_that_does_not_fit_is_named(tmp_path: Path, colours: Path, fields: dict, said: str) -> None:
+def test_invalid_field_is_named(tmp_path: Path, colours: Path, fields: dict, said: str) -> None:
     assert refused(write_study(tmp_path / "s.yaml", colours, **fields)).startswith(said)
 
 
-def test_a_budget_that_does_not_fit_is_named(tmp_path: Path, colours: Path) -> None:
+def test_invalid_budget_is_named(tmp_path: Path, colours: Path) -> None:
     study = load_study(write_study(tmp_path / "s.yaml", colours, budget={"base": "demo", "stepps": 3}))
     with pytest.raises(UserError, match=r"s\.yaml: budget\.stepps: no such field; did you mean steps\?"):
         study.the_budget()
 
 
-def test_what_is_no_study_is_said_so(tmp_path: Path) -> None:
+def test_file_that_is_not_a_study_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- spm\n")
     assert refused(tmp_path / "list.yaml").startswith("expected the fields of a study")
     (tmp_path / "broken.yaml").write_text("methods: [")
@@ -106,7 +106,7 @@ def test_what_is_no_study_is_said_so(tmp_path: Path) -> None:
         load_study("tradeof")
 
 
-def test_a_parameter_to_tune_that_no_method_has_is_refused(tmp_path: Path, colours: Path) -> None:
+def test_unknown_parameter_to_tune_is_refused(tmp_path: Path, colours: Path) -> None:
     study = load_study(write_study(tmp_path / "s.yaml", colours, tune={"trials": 2, "parameters": ["hiden"]}))
     with pytest.raises(
         UserError, match=r"tune\.parameters: hiden: no method of the study has it; did you mean hidden\?"
@@ -114,7 +114,7 @@ def test_a_parameter_to_tune_that_no_method_has_is_refused(tmp_path: Path, colou
         make_plan(study, RunStore(tmp_path), tmp_path)
 
 
-def test_the_command_line_replaces_lists_and_keeps_rows_that_are_described(tmp_path: Path, colours: Path) -> None:
+def test_command_line_replaces_lists_and_reuses_described_rows(tmp_path: Path, colours: Path) -> None:
     rows = ["linear", {"method": "spm", "label": "small", "settings": {"hidden": 8}}]
     path = write_study(tmp_path / "s.yaml", colours, methods=rows, tune={"trials": 4, "parameters": ["lr"]})
     study = load_study(path, Replacements(methods=("small", "lora"), seeds=1, trials=2))

@@ -131,9 +131,7 @@ METHODS = ["linear", "spm", "full", "bias", "norm"]
     ("slots", "together", "sizes"),
     [(1, 1, [1, 1, 1, 1, 1]), (1, 8, [5]), (2, 8, [3, 2]), (2, 2, [2, 2, 1]), (4, 3, [2, 1, 1, 1]), (5, 5, [1] * 5)],
 )
-def test_no_slot_stays_without_a_job(
-    tmp_path: Path, colours: Path, slots: int, together: int, sizes: list[int]
-) -> None:
+def test_every_slot_gets_a_job(tmp_path: Path, colours: Path, slots: int, together: int, sizes: list[int]) -> None:
     found = execute(tmp_path, colours, slots, together, methods=METHODS, seeds=1)
     assert [len(job.cells) for job in found.jobs] == sizes
 
@@ -145,7 +143,7 @@ def test_rows_of_the_same_run_execute_it_once(tmp_path: Path, colours: Path) -> 
     assert {cell.state for cell in found.plan.cells} == {"done"}
 
 
-def test_run_that_is_interrupted_repeatedly_is_tried_alone(tmp_path: Path, colours: Path) -> None:
+def test_repeatedly_interrupted_run_is_retried_alone(tmp_path: Path, colours: Path) -> None:
     """As when one of them kills the node of a cluster, and it is unknown which."""
 
     def dies_of_spm(cell: JobCell) -> RunState:

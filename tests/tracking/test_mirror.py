@@ -82,7 +82,7 @@ def test_undefined_values_leave_gaps_in_the_curve(runs: Path) -> None:
     assert Mirrored(runs).steps("train/lr") == [10, 20, 30]
 
 
-def test_half_written_line_of_the_curve_is_sent_when_it_is_whole(runs: Path) -> None:
+def test_half_written_curve_line_is_sent_when_complete(runs: Path) -> None:
     made = MadeRun(runs)
     made.curve(10)
     whole = made.run.curve_path.read_text()
@@ -195,7 +195,7 @@ def test_resumed_run_sends_no_point_of_the_curve_twice(runs: Path) -> None:
     assert Mirrored(runs).steps() == [10, 20, 30, 40]
 
 
-def test_new_attempt_is_a_new_mlflow_run_and_ends_the_last_one(runs: Path) -> None:
+def test_new_attempt_ends_the_previous_mlflow_run(runs: Path) -> None:
     made = MadeRun(runs)
     mirror = Mirror(runs, None, strict)
     mirror.update(made.path)
@@ -221,7 +221,7 @@ def test_duplicate_mlflow_run_is_removed(runs: Path) -> None:
 # Many folders
 
 
-def test_sync_names_folders_that_it_cannot_read(runs: Path) -> None:
+def test_sync_names_unreadable_folders(runs: Path) -> None:
     for seed in range(3):
         MadeRun(runs, seed).finish()
     broken, damaged = MadeRun(runs, 3), MadeRun(runs, 4)
@@ -242,9 +242,7 @@ def test_sync_names_folders_that_it_cannot_read(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(("objective", "best"), [("miou", 0.7), ("flops", 0.3)])
-def test_best_value_of_a_search_is_the_highest_score_or_the_lowest_cost(
-    runs: Path, objective: str, best: float
-) -> None:
+def test_best_value_of_a_search_follows_its_direction(runs: Path, objective: str, best: float) -> None:
     trials = [
         {"state": "complete", "values": [value], "steps": 5, "fingerprint": f"{number:016x}"}
         for number, value in enumerate((0.5, 0.7, 0.3))

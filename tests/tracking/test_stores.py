@@ -37,7 +37,7 @@ def test_four_processes_create_one_store_together(fresh: Path) -> None:
     assert len(Mirrored(fresh).runs()) == 4
 
 
-def test_database_whose_creation_was_killed_is_created_again(fresh: Path) -> None:
+def test_half_created_database_is_created_again(fresh: Path) -> None:
     code = (
         "import os, signal, sys, threading; from pathlib import Path\n"
         "import mlflow.store.db.utils as utils; from harness.tracking.mlflow_store import MLflowStore\n"
@@ -65,7 +65,7 @@ def test_broken_database_fails_at_once(runs: Path, tmp_path: Path) -> None:
 # Servers
 
 
-def test_server_that_is_away_costs_warnings_and_no_metrics(fresh: Path, tmp_path: Path) -> None:
+def test_server_outage_costs_warnings_and_no_metrics(fresh: Path, tmp_path: Path) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     early, late = MadeRun(fresh, 0), MadeRun(fresh, 1)
@@ -142,7 +142,7 @@ def test_request_may_take_eight_seconds_once_by_default(runs: Path, monkeypatch:
 
 
 @pytest.mark.exhaustive
-def test_pages_of_the_local_store_open_and_ctrl_c_closes_them(runs: Path) -> None:
+def test_ui_serves_the_local_store_until_ctrl_c(runs: Path) -> None:
     made = MadeRun(runs)
     made.finish()
     Mirror(runs, None, strict).update(made.path, final=True)

@@ -25,7 +25,7 @@ def declare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Registry[object]]:
     return registry
 
 
-def test_what_is_registered_is_found_and_named_in_order() -> None:
+def test_names_are_sorted_and_factories_found() -> None:
     things: Registry[object] = Registry("thing")
     for name in ("b", "a"):
         things.register(name)(name.upper())
@@ -33,43 +33,43 @@ def test_what_is_registered_is_found_and_named_in_order() -> None:
     assert things.get("a") == "A"
 
 
-def test_a_name_is_registered_once(declare: Callable[..., Registry[object]]) -> None:
+def test_duplicate_name_is_refused(declare: Callable[..., Registry[object]]) -> None:
     things = declare(("ordered", "collections:OrderedDict"))
-    with pytest.raises(ValueError, match="thing 'ordered' is registered already"):
+    with pytest.raises(ValueError, match="thing 'ordered' is already registered"):
         things.register("ordered")(object())
 
 
-def test_a_plug_in_is_imported_when_it_is_asked_for(declare: Callable[..., Registry[object]]) -> None:
+def test_entry_point_is_imported_on_first_use(declare: Callable[..., Registry[object]]) -> None:
     things = declare(("ordered", "collections:OrderedDict"), ("broken", "no_such_package:Thing"))
     assert things.names() == ["broken", "ordered"]
     assert things.get("ordered").__name__ == "OrderedDict"  # type: ignore[attr-defined]
 
 
-def test_a_plug_in_that_does_not_import_is_named_with_the_reason(declare: Callable[..., Registry[object]]) -> None:
+def test_failing_entry_point_is_named_with_the_reason(declare: Callable[..., Registry[object]]) -> None:
     things = declare(("broken", "no_such_package:Thing"))
     with pytest.raises(UserError, match="thing broken: no_such_package:Thing failed to import: ModuleNotFoundError"):
         things.get("broken")
 
 
-def test_a_name_that_two_packages_declare_is_neither(declare: Callable[..., Registry[object]]) -> None:
+def test_name_declared_by_two_packages_is_refused(declare: Callable[..., Registry[object]]) -> None:
     things = declare(("twin", "collections:OrderedDict"), ("twin", "collections:Counter"))
     with pytest.raises(UserError, match="declared twice, by collections:Counter and collections:OrderedDict"):
         things.get("twin")
 
 
-def test_a_package_that_is_found_twice_on_the_path_is_one(declare: Callable[..., Registry[object]]) -> None:
+def test_package_found_twice_on_the_path_counts_once(declare: Callable[..., Registry[object]]) -> None:
     things = declare(("ordered", "collections:OrderedDict"), ("ordered", "collections:OrderedDict"))
     assert things.get("ordered").__name__ == "OrderedDict"  # type: ignore[attr-defined]
 
 
-def test_an_unknown_name_gets_the_nearest_or_all_or_the_way_to_them() -> None:
+def test_unknown_name_gets_a_suggestion() -> None:
     assert did_you_mean("upper", ["uper", "fpn"]) == "did you mean uper?"
     assert did_you_mean("zzz", ["b", "a"]) == "known: a, b"
     assert did_you_mean("zzz", []) == "known: none"
     assert did_you_mean("zzz", map(str, range(31))) == "31 names are known, and `harness list` prints them"
 
 
-def test_the_shipped_methods_are_entry_points() -> None:
+def test_shipped_methods_are_entry_points() -> None:
     from harness.method import methods
 
     assert {"full", "linear", "spm"} <= set(methods.names())

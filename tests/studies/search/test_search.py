@@ -132,7 +132,7 @@ def test_trial_of_another_process_is_taken_over_when_that_dies(place: Place) -> 
         assert waiting.next() == job
 
 
-def test_trial_of_a_dead_worker_whose_run_still_executes_is_left_alone(place: Place) -> None:
+def test_trial_of_a_dead_worker_with_a_live_run_is_not_touched(place: Place) -> None:
     with place.open(1) as dead:
         job = dead.next()
         assert job is not None
