@@ -68,7 +68,7 @@ class SPM(Method):
         @classmethod
         def _odd(cls, kernel: int) -> int:
             if kernel % 2 == 0:
-                raise ValueError(f"{kernel} is even; only odd kernels keep the size of a map")
+                raise ValueError("even; only odd kernels keep the size of a map")
             return kernel
 
         @field_validator("gaps")

@@ -399,7 +399,7 @@ def test_stream_does_not_evict_itself(folder: Path) -> None:
     with store.stream({"number": 1}, 5 * CHUNK) as stream:
         written = fill(stream, range(5 * CHUNK))
         assert sum(written) == 3 * CHUNK - 1
-        assert "no room" in (stream.stopped or "")
+        assert "no space left" in (stream.stopped or "")
         assert found(stream, range(5 * CHUNK)) == list(range(2 * CHUNK))
     with store.stream({"number": 0}, CHUNK) as other:
         assert found(other, range(CHUNK)) == [], "it was older"
@@ -441,7 +441,7 @@ def test_full_disk_stops_writing_only(small_disk: Path, monkeypatch: pytest.Monk
 def test_reserved_disk_space_stays_free(small_disk: Path) -> None:
     with FeatureStore(small_disk / "features", LARGE).stream(IDENTITY, 100 * CHUNK) as stream:
         written = fill(stream, range(100 * CHUNK), size=2048)
-        assert "no room" in (stream.stopped or "")
+        assert "no space left" in (stream.stopped or "")
         assert found(stream, range(100 * CHUNK), size=2048) == list(range(sum(written) // CHUNK * CHUNK))
     disk = shutil.disk_usage(small_disk)
     assert disk.total / 20 <= disk.free < disk.total / 4

@@ -124,7 +124,7 @@ def test_missing_gap_is_unsupported_with_the_reason():
 
 def test_even_kernel_is_refused_and_gaps_are_sorted():
     hyperparameters = methods.get("spm").Hyperparameters
-    with pytest.raises(UserError, match="kernel: 4 is even"):
+    with pytest.raises(UserError, match="kernel 4: even; only odd kernels"):
         hyperparameters.parse("spm", {"kernel": "4"})
     assert hyperparameters.parse("spm", {"gaps": "3,1,1"}).gaps == "1,3"
 

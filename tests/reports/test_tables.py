@@ -285,9 +285,9 @@ def test_shipped_published_scores() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("meadow,r,fpn,spm,x,own", "line 2: value: 'x'"),
-        ("meadow,r,fpn,spm,160,own", "line 2: value: '160'"),
-        ("meadow,r,fpn,spm,60,hearsay", "line 2: sure: 'hearsay'"),
+        ("meadow,r,fpn,spm,x,own", "line 2: value: x"),
+        ("meadow,r,fpn,spm,160,own", "line 2: value: 160"),
+        ("meadow,r,fpn,spm,60,hearsay", "line 2: sure: hearsay"),
         ("meadow,r,fpn,,60,own", "line 2: method: "),
     ],
 )
