@@ -142,4 +142,4 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
         return f"did you mean {' or '.join(near)}?"
     if len(known) <= 30:
         return f"known: {', '.join(known) or 'none'}"
-    return f"{len(known)} names are known, and `harness list` prints them"
+    return f"none of {len(known)} known names is similar"

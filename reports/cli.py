@@ -17,7 +17,8 @@ from harness.util.progress import say
 def report(
     options: Annotated[ExecutionOptions, Only("runs", "data", "plugins")],
     study: Annotated[
-        Path | None, typer.Argument(help="study file: report its cells alone, also those without a run")
+        Path | None,
+        typer.Argument(help="study file, or one that ships: report its cells alone, also those without a run"),
     ] = None,
     out: Annotated[
         Path, typer.Option(parser=read_path, metavar="FOLDER", help="folder to write; an earlier report is replaced")

@@ -100,7 +100,7 @@ def search(
     ] = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="miou, trained, memory, flops or delta; repeat for a Pareto front"),
+        typer.Option(metavar="NAME", help="such as miou, trained, memory, flops or delta; repeat for a Pareto front"),
     ] = None,
     storage: Storage = None,
     quiet: Quiet = False,

@@ -106,7 +106,10 @@ def print_runs(runs: list[ListedRun]) -> None:
 
 def _no_match(kind: str, pattern: str, names: list[str], pretrained: bool = False) -> UserError:
     which = " --pretrained" if pretrained else ""
-    return UserError(f"list {kind} {pattern}{which}: no match; {did_you_mean(pattern.strip('*?'), names)}")
+    wider = f"*{pattern}*"
+    contained = any(fnmatchcase(name, wider) for name in names)
+    hint = f"did you mean '{wider}'?" if contained else did_you_mean(pattern.strip("*?"), names)
+    return UserError(f"list {kind} {pattern}{which}: no match; {hint}")
 
 
 def _methods() -> list[Row]:

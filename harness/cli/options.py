@@ -141,6 +141,13 @@ class Command(TyperCommand):
                 with formatter.section(title):
                     formatter.write_dl(records)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # pydantic's words, not the user's
+            raise
+
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         if example := getattr(self.callback, "example", ""):
             formatter.write(f"\nExample:\n  {example}\n")

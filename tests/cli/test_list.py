@@ -71,6 +71,7 @@ def test_pattern_selects_names() -> None:
 
 def test_pattern_without_match_offers_similar_names() -> None:
     assert refusal("list", "methods", "spn") == "list methods spn: no match; did you mean spm?"
+    assert refusal("list", "backbones", "resnest").endswith(": no match; did you mean '*resnest*'?")
     assert refusal("list", "backbones", "*resnet111*").startswith("list backbones *resnet111*: no match; did you mean ")
 
 

@@ -108,6 +108,17 @@ def test_wrong_usage_prints_the_usage(arguments: tuple[str, ...], tmp_path: Path
     assert "Traceback" not in output.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--part", "train"), "Invalid value for '--part': 'train' is not one of 'report', 'dev'."),
+        (("list", "method"), "Invalid value for 'what': 'method' is not one of 'methods', 'backbones', "),
+    ],
+)
+def test_wrong_choice_names_the_choices(arguments: tuple[str, ...], message: str) -> None:
+    assert f"Error: {message}" in call(*arguments).err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.05, 0.15, 0.4])
 def test_early_signal_ends_quietly(number: signal.Signals, seconds: float) -> None:
