@@ -96,6 +96,14 @@ class Scheduler:
 
     def run(self) -> None:
         """Returns when every cell and search has ended. Ctrl-C passes through; the launcher still has its jobs then."""
+        try:
+            self._execute_all()
+        except KeyboardInterrupt:
+            for task in self._tasks:
+                self._mirror.update_search(task.search.folder.path, final=True, stopped=self._in_flight)
+            raise
+
+    def _execute_all(self) -> None:
         while self._in_flight or self._cells or self._elsewhere or self._tasks:
             submitted = self._submit()
             if not submitted and not self._in_flight:

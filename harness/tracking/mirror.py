@@ -6,13 +6,15 @@ What MLflow shows of a folder is defined in `records.py`; the client is `mlflow_
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from harness.errors import UserError
@@ -50,9 +52,16 @@ class Mirror:
 
         return self._update(read, final)
 
-    def update_search(self, folder: Path, final: bool = False) -> bool:
-        """As `update`, for a folder under `searches`: its own MLflow run, with its trials' runs nested under it."""
-        return self._update(lambda: read_search(folder), final)
+    def update_search(self, folder: Path, final: bool = False, stopped: Collection[str] = ()) -> bool:
+        """As `update`, for a folder under `searches`: its own MLflow run, with its trials' runs nested under it.
+
+        `final`: the caller executes it no longer, and stops the runs with the fingerprints `stopped`.
+        """
+
+        def is_executed(fingerprint: str) -> bool:
+            return not final or (fingerprint not in stopped and _is_executed(self._runs, fingerprint))
+
+        return self._update(lambda: read_search(folder, is_executed), final)
 
     def _update(self, read: Callable[[], MLflowRecord], final: bool) -> bool:
         if self._uri is None or (self._down and not final):
@@ -83,13 +92,22 @@ def tracked_store(runs: Path, tracking: str | None, warn: Callable[[str], None])
     return RunStore(runs, Mirror(runs, tracking, warn).update)
 
 
+def _is_executed(runs: RunStore, fingerprint: str) -> bool:
+    return runs.lock_owner(runs.by_fingerprint(fingerprint)) is not None
+
+
 def _end_abandoned(runs: RunStore, store: MLflowStore) -> None:
-    """End the MLflow runs whose processes were killed."""
-    for fingerprint in store.running():
+    """End the MLflow runs whose processes were killed and could not do so themselves: of runs, then of searches."""
+    for fingerprint in store.running_runs():
         run = runs.by_fingerprint(fingerprint)
         outcome = runs.outcome(run)
         if outcome.state is RunState.INTERRUPTED:
             store.update(read_run(run, outcome))
+    for name in store.running_searches():
+        with contextlib.suppress(MalformedFolder):  # the folder is gone or damaged; `sync` names it
+            record = read_search(runs.root / "searches" / name, partial(_is_executed, runs))
+            if record.outcome.state is RunState.INTERRUPTED:
+                store.update(record)
 
 
 @dataclass
@@ -147,7 +165,10 @@ def _readers(runs: Path) -> list[tuple[str, Callable[[], MLflowRecord]]]:
     searches = sorted(path.parent for path in runs.glob("searches/*/search.json"))
     return [
         *((run.fingerprint, lambda run=run: read_run(run, store.outcome(run))) for run in store),
-        *((folder.name, lambda folder=folder: read_search(folder)) for folder in searches),
+        *(
+            (folder.name, lambda folder=folder: read_search(folder, partial(_is_executed, store)))
+            for folder in searches
+        ),
     ]
 
 

@@ -83,10 +83,17 @@ class MLflowStore:
         except Exception:
             return False
 
-    def running(self) -> list[str]:
+    def running_runs(self) -> list[str]:
         """The fingerprints of the runs that MLflow shows as running."""
-        found = self._search(f"attributes.status = 'RUNNING' AND tags.`{FINGERPRINT}` LIKE '%'")
-        return [run.data.tags[FINGERPRINT] for run in found]
+        return self._running(FINGERPRINT)
+
+    def running_searches(self) -> list[str]:
+        """The names of the searches that MLflow shows as running."""
+        return self._running(SEARCH)
+
+    def _running(self, tag: str) -> list[str]:
+        found = self._search(f"attributes.status = 'RUNNING' AND tags.`{tag}` LIKE '%'")
+        return [run.data.tags[tag] for run in found]
 
     def update(self, record: MLflowRecord) -> bool:
         """Send what MLflow does not have yet; returns False if it had everything."""

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,8 +110,11 @@ def read_run(run: RunFolder, outcome: Outcome) -> MLflowRecord:
     )
 
 
-def read_search(folder: Path) -> MLflowRecord:
-    """Raises `MalformedFolder`."""
+def read_search(folder: Path, is_executed: Callable[[str], bool]) -> MLflowRecord:
+    """`is_executed`: whether a process executes the run of this fingerprint, which decides about unfinished trials.
+
+    Raises `MalformedFolder`.
+    """
     file = folder / "search.json"
     try:
         definition = json.loads(file.read_bytes())
@@ -128,15 +131,22 @@ def read_search(folder: Path) -> MLflowRecord:
             best = max if objective.better == "higher" else min
             values[f"best/{objective.name}"] = float(best(scores[index] for scores in complete))
         fingerprints = frozenset(trial["fingerprint"] for trial in trials)
+        unfinished = [trial["fingerprint"] for trial in trials if trial["state"] == "running"]
     except OSError as error:
         raise MalformedFolder(f"{file.name}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise MalformedFolder(f"{file.name}: {one_line(f'{type(error).__name__}: {error}')}") from None
-    ended = len(trials) - states["running"]
+    if not unfinished:
+        outcome = Outcome(RunState.DONE)
+    elif any(map(is_executed, unfinished)):
+        outcome = Outcome(RunState.RUNNING)
+    else:
+        outcome = Outcome(RunState.INTERRUPTED, f"stopped or killed with {len(unfinished)} unfinished trials")
+    ended = len(trials) - len(unfinished)
     return MLflowRecord(
         identity={SEARCH: folder.name},
         name=folder.name,
-        outcome=Outcome(RunState.RUNNING if states["running"] else RunState.DONE),
+        outcome=outcome,
         params=_params(definition),
         curve=[],
         values=[MetricRow(name, value, changed, ended) for name, value in values.items()],

@@ -11,6 +11,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.runs.state import Outcome, RunState
+from harness.runs.store import RunStore
 from harness.tracking.mirror import Mirror, sync, tracked_store
 from harness.tracking.mlflow_store import tracking_uri
 from tests.support.made_runs import make_spec
@@ -250,6 +251,53 @@ def test_best_value_of_a_search_follows_its_direction(runs: Path, objective: str
     write_trials(runs / "searches" / "made", trials, objectives=[objective])
     assert Mirror(runs, None, strict).update_search(runs / "searches" / "made")
     assert Mirrored(runs).only().data.metrics == {"trials/complete": 3, "steps": 15, f"best/{objective}": best}
+
+
+def start_search(runs: Path, unfinished: MadeRun) -> Path:
+    """The folder of a search of one complete and one unfinished trial, which MLflow shows as running."""
+    trials = [
+        {"state": "complete", "values": [0.5], "steps": 5, "fingerprint": f"{1:016x}"},
+        {"state": "running", "values": None, "steps": 0, "fingerprint": unfinished.run.fingerprint},
+    ]
+    folder = runs / "searches" / "made"
+    write_trials(folder, trials)
+    assert Mirror(runs, None, strict).update_search(folder)
+    assert state_of_search(runs) == "RUNNING"
+    return folder
+
+
+def state_of_search(runs: Path) -> str:
+    (search,) = (run for run in Mirrored(runs).runs() if "harness.search" in run.data.tags)
+    return search.info.status
+
+
+def test_killed_search_is_ended_by_sync(runs: Path) -> None:
+    unfinished = MadeRun(runs)
+    folder = start_search(runs, unfinished)
+    with RunStore(runs).lock(unfinished.run):  # a process still executes a trial
+        assert sync(runs).failed == {}
+        assert state_of_search(runs) == "RUNNING"
+    assert sync(runs).failed == {}
+    assert state_of_search(runs) == "KILLED"
+    Mirror(runs, None, strict).update_search(folder)
+    assert state_of_search(runs) == "RUNNING"  # resumed
+
+
+def test_killed_search_is_ended_by_the_next_command(runs: Path) -> None:
+    unfinished = MadeRun(runs)
+    start_search(runs, unfinished)
+    other = MadeRun(runs, seed=1)
+    Mirror(runs, None, strict).update(other.path)
+    assert state_of_search(runs) == "KILLED"
+
+
+def test_stopped_search_is_ended_by_its_process(runs: Path) -> None:
+    """Its jobs still hold their locks when it says so."""
+    unfinished = MadeRun(runs)
+    folder = start_search(runs, unfinished)
+    with RunStore(runs).lock(unfinished.run):
+        Mirror(runs, None, strict).update_search(folder, final=True, stopped=[unfinished.run.fingerprint])
+    assert state_of_search(runs) == "KILLED"
 
 
 def test_unreadable_folder_is_a_warning(runs: Path) -> None:
