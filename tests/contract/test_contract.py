@@ -269,14 +269,17 @@ def test_good_method_passes_every_check(backbone: str) -> None:
 @pytest.mark.parametrize(
     ("cls", "expected"),
     [
-        (Unfrozen, "trains the declared number of parameters: good on resnet10t: trains 0 parameters, its closed form"),
+        (
+            Unfrozen,
+            "trains the declared number of parameters: good on resnet10t: trains 0 parameters, but its closed form",
+        ),
         (
             MovesStatistics,
             "keeps frozen tensors unchanged: changes frozen tensors: stem.0.1.running_mean, stem.0.1.running_var",
         ),
         (
             WrongCount,
-            "trains the declared number of parameters: good on resnet10t: trains 4160 parameters, its closed",
+            "trains the declared number of parameters: good on resnet10t: trains 4160 parameters, but its closed",
         ),
         (
             RightForOneNumberOfClasses,

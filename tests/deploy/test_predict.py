@@ -200,7 +200,7 @@ def test_moved_weights_are_requested(run: Path, colours: Path, weights: Path, tm
             patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
             line = refusal("predict", run, image, "--out", tmp_path / "out")
         assert line.startswith(f"{run / 'delta.safetensors'}: was trained on resnet10t with a file of weights, sha256:")
-        assert line.endswith("say where that file is with --weights PATH")
+        assert line.endswith("pass that file with --weights PATH")
         assert call("predict", run, image, "--out", tmp_path / "out", "--weights", moved).code == 0
     finally:
         moved.rename(weights)

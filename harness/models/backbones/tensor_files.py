@@ -31,7 +31,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors" or _looks_like_safetensors(path):
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # torch warns of a foreign pickle before it is refused here
+        with warnings.catch_warnings(action="ignore"):  # torch warns about a foreign pickle before it is refused here
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"not a safetensors file: {error}", field="weights", value=path) from error
@@ -41,7 +41,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(problem, field="weights", value=path, hint=hint) from error
     except OSError as error:
         raise UserError(os.strerror(error.errno or 0), field="weights", value=path) from error
-    except Exception as error:  # torch raises all kinds of errors for a truncated file or one that is no checkpoint
+    except Exception as error:  # torch raises many kinds of errors for truncated and other files
         problem = "not a complete checkpoint of torch"
         raise UserError(problem, field="weights", value=path, hint="get the file again") from error
     for wrapper in ("state_dict", "model"):
@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _looks_like_safetensors(path: Path) -> bool:
-    """Whatever its name: an eight-byte length, then JSON. Neither a zip archive nor a pickle begins so."""
+    """By content, not by name: an eight-byte length, then JSON. Zip archives and pickles start differently."""
     with path.open("rb") as handle:
         return handle.read(9)[8:] == b"{"
 
@@ -64,9 +64,9 @@ def _looks_like_safetensors(path: Path) -> bool:
 def load_into(network: Any, tensors: dict[str, Tensor], origin: str) -> None:
     """Load a checkpoint's tensors into a timm network without classifier; the checkpoint's classifier is left out.
 
-    `origin` is what the user gave as `weights`, for messages. Raises `UserError` that names the tensors that are
-    missing, unknown, of another shape, or not finite numbers. Batch norms' counters may be missing: older checkpoints
-    lack them, and nothing here reads them.
+    `origin` is the user's value of `weights`, for messages. Raises `UserError` that names the tensors that are missing,
+    unknown, of another shape, or not finite. Batch norms' counters may be missing: older checkpoints lack them, and
+    they are not used.
     """
     import torch
 
