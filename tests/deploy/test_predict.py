@@ -271,7 +271,7 @@ def test_ambiguous_or_unknown_fingerprint_is_refused(
     for name in ("ab" + "0" * 14, "ab" + "1" * 14):
         shutil.copytree(run, runs / name)
     monkeypatch.setenv("HARNESS_RUNS", str(runs))
-    assert refusal("predict", "ab", image) == f"run ab: 2 runs in {runs} start with it; give more digits"
+    assert refusal("predict", "ab", image) == f"run ab: 2 runs in {runs} start with it; use more digits"
     assert refusal("predict", "cd", image) == f"run cd: no such run in {runs}; `harness list runs` prints them"
 
 
