@@ -79,7 +79,7 @@ def test_long_server_outage_ends_the_search_with_a_hint(place: Place, server: Po
     with place.open(1, patience=0) as search:
         server.stop()
         try:
-            with pytest.raises(UserError, match="start it and repeat the command, which resumes the search"):
+            with pytest.raises(UserError, match="start it and run the command again, which resumes the search"):
                 while True:
                     search.poll()
         finally:
