@@ -28,13 +28,13 @@ class Comparison:
     runs: pd.DataFrame
     """The reported rows of `Collected.runs`, with the metric as `value`."""
     summary: pd.DataFrame
-    """One row per setting and label: seeds (done), planned, mean, std (NaN for one seed), the mean of each of `COSTS`,
+    """One row per setting and label: seeds (done), planned, mean, std (NaN for one seed), the means of `COSTS`,
     share (of the backbone's parameters), best, second, tied (its paired interval to the best contains 0)."""
     significance: pd.DataFrame
     """One row per setting, reference and label: seeds, images, difference, low, high, p, p_holm, verdict, reason."""
     improvement: pd.DataFrame
-    """One row per reference and label, over all settings where both are done: settings, runs, probability and iqm (of the
-    difference, seed by seed), each with low and high."""
+    """One row per reference and label, over all settings where both are done: settings, runs, probability and iqm (of
+    the difference, seed by seed), each with low and high."""
     averages: pd.DataFrame
     """One row per label that is done in every setting: settings, iqm with low and high, mean_rank."""
     stability: pd.DataFrame

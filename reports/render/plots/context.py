@@ -86,8 +86,8 @@ class PlotContext:
 
     @cached_property
     def averages(self) -> pd.DataFrame:
-        """One row per setting and label: the means over seeds of mIoU and `COSTS`, spread (of the mIoU; NaN for one seed),
-        seeds."""
+        """One row per setting and label: the means over seeds of mIoU and `COSTS`, spread (of the mIoU; NaN for one
+        seed), seeds."""
         groups = self.runs.groupby(["setting", "label", "method"], sort=True)
         means = groups[["miou", *COSTS]].mean().astype(float)
         return means.assign(spread=groups.miou.std(ddof=1), seeds=groups.seed.nunique()).reset_index()

@@ -93,7 +93,7 @@ def _tradeoff_panel(
 
 
 def _set_scale(axes: Axes, values: pd.Series, logarithmic: bool, unit: Unit) -> None:
-    """Set the scale, linear or logarithmic; the latter shows methods without trained parameters at 0, left of a break."""
+    """Set a linear or logarithmic scale; the latter shows methods without trained parameters at 0, left of a break."""
     written = EngFormatter(sep="") if unit == "count" else FuncFormatter(lambda value, _: f"{value:g}")
     positive = values[values > 0]
     if not logarithmic or positive.empty:
