@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
+from harness.util.text import duration
 from studies.plan import Plan, PlannedCell, PlannedSearch, rows_of
 from studies.scheduler import SearchTask
 from studies.search.spec import TrialState
@@ -65,12 +66,6 @@ def notes(plan: Plan) -> list[str]:
         if cell.state.failed or cell.state in (RunState.UNSUPPORTED, RunState.DAMAGED)
     )
     return [f"{state.label} ({count}): {reason}" for (state, reason), count in counted.items()]
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def table(plan: Plan) -> list[dict[str, str]]:

@@ -6,11 +6,11 @@ Torch is imported on use only: `packaged.py`, which needs this, is imported with
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.util.text import list_some
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,14 +83,15 @@ def load_into(network: Any, tensors: dict[str, Tensor], origin: str) -> None:
     ]
     no_numbers = [n for n, (tensor, own) in shared.items() if own.is_floating_point() and not _is_finite(tensor)]
     problems = [
-        *_name_some("missing", missing),
-        *_name_some("not of this network", [name for name in tensors if name not in expected]),
-        *_name_some("of another shape", misshapen),
-        *_name_some("not finite floating-point numbers", no_numbers),
+        ("missing", missing),
+        ("not of this network", [name for name in tensors if name not in expected]),
+        ("of another shape", misshapen),
+        ("not finite floating-point numbers", no_numbers),
     ]
-    if problems:
+    found = [f"{problem}: {list_some(names)}" for problem, names in problems if names]
+    if found:
         architecture = network.pretrained_cfg.get("architecture", "the backbone")
-        problem = f"does not fit {architecture}: {'; '.join(problems)}"
+        problem = f"does not fit {architecture}: {'; '.join(found)}"
         raise UserError(problem, field="weights", value=origin)
     with torch.no_grad():
         network.load_state_dict({name: tensors.get(name, own).to(own.dtype) for name, own in expected.items()})
@@ -98,10 +99,3 @@ def load_into(network: Any, tensors: dict[str, Tensor], origin: str) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.isfinite().all())
-
-
-def _name_some(problem: str, names: Sequence[str], limit: int = 3) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return [f"{problem}: {', '.join(names[:limit])}{more}"]
