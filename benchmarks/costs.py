@@ -35,7 +35,7 @@ def table(setting: Setting, backbone: str, methods: Sequence[str]) -> Table:
     )
     full = Stepper(setting, setting.cell(backbone, "full"))
     saved_by_full, peak_of_full = saved_bytes(full), peak_bytes(full)
-    digest = tensors_digest(setting.bare(full.cell))
+    digest = tensors_digest(setting.pretrained(full.cell))
     for name in methods:
         try:
             own = Stepper(setting, setting.cell(backbone, name))

@@ -49,7 +49,7 @@ def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str]) ->
     budget = setting.budget
     result = Table(
         "The loop: images per second",
-        ["backbone", "method", "harness, images/s", "over a bare loop", "over mmengine's Runner", "trained tensors"],
+        ["backbone", "method", "harness, images/s", "over a plain loop", "over mmengine's Runner", "trained tensors"],
         f"{budget.steps} steps of {budget.batch_size} images, {setting.workers} loader processes, in {setting.rounds} "
         "rounds; above 1 the harness is faster (aims: 0.98 and 1). *Trained tensors*: whether those of all three are "
         "the same after the last step.",
@@ -64,14 +64,14 @@ def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str]) ->
                 continue
             images = budget.steps * budget.batch_size
             rate = Ratio.of([images] * setting.rounds, seconds["harness"])
-            against = (Ratio.of(seconds[other], seconds["harness"]) for other in ("bare", "mmengine"))
+            against = (Ratio.of(seconds[other], seconds["harness"]) for other in ("plain", "mmengine"))
             result.add(backbone, method, f"{rate.middle:.1f}", *against, same)
     return result
 
 
 def _compare(setting: Setting, cell: Cell) -> tuple[dict[str, list[float]], str]:
     """Seconds of each loop in each round, and the differences of their trained tensors."""
-    loops = {"harness": _harness, "bare": _bare, "mmengine": _mmengine}
+    loops = {"harness": _harness, "plain": _plain, "mmengine": _mmengine}
     trained: dict[str, dict[str, Tensor]] = {}
 
     def timed(name: str) -> Callable[[], float]:
@@ -93,7 +93,7 @@ def _compare(setting: Setting, cell: Cell) -> tuple[dict[str, list[float]], str]
 def _agreement(trained: dict[str, dict[str, Tensor]]) -> str:
     """In words: equal to the bit, or which loop differs from the harness and by how much."""
     ours, different = trained["harness"], []
-    for name in ("bare", "mmengine"):
+    for name in ("plain", "mmengine"):
         theirs = trained[name]
         assert theirs.keys() == ours.keys()
         if not all(torch.equal(ours[key], theirs[key]) for key in ours):
@@ -103,16 +103,16 @@ def _agreement(trained: dict[str, dict[str, Tensor]]) -> str:
 
 
 def _harness(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
-    began = setting.clock()
+    started = setting.clock()
     state = TrainState(network, setting.budget, network.method.hyperparameters, 0, setting.fabric, Checkpoints(place))
     train([state], BatchSource(stream, setting.budget, setting.fabric, setting.workers, [state]))
-    return setting.clock() - began
+    return setting.clock() - started
 
 
-def _bare(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
+def _plain(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
     """A minimal loop with the same training."""
     budget = setting.budget
-    began = setting.clock()
+    started = setting.clock()
     optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for step, batch in enumerate(_loader(setting, stream)):
@@ -126,7 +126,7 @@ def _bare(setting: Setting, network: Segmenter, stream: TrainStream, place: Path
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     torch.save(network.trained_state(), place / "trained.pt")
-    return setting.clock() - began
+    return setting.clock() - started
 
 
 def _mmengine(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
@@ -149,9 +149,9 @@ def _mmengine(setting: Setting, network: Segmenter, stream: TrainStream, place: 
             experiment_name=place.name,
         )
         runner.param_schedulers = [_Schedule(runner.optim_wrapper.optimizer, budget)]
-        began = setting.clock()
+        started = setting.clock()
         runner.train()
-        return setting.clock() - began
+        return setting.clock() - started
 
 
 def _loader(setting: Setting, stream: TrainStream) -> DataLoader[tuple[Tensor, Tensor]]:

@@ -67,13 +67,13 @@ class Setting:
             )
         )
 
-    def bare(self, cell: Cell) -> StagedBackbone:
+    def pretrained(self, cell: Cell) -> StagedBackbone:
         return load_backbone(cell.spec.backbone, cell.weights, derive(cell.spec.seed, "backbone"))
 
     def network(self, cell: Cell) -> Segmenter:
         """As a run builds it, on the device, in training mode. Raises `UnsupportedMethod`."""
         spec, classes = cell.spec, len(cell.dataset.classes)
-        network = build_segmenter(self.bare(cell), cell.new_method(), spec.head, classes, spec.seed)
+        network = build_segmenter(self.pretrained(cell), cell.new_method(), spec.head, classes, spec.seed)
         apply_memory_format(network.to(self.device), self.budget)
         return network.train()
 
@@ -121,6 +121,6 @@ class Stepper:
 
     def timed(self) -> float:
         """Seconds of a step."""
-        began = self._clock()
+        started = self._clock()
         self.step()
-        return self._clock() - began
+        return self._clock() - started

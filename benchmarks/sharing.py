@@ -80,13 +80,13 @@ def run_cells(
     """
     options = ExecutionOptions(runs=store.root, tracking="off", workers=setting.workers, cache_size=cache_size)
     with contextlib.redirect_stderr(io.StringIO()) as output:
-        began = setting.clock()
+        started = setting.clock()
         if side_by_side:
             execute_side_by_side(cells, store, options, quiet=True, expected_reuses=expected_reuses)
         else:
             for cell in cells:
                 execute(cell, store, options, quiet=True, expected_reuses=expected_reuses)
-        seconds = setting.clock() - began
+        seconds = setting.clock() - started
     if any(store.folder(cell.spec).result() is None for cell in cells):
         raise RuntimeError(f"a run of the benchmark failed: {output.getvalue()}")
     return seconds
@@ -116,18 +116,18 @@ def _runs(setting: Setting, backbone: str, trials: int) -> tuple[list[tuple[floa
 def _evaluations(setting: Setting, backbone: str) -> tuple[list[float], list[float]]:
     """Seconds per round: of an evaluation, and of one on cached features."""
     cell = setting.cell(backbone, METHOD)
-    network, bare = setting.network(cell), setting.bare(cell)
-    stages, digest = network.backbone.count_frozen_stages(), tensors_digest(bare)
+    network, pretrained = setting.network(cell), setting.pretrained(cell)
+    stages, digest = network.backbone.count_frozen_stages(), tensors_digest(pretrained)
     _, samples = split_samples(cell.dataset, cell.spec.part, cell.spec.budget.dev_fraction)
 
     def evaluation(prefix: EvaluationPrefix | None) -> float:
         budget, scale = cell.spec.budget, cell.dataset.scale
-        predictor = Predictor(network, bare.mean, bare.std, scale, budget, setting.device, prefix)
-        began = setting.clock()
+        predictor = Predictor(network, pretrained.mean, pretrained.std, scale, budget, setting.device, prefix)
+        started = setting.clock()
         confusion_matrices(predictor, cell.dataset, samples)
         if prefix is not None:
             prefix.close()
-        return setting.clock() - began
+        return setting.clock() - started
 
     with _store(setting) as store:
         cache = FeatureCache(cell, store, digest, setting.fabric, CACHE_SIZE)

@@ -1,4 +1,4 @@
-"""A wrong value is answered with where it stands: the flag, or the file and the key."""
+"""The error for a wrong value names its place: the flag, or the file and the key."""
 
 from __future__ import annotations
 

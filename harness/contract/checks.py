@@ -106,8 +106,8 @@ def starts_as_the_frozen_backbone(case: Case) -> None:
     images, _ = four_images()
     with torch.no_grad():
         ours = case.build().eval().backbone(images)
-        bare = case.frozen_backbone()(images)
-    for stage, (one, other) in enumerate(zip(ours, bare, strict=True)):
+        frozen = case.frozen_backbone()(images)
+    for stage, (one, other) in enumerate(zip(ours, frozen, strict=True)):
         if one.shape != other.shape:
             raise ContractBroken(f"the map of stage {stage} has shape {list(one.shape)} instead of {list(other.shape)}")
         difference, size = (one - other).abs().max().item(), other.abs().max().item()

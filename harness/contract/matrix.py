@@ -107,7 +107,7 @@ def check_names(names: Sequence[str], on_row: Callable[[MatrixRow], None] = lamb
 
 
 def _row(name: str, family: str) -> MatrixRow:
-    began = time.monotonic()
+    started = time.monotonic()
     if family not in TINY:
         return MatrixRow(name, family, "", "skipped", "no tiny network of this family is known", 0.0, [])
     try:
@@ -118,7 +118,7 @@ def _row(name: str, family: str) -> MatrixRow:
     unsupported = [outcome for outcome in outcomes if outcome.status == "unsupported"]
     state = "broken" if found else "unsupported" if unsupported else "passes"
     reason = "; ".join(f"{o.check}: {o.detail}" for o in found) or "; ".join(o.detail for o in unsupported)
-    seconds = round(time.monotonic() - began, 2)
+    seconds = round(time.monotonic() - started, 2)
     return MatrixRow(name, family, TINY[family], state, reason, seconds, [asdict(outcome) for outcome in outcomes])
 
 

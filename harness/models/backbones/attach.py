@@ -241,19 +241,19 @@ class AttachPoints(FormerNames, nn.Module):
         shape = Shape(branch.layout, branch.stage)
         if before_entry or branch.entry is None:
             source = branch.module.get_submodule(branch.source) if branch.source else branch.module
-            kept = hooks.KeepInput(self._state, shape)
-            keep = source.register_forward_pre_hook(kept.before)
+            branch_input = hooks.BranchInput(self._state, shape)
+            keep = source.register_forward_pre_hook(branch_input.before)
         else:
             entry = branch.module.get_submodule(branch.entry)
-            kept = hooks.KeepInput(self._state, Shape(branch.entry_layout, branch.stage))
-            keep = entry.register_forward_hook(kept.after)
-        add = target.register_forward_hook(hooks.BesideBranch(module, view, kept, shape, self))
+            branch_input = hooks.BranchInput(self._state, Shape(branch.entry_layout, branch.stage))
+            keep = entry.register_forward_hook(branch_input.after)
+        add = target.register_forward_hook(hooks.ParallelBranch(module, view, branch_input, shape, self))
         self._attach(module, target, "parallel", keep, add)
 
     def add_to_layer(self, layer: str, module: nn.Module) -> None:
         """Parallel to any layer by its name: y = layer(x) + module(x)."""
         target = self.get_submodule(layer)
-        self._attach(module, target, "beside", target.register_forward_hook(hooks.BesideLayer(module)))
+        self._attach(module, target, "beside", target.register_forward_hook(hooks.ParallelLayer(module)))
 
     def add_to_stream(self, place: Branch | Block, module: nn.Module) -> None:
         """After a block, or after a branch's residual addition: the stream x becomes x + module(x), as tokens.

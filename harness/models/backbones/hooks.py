@@ -43,7 +43,7 @@ class ForwardState:
     size: tuple[int, int] | None = None
     """(H, W) of the images."""
     inputs: dict[int, Tensor] = field(default_factory=dict)
-    """Inputs of branches that have not reached their exit, by the `KeepInput` that holds them."""
+    """Inputs of branches that have not reached their exit, by the `BranchInput` that holds them."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ForwardState, ()
@@ -91,7 +91,7 @@ class AfterPlace:
         return _native(y, self.shape.layout)
 
 
-class KeepInput:
+class BranchInput:
     """Holds a branch's input until its exit. Both are within one call of a block, checkpointed or not."""
 
     def __init__(self, state: ForwardState, shape: Shape):
@@ -109,17 +109,17 @@ class KeepInput:
 
 
 @dataclass(eq=False)
-class BesideBranch:
+class ParallelBranch:
     """Forward hook of a branch's exit: adds the module's output for the stored input."""
 
     module: nn.Module
     view: View
-    kept: KeepInput
+    branch_input: BranchInput
     shape: Shape
     geometry: Geometry
 
     def __call__(self, target: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        y = _apply(self.module, self.view, self.kept.take(), self.shape.stage, self.geometry, parallel=True)
+        y = _apply(self.module, self.view, self.branch_input.take(), self.shape.stage, self.geometry, parallel=True)
         return output + _native(y, self.shape.layout)
 
 
@@ -134,7 +134,7 @@ class AfterLayer:
 
 
 @dataclass(eq=False)
-class BesideLayer:
+class ParallelLayer:
     """Forward hook: y = layer(x) + module(x), in the layer's own layout."""
 
     module: nn.Module

@@ -34,7 +34,7 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "journal", "postgresql"])
 def shared(request: pytest.FixtureRequest, place: Place, tmp_path: Path) -> Place:
-    """A place whose searches are kept in each kind of storage in turn."""
+    """A run store whose searches use each kind of storage in turn."""
     if request.param == "postgresql":
         return replace(place, storage=request.getfixturevalue("server").create_database())
     return replace(place, storage=f"journal:{tmp_path / 'search.log'}" if request.param == "journal" else None)
