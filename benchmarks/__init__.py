@@ -1,4 +1,4 @@
-"""What the harness costs, measured side by side in one process run: `python -m benchmarks` from the repository's root.
+"""Measures the harness's own cost in one process: `python -m benchmarks` from the repository's root.
 
-Every figure is a ratio of two things that were timed in turn, the median over rounds, for a machine is never quiet.
+Every number is a ratio of two measurements that alternate, the median over rounds, because machines are never idle.
 """

@@ -1,7 +1,7 @@
-"""Measures what the harness costs, side by side in one process run, and prints tables of ratios.
+"""Measures the harness's own cost in one process, and prints tables of ratios.
 
-Everything is timed in turn, so that ratios hold on a machine that is not quiet: medians over rounds, and in brackets
-the range of their middle half. Weights are random unless asked for: what a step costs hangs on no value.
+Measurements alternate, so that ratios are valid on a busy machine: medians over rounds, with the range of their middle
+half in brackets. Weights are random by default: the cost of a step does not depend on them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPTIONS = ("channels-last", "bf16", "both", "compile")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    # Read when torch is imported: its profiler speaks of itself otherwise.
+    # Read when torch is imported: silences its profiler.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
@@ -50,16 +50,21 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="maps in torch's layout, not channels-last as budgets that ship",
     )
-    add("--batch", type=int, default=8, help="images a step (default %(default)s)")
-    add("--steps", type=int, default=60, help="of one timed loop or run (default %(default)s)")
-    add("--rounds", type=int, default=5, help="how often each is timed (default %(default)s)")
+    add("--batch", type=int, default=8, help="images per step (default %(default)s)")
+    add("--steps", type=int, default=60, help="steps of one timed loop or run (default %(default)s)")
+    add("--rounds", type=int, default=5, help="number of measurements (default %(default)s)")
     add("--only", metavar="A,B", help=f"tables, of {', '.join(TABLES)} (default all)")
-    add("--methods", metavar="A,B", help="for the tables of loops, methods and step (default: what each is about)")
+    add("--methods", metavar="A,B", help="for the tables of loops, methods and step (default: each table's own)")
     add("--trials", type=int, default=16, help="runs side by side (default %(default)s)")
     add("--options", metavar="A,B", help=f"of a step, of {', '.join(OPTIONS)} (default all)")
     add("--workers", type=int, help="loader processes (default as `harness run`)")
     add("--threads", type=int, help="of this process's arithmetic (default torch's)")
-    add("--clock", choices=("wall", "process"), default="wall", help="process: processor seconds of this process alone")
+    add(
+        "--clock",
+        choices=("wall", "process"),
+        default="wall",
+        help="wall, or process: CPU seconds of this process only",
+    )
     add("--markdown", type=Path, metavar="FILE", help="write the tables there as well")
     return parser
 
@@ -73,7 +78,7 @@ def _measure(options: argparse.Namespace) -> None:
     step_options = _chosen("--options", options.options, OPTIONS) or OPTIONS
     for flag in ("rounds", "trials", "threads"):
         if (value := getattr(options, flag)) is not None and value < 1:
-            raise UserError(f"--{flag} {value}: give 1 or more")
+            raise UserError(f"--{flag} {value}: use 1 or more")
     size = {"steps": options.steps, "batch_size": options.batch, "crop": [options.crop, options.crop]}
     layout = {"channels_last": not options.contiguous}
     budget = budget_from(size | layout, "benchmark")
@@ -90,7 +95,7 @@ def _measure(options: argparse.Namespace) -> None:
     make_reproducible()
     fabric = make_fabric("auto", budget.precision)
     if options.clock == "process" and fabric.device.type != "cpu":
-        raise UserError("--clock process: the work is done by a GPU, which has no part in it; give wall")
+        raise UserError("--clock process: does not measure a GPU; use wall")
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch
         setting = Setting(
@@ -105,7 +110,7 @@ def _measure(options: argparse.Namespace) -> None:
             fabric=fabric,
             clock=Clock(fabric.device, of_process=options.clock == "process"),
         )
-        for backbone in options.backbone:  # a name that is not known is said before anything is measured
+        for backbone in options.backbone:  # unknown names are reported before anything is measured
             setting.cell(backbone, "full")
         written = [machine.line(fabric.device), _conditions(options)]
         print("\n\n".join(written), flush=True)
@@ -124,7 +129,7 @@ def _tables(
     trials: int,
     step_options: Sequence[str],
 ) -> Iterator[Table]:
-    """One at a time, as they are measured. `named`: methods; none: each table's own."""
+    """The tables, one at a time, as they are measured. `named`: methods; empty: each table's own."""
     from benchmarks import costs, loops, options, shapes, sharing
     from harness.method import methods
 
@@ -144,7 +149,7 @@ def _tables(
 
 def _conditions(options: argparse.Namespace) -> str:
     return (
-        f"Head {options.head}, crops of {options.crop}, {options.batch} images a step, "
+        f"Head {options.head}, crops of {options.crop}, {options.batch} images per step, "
         f"{'contiguous' if options.contiguous else 'channels-last'}, weights {options.weights}, data "
         f"{Path(options.dataset).name}. Ratios of {options.clock} time: the median over rounds, and the range of their "
         "middle half."
@@ -152,7 +157,7 @@ def _conditions(options: argparse.Namespace) -> str:
 
 
 def _chosen(flag: str, given: str | None, known: Sequence[str]) -> list[str]:
-    """The names in a list with commas. Raises `UserError` for one that is not known."""
+    """The names in a comma-separated list. Raises `UserError` for an unknown one."""
     names = given.split(",") if given else []
     for name in names:
         if name not in known:
@@ -164,9 +169,7 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"--markdown {path}: {os.strerror(error.errno or 0)}; give a file that can be written"
-        ) from error
+        raise UserError(f"--markdown {path}: {os.strerror(error.errno or 0)}; name a writable file") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each method costs against `full`: a step's time and memory, what is trained, and the delta that holds it."""
+"""The cost of each method relative to `full`: time and memory of a step, trained parameters, and size of the delta."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ MIB = 2**20
 
 
 def table(setting: Setting, backbone: str, methods: Sequence[str]) -> Table:
-    """Each method beside `full` by itself, so that never more than two networks are on the device.
+    """Each method is compared with `full` separately, so that never more than two networks are on the device.
 
-    The row of `full` is another network of the same: what is not 1 there is the machine's noise.
+    The row of `full` compares two equal networks: its deviation from 1 is noise.
     """
     result = Table(
-        f"Each method against full: {backbone}",
-        ["method", "trained", "step", "kept, MiB", "kept", "peak, MiB", "peak", "delta"],
-        "*Trained*: parameters beside the head's. *Step*: seconds of forward, backward and update. *Kept*: bytes of "
-        "activations that wait for the backward pass. *Peak*: the most bytes allocated within a step, with weights, "
+        f"Methods relative to full: {backbone}",
+        ["method", "trained", "step", "saved, MiB", "saved", "peak, MiB", "peak", "delta"],
+        "*Trained*: parameters without the head's. *Step*: seconds of forward, backward and update. *Saved*: bytes of "
+        "activations saved for the backward pass. *Peak*: the most bytes allocated within a step, with weights, "
         "gradients and the optimiser's state. All three are over `full`'s. *Delta*: its bytes over those of the "
         "trained tensors in it (aim: at most 1.02).",
     )
     full = Stepper(setting, setting.cell(backbone, "full"))
-    kept_by_full, peak_of_full = kept_bytes(full), peak_bytes(full)
-    digest = tensors_digest(setting.bare(full.cell))
+    saved_by_full, peak_of_full = saved_bytes(full), peak_bytes(full)
+    digest = tensors_digest(setting.pretrained(full.cell))
     for name in methods:
         try:
             own = Stepper(setting, setting.cell(backbone, name))
         except UnsupportedMethod as reason:
             result.notes.append(str(reason))
             continue
-        kept, peak = kept_bytes(own), peak_bytes(own)
+        saved, peak = saved_bytes(own), peak_bytes(own)
         seconds = in_turn({"own": own.timed, "full": full.timed}, setting.rounds * STEPS_A_ROUND, warm_up=2)
         result.add(
             name,
             f"{own.network.count_parameters().method:,}",
             Ratio.of(seconds["own"], seconds["full"]),
-            f"{kept / MIB:.1f}",
-            f"{kept / kept_by_full:.2f}",
+            f"{saved / MIB:.1f}",
+            f"{saved / saved_by_full:.2f}",
             f"{peak / MIB:.1f}",
             f"{peak / peak_of_full:.2f}",
             f"{_delta_ratio(own, digest, setting.scratch / 'delta.safetensors'):.3f}",
@@ -57,7 +57,7 @@ def table(setting: Setting, backbone: str, methods: Sequence[str]) -> Table:
     return result
 
 
-def kept_bytes(stepper: Stepper) -> int:
+def saved_bytes(stepper: Stepper) -> int:
     """Bytes that the forward pass keeps for the backward pass, without parameters and buffers."""
     network = stepper.network
     known = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
@@ -76,9 +76,9 @@ def kept_bytes(stepper: Stepper) -> int:
 
 
 def peak_bytes(stepper: Stepper) -> int:
-    """The most bytes that torch has allocated at one time of a step: what is there between steps, and the step's own.
+    """Peak bytes allocated by torch during a step: those that exist between steps and the step's own.
 
-    Of what its allocator reports, on a CPU too; what a library takes for itself while it computes is in neither.
+    As reported by its allocator, also on a CPU; without the workspace of libraries.
     """
     stepper.step()  # which allocates the optimiser's state
     network, optimizer = stepper.network, stepper.optimizer
@@ -96,7 +96,7 @@ def peak_bytes(stepper: Stepper) -> int:
 
 
 def _peak_on_cpu(stepper: Stepper) -> int:
-    """Of one step, beyond what was allocated before it: from the profiler's record of every allocation and release."""
+    """Peak bytes of one step beyond those allocated before it: from the profiler's record of every allocation."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         stepper.step()

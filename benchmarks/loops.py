@@ -1,10 +1,10 @@
-"""The harness's loop against a bare PyTorch loop and mmengine's Runner: the same network, images and schedule.
+"""The harness's loop compared with a plain PyTorch loop and mmengine's Runner: same network, images and schedule.
 
-That they are the same is shown, not said: after the last step all three hold the same trained tensors, to the bit on a
-CPU. For that, all three draw a step's dropout from the seed and the step; and mmengine's Runner, which is otherwise as
-it comes, with its default hooks, has its schedule in closed form where `PolyLR` multiplies up. What is timed goes from
-the network as built to the trained tensors on disk: the start of the loader's processes is in it, and what each of the
-three saves at the end; the construction of a Runner, which looks the machine over, is not.
+The table verifies that they are equivalent: after the last step all three have the same trained tensors, bit-identical
+on a CPU. To this end all three derive a step's dropout from the seed and the step, and mmengine's Runner, which
+otherwise has its defaults, computes the schedule in closed form where `PolyLR` accumulates it. The time is from the
+built network to the trained tensors on disk: it includes the start of the loader's processes and the saving at the end,
+but not the construction of a Runner, which inspects the machine.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ with quiet_imports():
     from mmengine.runner import Runner
 
 METHODS = ("linear", "spm", "full")
-"""From a step that is short, where a loop's own cost shows most, to a long one."""
+"""From short steps, where the cost of the loop matters most, to long ones."""
 
 
 def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str]) -> Table:
     budget = setting.budget
     result = Table(
         "The loop: images per second",
-        ["backbone", "method", "harness, images/s", "over a bare loop", "over mmengine's Runner", "trained tensors"],
+        ["backbone", "method", "harness, images/s", "over a plain loop", "over mmengine's Runner", "trained tensors"],
         f"{budget.steps} steps of {budget.batch_size} images, {setting.workers} loader processes, in {setting.rounds} "
         "rounds; above 1 the harness is faster (aims: 0.98 and 1). *Trained tensors*: whether those of all three are "
         "the same after the last step.",
@@ -64,21 +64,21 @@ def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str]) ->
                 continue
             images = budget.steps * budget.batch_size
             rate = Ratio.of([images] * setting.rounds, seconds["harness"])
-            against = (Ratio.of(seconds[other], seconds["harness"]) for other in ("bare", "mmengine"))
+            against = (Ratio.of(seconds[other], seconds["harness"]) for other in ("plain", "mmengine"))
             result.add(backbone, method, f"{rate.middle:.1f}", *against, same)
     return result
 
 
 def _compare(setting: Setting, cell: Cell) -> tuple[dict[str, list[float]], str]:
-    """Seconds of each loop in each round, and how far the tensors are apart that they trained."""
-    loops = {"harness": _harness, "bare": _bare, "mmengine": _mmengine}
+    """Seconds of each loop in each round, and the differences of their trained tensors."""
+    loops = {"harness": _harness, "plain": _plain, "mmengine": _mmengine}
     trained: dict[str, dict[str, Tensor]] = {}
 
     def timed(name: str) -> Callable[[], float]:
         def run() -> float:
             network = setting.network(cell)
             stream = setting.stream(cell, network)
-            gc.collect()  # a Runner goes only then
+            gc.collect()  # frees the Runner
             with tempfile.TemporaryDirectory(dir=setting.scratch) as place:
                 seconds = loops[name](setting, network, stream, Path(place))
             trained[name] = {key: tensor.detach().clone() for key, tensor in network.trained_state().items()}
@@ -91,9 +91,9 @@ def _compare(setting: Setting, cell: Cell) -> tuple[dict[str, list[float]], str]
 
 
 def _agreement(trained: dict[str, dict[str, Tensor]]) -> str:
-    """In words: equal to the bit, or who differs from the harness by how much."""
+    """In words: equal to the bit, or which loop differs from the harness and by how much."""
     ours, different = trained["harness"], []
-    for name in ("bare", "mmengine"):
+    for name in ("plain", "mmengine"):
         theirs = trained[name]
         assert theirs.keys() == ours.keys()
         if not all(torch.equal(ours[key], theirs[key]) for key in ours):
@@ -103,16 +103,16 @@ def _agreement(trained: dict[str, dict[str, Tensor]]) -> str:
 
 
 def _harness(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
-    began = setting.clock()
+    started = setting.clock()
     state = TrainState(network, setting.budget, network.method.hyperparameters, 0, setting.fabric, Checkpoints(place))
     train([state], BatchSource(stream, setting.budget, setting.fabric, setting.workers, [state]))
-    return setting.clock() - began
+    return setting.clock() - started
 
 
-def _bare(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
-    """The least that trains the same: what one would write by hand."""
+def _plain(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
+    """A minimal loop with the same training."""
     budget = setting.budget
-    began = setting.clock()
+    started = setting.clock()
     optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for step, batch in enumerate(_loader(setting, stream)):
@@ -126,7 +126,7 @@ def _bare(setting: Setting, network: Segmenter, stream: TrainStream, place: Path
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     torch.save(network.trained_state(), place / "trained.pt")
-    return setting.clock() - began
+    return setting.clock() - started
 
 
 def _mmengine(setting: Setting, network: Segmenter, stream: TrainStream, place: Path) -> float:
@@ -149,13 +149,13 @@ def _mmengine(setting: Setting, network: Segmenter, stream: TrainStream, place: 
             experiment_name=place.name,
         )
         runner.param_schedulers = [_Schedule(runner.optim_wrapper.optimizer, budget)]
-        began = setting.clock()
+        started = setting.clock()
         runner.train()
-        return setting.clock() - began
+        return setting.clock() - started
 
 
 def _loader(setting: Setting, stream: TrainStream) -> DataLoader[tuple[Tensor, Tensor]]:
-    """As the harness's own."""
+    """The same learning rate as in the harness."""
     return DataLoader(
         stream,
         batch_size=setting.budget.batch_size,
@@ -166,7 +166,7 @@ def _loader(setting: Setting, stream: TrainStream) -> DataLoader[tuple[Tensor, T
 
 
 class _Model(BaseModel):
-    """A network as mmengine's Runner trains it."""
+    """The interface of a network for mmengine's Runner."""
 
     def __init__(self, network: nn.Module, setting: Setting):
         super().__init__()
@@ -196,6 +196,6 @@ class _Schedule(LRSchedulerMixin, _ParamScheduler):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Its log goes to its file alone."""
+    """A Runner that only logs to its file."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         yield

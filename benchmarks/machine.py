@@ -1,4 +1,4 @@
-"""The line above the tables: where and when they were measured."""
+"""The line above the tables: machine and date of the measurement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.util import provenance
 
 
 def line(device: torch.device) -> str:
-    """Processor, accelerator if there is one, torch, the harness's commit, the day, and how busy the machine was."""
+    """Processor, accelerator if there is one, torch, the harness's commit, the date, and the load of the machine."""
     code = provenance.code()
     parts = [
         provenance.device_name(torch.device("cpu")),
@@ -20,6 +20,6 @@ def line(device: torch.device) -> str:
         f"torch {torch.__version__}",
         f"commit {(code['commit'] or 'unknown')[:12]}" + (" with changes" if code["dirty"] else ""),
         f"{datetime.now(UTC):%Y-%m-%d}",
-        f"load when begun {os.getloadavg()[0]:.1f}",
+        f"load at the start {os.getloadavg()[0]:.1f}",
     ]
     return ", ".join(parts)

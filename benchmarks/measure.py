@@ -1,4 +1,4 @@
-"""Timing in turn, and the tables of ratios that come of it."""
+"""Alternating measurements, and tables of their ratios."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import torch
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds, with all that was begun on the device done."""
+    """Seconds after all pending work on the device is done."""
 
     device: torch.device
     of_process: bool = False
-    """Count the seconds of this process's processors: what else the machine does is not in them, nor are a GPU and the
-    loader's processes."""
+    """Count CPU seconds of this process: without other processes of the machine, the GPU and the loader's processes."""
 
     def __call__(self) -> float:
         if self.device.type == "cuda":
@@ -35,7 +34,7 @@ class Ratio:
 
     @classmethod
     def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
-        """Of what was measured in the same rounds: one quotient a round."""
+        """One quotient per round of two measurements."""
         quotients = [a / b for a, b in zip(above, below, strict=True)]
         low, middle, high = statistics.quantiles(quotients, method="inclusive") if quotients[1:] else quotients * 3
         return cls(middle, low, high)
@@ -51,10 +50,10 @@ class Table:
     title: str
     columns: Sequence[str]
     about: str = ""
-    """What the columns mean, above the table."""
+    """The explanation of the columns, above the table."""
     rows: list[Sequence[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What has no figure, and why; below the table."""
+    """Missing measurements with their reasons, below the table."""
 
     def add(self, *cells: object) -> None:
         assert len(cells) == len(self.columns)
@@ -71,7 +70,7 @@ class Table:
 
 
 def in_turn(timed: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 0) -> dict[str, list[float]]:
-    """Seconds of each, `rounds` times; every round another one is first. The first `warm_up` rounds do not count."""
+    """Seconds of each, `rounds` times, starting with another one in every round. `warm_up` rounds are discarded."""
     names = list(timed)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(-warm_up, rounds):

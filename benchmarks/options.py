@@ -40,8 +40,8 @@ def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str], na
         "A step with an option over the plain step",
         ["backbone", "method", "plain, ms", *names],
         "Seconds of forward, backward and update over those of the plain step, which is contiguous, in float32 and not "
-        "compiled: below 1 the option pays. *=*: the first step's loss and gradients are the same to the bit. *Both*: "
-        "channels-last and bf16.",
+        "compiled: below 1 the option is faster. *=*: the first step's loss and gradients are the same to the bit. "
+        "*Both*: channels-last and bf16.",
     )
     setting = replace(setting, budget=setting.budget.model_copy(update={"channels_last": False}))
     for backbone in backbones:
@@ -57,7 +57,7 @@ def table(setting: Setting, backbones: Sequence[str], methods: Sequence[str], na
                 try:
                     stepper = _stepper(setting, backbone, method, OPTIONS[name])
                     marks[name] = " =" if _equal(_first_step(stepper), first) else ""
-                except Exception as error:  # a compiler fails in any way; the other options are still of interest
+                except Exception as error:  # a compiler may fail in any way; the other options are still measured
                     reason = " ".join(str(error).split())[:200]
                     result.notes.append(f"{name} for {method} on {backbone}: {type(error).__name__}: {reason}")
                 else:

@@ -1,4 +1,4 @@
-"""What is equal for all that is measured: the data, the head, the schedule, the device; and the networks for it."""
+"""The common setting of all measurements: data, head, schedule and device; and the networks for it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from harness.spec import Budget
 from harness.util.seeds import derive
 
 BATCHES = 4
-"""How many different batches single steps are timed on, at most."""
+"""The largest number of different batches for timing single steps."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything but method and backbone. Weights are random unless asked for: what a step costs hangs on no value."""
+    """Everything except method and backbone. Weights are random by default: step costs do not depend on them."""
 
     dataset: str
     head: str
@@ -53,7 +53,7 @@ class Setting:
         return self.fabric.device
 
     def cell(self, backbone: str, method: str, seed: int = 0, **settings: float) -> Cell:
-        """Raises `UserError` for a name that is not known."""
+        """Raises `UserError` for an unknown name."""
         return self._resolver(
             Request(
                 method=method,
@@ -67,13 +67,13 @@ class Setting:
             )
         )
 
-    def bare(self, cell: Cell) -> StagedBackbone:
+    def pretrained(self, cell: Cell) -> StagedBackbone:
         return load_backbone(cell.spec.backbone, cell.weights, derive(cell.spec.seed, "backbone"))
 
     def network(self, cell: Cell) -> Segmenter:
         """As a run builds it, on the device, in training mode. Raises `UnsupportedMethod`."""
         spec, classes = cell.spec, len(cell.dataset.classes)
-        network = build_segmenter(self.bare(cell), cell.new_method(), spec.head, classes, spec.seed)
+        network = build_segmenter(self.pretrained(cell), cell.new_method(), spec.head, classes, spec.seed)
         apply_memory_format(network.to(self.device), self.budget)
         return network.train()
 
@@ -121,6 +121,6 @@ class Stepper:
 
     def timed(self) -> float:
         """Seconds of a step."""
-        began = self._clock()
+        started = self._clock()
         self.step()
-        return self._clock() - began
+        return self._clock() - started

@@ -1,4 +1,4 @@
-"""What each method costs as the shapes of its tensors say: no step is taken."""
+"""The cost of each method, computed from the shapes of its tensors, without executing a step."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ MIB, GIB = 2**20, 2**30
 
 
 def table(setting: Setting, backbone: str, methods: Sequence[str]) -> Table:
-    """One row a method; weights are no part of it."""
+    """One row per method; independent of the weights."""
     full = setting.network(setting.cell(backbone, "full"))
     cost_of_full = step_cost(full, setting.budget)
     pretrained = full.count_parameters().backbone
     result = Table(
         f"By shapes alone: {backbone}",
         ["method", "trained, M", "of backbone, %", "delta, MiB", "FLOPs", "peak, GiB", "peak"],
-        f"*Trained*: parameters beside the head's {full.count_parameters().head / 1e6:.2f} M; the backbone has "
+        f"*Trained*: parameters without the head's {full.count_parameters().head / 1e6:.2f} M; the backbone has "
         f"{pretrained / 1e6:.2f} M. *Delta*: bytes of method and head together. *FLOPs*: those of a step over `full`'s "
-        f"{cost_of_full.flops / 1e12:.3g}·10¹². *Peak*: bytes of tensors that a step holds at most, in float32 and "
+        f"{cost_of_full.flops / 1e12:.3g}·10¹². *Peak*: peak bytes of a step's tensors, in float32 and "
         "with AdamW's state; then over `full`'s.",
     )
     for name in methods:

@@ -1,7 +1,7 @@
-"""What is computed once in place of again: runs on kept features, evaluations on kept features, runs side by side.
+"""The benefit of sharing: runs on cached features, evaluations on cached features, runs side by side.
 
-Whole runs are timed, by the functions that `harness run`, `compare` and `search` call, with all that belongs to one:
-building the network, training, the one evaluation, what is written. The cells are a search's over a linear probe.
+Whole runs are timed, by the functions that `harness run`, `compare` and `search` call: building the network, training,
+the evaluation at the end, and writing the results. The cells are those of a search over a linear probe.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ LOWEST_LR, HIGHEST_LR = 1e-4, 1e-2
 def table(setting: Setting, backbones: Sequence[str], trials: int) -> Table:
     """With the head `linear`, which makes it a linear probe, and with the head of the other tables."""
     result = Table(
-        f"Runs of `{METHOD}` that share what is frozen",
+        f"Runs of `{METHOD}` that share frozen features",
         ["backbone", "head", "seconds of", "over seconds of", "seconds", "ratio", "aim for the linear probe"],
         f"{setting.budget.steps} steps of {setting.budget.batch_size} images and the one evaluation, in "
         f"{setting.rounds} rounds.",
     )
     for backbone, head in itertools.product(backbones, dict.fromkeys(("linear", setting.head))):
         at = replace(setting, head=head)
-        whole, kept_whole = _evaluations(at, backbone)
-        (alone, together, keeping, kept), found = _runs(at, backbone, trials)
+        whole, cached_whole = _evaluations(at, backbone)
+        (alone, together, writing, cached), found = _runs(at, backbone, trials)
         one_by_one = [trials * seconds for seconds in alone]
         side_by_side = f"{trials} runs side by side"
         for above, below, some, others, aim in (
             (side_by_side, "one run", together, alone, "at most 2, of 16"),
             (f"{trials} runs, each as long as one", side_by_side, one_by_one, together, ""),
-            ("a run that keeps features", "a run", keeping, alone, ""),
-            ("a run", "a run on kept features", alone, kept, "at least 5"),
-            ("an evaluation", "one on kept features", whole, kept_whole, "at least 3"),
+            ("a run that writes features", "a run", writing, alone, ""),
+            ("a run", "a run on cached features", alone, cached, "at least 5"),
+            ("an evaluation", "one on cached features", whole, cached_whole, "at least 3"),
         ):
             seconds = f"{statistics.median(some):.2f} / {statistics.median(others):.2f}"
             result.add(backbone, head, above, below, seconds, Ratio.of(some, others), aim)
         result.notes.append(
-            f"{backbone}, {head}: the run on kept features found {found['training']:.0%} of its steps and "
-            f"{found['evaluation']:.0%} of its evaluation; keeping those of training is what the cost model decides."
+            f"{backbone}, {head}: the run on cached features found {found['training']:.0%} of its steps and "
+            f"{found['evaluation']:.0%} of its evaluation; the cost model decides whether those of training are cached."
         )
     return result
 
@@ -75,27 +75,27 @@ def run_cells(
 ) -> float:
     """Seconds to execute cells that are not done yet, side by side or one after the other.
 
-    `expected_reuses`: how many further runs are expected that see the same images.
-    Raises `RuntimeError` with the runs' output where one does not end with a result.
+    `expected_reuses`: the expected number of further runs on the same images.
+    Raises `RuntimeError` with the runs' output if one ends without a result.
     """
     options = ExecutionOptions(runs=store.root, tracking="off", workers=setting.workers, cache_size=cache_size)
     with contextlib.redirect_stderr(io.StringIO()) as output:
-        began = setting.clock()
+        started = setting.clock()
         if side_by_side:
             execute_side_by_side(cells, store, options, quiet=True, expected_reuses=expected_reuses)
         else:
             for cell in cells:
                 execute(cell, store, options, quiet=True, expected_reuses=expected_reuses)
-        seconds = setting.clock() - began
+        seconds = setting.clock() - started
     if any(store.folder(cell.spec).result() is None for cell in cells):
         raise RuntimeError(f"a run of the benchmark failed: {output.getvalue()}")
     return seconds
 
 
 def _runs(setting: Setting, backbone: str, trials: int) -> tuple[list[tuple[float, ...]], dict[str, float]]:
-    """Seconds, a round each: of a run, of `trials` side by side, of one that keeps features, of one that finds them.
+    """Seconds per round: of a run, of `trials` side by side, of one that writes features, of one that reads them.
 
-    And how much the last of these found: of its training and of its evaluation.
+    Also the shares of training and evaluation that the last of these found in the cache.
     """
     ratio = (HIGHEST_LR / LOWEST_LR) ** (1 / max(1, trials - 1))
     cells = [setting.cell(backbone, METHOD, lr=LOWEST_LR * ratio**trial) for trial in range(max(2, trials))]
@@ -106,44 +106,44 @@ def _runs(setting: Setting, backbone: str, trials: int) -> tuple[list[tuple[floa
         with _store(setting) as store:
             together = run_cells(setting, cells[:trials], store, side_by_side=True)
         with _store(setting) as store:
-            keeping = run_cells(setting, cells[:1], store, cache_size=CACHE_SIZE, expected_reuses=trials - 1)
-            kept = run_cells(setting, cells[1:2], store, cache_size=CACHE_SIZE)
+            writing = run_cells(setting, cells[:1], store, cache_size=CACHE_SIZE, expected_reuses=trials - 1)
+            cached = run_cells(setting, cells[1:2], store, cache_size=CACHE_SIZE)
             found = store.folder(cells[1].spec).read_result().reuse.model_dump()
-        rounds.append((alone, together, keeping, kept))
+        rounds.append((alone, together, writing, cached))
     return list(zip(*rounds, strict=True)), found
 
 
 def _evaluations(setting: Setting, backbone: str) -> tuple[list[float], list[float]]:
-    """Seconds, a round each: of an evaluation, and of one whose frozen features are kept."""
+    """Seconds per round: of an evaluation, and of one on cached features."""
     cell = setting.cell(backbone, METHOD)
-    network, bare = setting.network(cell), setting.bare(cell)
-    stages, digest = network.backbone.count_frozen_stages(), tensors_digest(bare)
+    network, pretrained = setting.network(cell), setting.pretrained(cell)
+    stages, digest = network.backbone.count_frozen_stages(), tensors_digest(pretrained)
     _, samples = split_samples(cell.dataset, cell.spec.part, cell.spec.budget.dev_fraction)
 
     def evaluation(prefix: EvaluationPrefix | None) -> float:
         budget, scale = cell.spec.budget, cell.dataset.scale
-        predictor = Predictor(network, bare.mean, bare.std, scale, budget, setting.device, prefix)
-        began = setting.clock()
+        predictor = Predictor(network, pretrained.mean, pretrained.std, scale, budget, setting.device, prefix)
+        started = setting.clock()
         confusion_matrices(predictor, cell.dataset, samples)
         if prefix is not None:
             prefix.close()
-        return setting.clock() - began
+        return setting.clock() - started
 
     with _store(setting) as store:
         cache = FeatureCache(cell, store, digest, setting.fabric, CACHE_SIZE)
 
-        def on_kept() -> float:
+        def on_cached() -> float:
             policy = EvaluationCachePolicy(cache.limit)
             prefix = CachedPrefix(network.backbone, stages, setting.device, cache.evaluation(), policy)
             return evaluation(EvaluationPrefix(prefix))
 
-        on_kept()  # which keeps them
-        seconds = in_turn({"whole": lambda: evaluation(None), "kept": on_kept}, setting.rounds)
-    return seconds["whole"], seconds["kept"]
+        on_cached()  # which writes the features
+        seconds = in_turn({"whole": lambda: evaluation(None), "cached": on_cached}, setting.rounds)
+    return seconds["whole"], seconds["cached"]
 
 
 @contextlib.contextmanager
 def _store(setting: Setting) -> Iterator[RunStore]:
-    """Runs and features of nobody else, gone afterwards."""
+    """A private run store with a feature cache, removed afterwards."""
     with tempfile.TemporaryDirectory(dir=setting.scratch) as place:
         yield RunStore(Path(place))

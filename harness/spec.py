@@ -1,6 +1,6 @@
-"""What is run: one cell of the benchmark (`Spec`), and the budget that all cells of a table share (`Budget`).
+"""The spec of a run: one cell of the benchmark (`Spec`), and the budget that all cells of a table share (`Budget`).
 
-Both are validated, immutable and complete: nothing that can change a score is left to a default elsewhere.
+Both are validated, immutable and complete: no default elsewhere can change a score.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from harness.errors import InvalidField, UserError, did_you_mean, invalid, locat
 from harness.util.files import digest, read_yaml, read_yaml_file
 
 PROTOCOL = 1
-"""Part of every fingerprint. Raised when a change of the harness would give equal specs other scores."""
+"""Part of every fingerprint. Increased when a change of the harness would change the scores of equal specs."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Part = Literal["report", "dev"]
-"""`report`: train on the train split, evaluate once on the test split. `dev`: evaluate on a part held out of train."""
+"""`report`: train on the train split, evaluate once on the test split. `dev`: evaluate on a dev split of train."""
 
 
 class Budget(BaseModel):
-    """What every method of a table gets alike: steps, batches, crops, schedule, evaluation. See `budgets.yaml`."""
+    """The budget of every method in a table: steps, batches, crops, schedule, evaluation. See `budgets.yaml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(ge=1, description="images per optimiser step, over all processes")
-    accumulate: int = Field(1, ge=1, description="forward passes that one step's images are divided into")
+    accumulate: int = Field(1, ge=1, description="forward passes that the images of a step are divided into")
     crop: tuple[int, int] = Field(description="height, width of a training crop, pixels")
     resize: tuple[float, float] = Field((0.5, 2.0), description="random scale before the crop, uniform")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     photometric: bool = Field(True, description="random brightness, contrast, saturation and hue")
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     power: float = Field(0.9, gt=0, description="exponent of the polynomial decay of the learning rate to zero")
-    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm over all trained tensors; 0 is no clipping")
+    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm over all trained tensors; 0: no clipping")
     precision: Precision = Field("fp32", description="of the forward pass; bf16 and fp16 are autocast")
     channels_last: bool = Field(
         False,
         description="memory layout of feature maps in CNNs; selects other kernels, faster on most devices, that differ "
         "in the last bits",
     )
-    dev_fraction: float = Field(0.2, gt=0, lt=1, description="share of train held out when a search selects")
+    dev_fraction: float = Field(0.2, gt=0, lt=1, description="share of train that the dev split of a search holds out")
     evaluation: Literal["whole", "slide"] = Field("whole", description="whole images, or windows of `crop` size")
     stride: tuple[int, int] | None = Field(None, description="height, width between windows of `slide`")
 
@@ -55,14 +55,14 @@ class Budget(BaseModel):
     @classmethod
     def _check_crop(cls, crop: tuple[int, int]) -> tuple[int, int]:
         if min(crop) < 1:
-            raise ValueError("invalid size; give [height, width] in pixels")
+            raise ValueError("invalid size; use [height, width] in pixels")
         return crop
 
     @field_validator("resize")
     @classmethod
     def _check_resize(cls, resize: tuple[float, float]) -> tuple[float, float]:
         if not 0 < resize[0] <= resize[1]:
-            raise ValueError("invalid range; give [lowest, highest] scale, both above 0")
+            raise ValueError("invalid range; use [lowest, highest] scale, both above 0")
         return resize
 
     @model_validator(mode="after")
@@ -71,12 +71,12 @@ class Budget(BaseModel):
             problem = f"does not divide the batch_size, {self.batch_size}"
             raise InvalidField("accumulate", problem, self.accumulate)
         if self.warmup >= self.steps:
-            raise InvalidField("warmup", f"leaves none of the {self.steps} steps; give fewer", self.warmup)
+            raise InvalidField("warmup", f"leaves none of the {self.steps} steps; use fewer", self.warmup)
         if self.evaluation == "slide":
             if self.stride is None:
                 raise InvalidField("stride", "is missing; slide evaluation needs [height, width] between windows")
             if not all(0 < s <= c for s, c in zip(self.stride, self.crop, strict=True)):
-                problem = f"leaves gaps between windows; give 1 to the crop, {list(self.crop)}"
+                problem = f"leaves gaps between windows; use 1 to the crop, {list(self.crop)}"
                 raise InvalidField("stride", problem, list(self.stride))
         elif self.stride is not None:
             raise InvalidField("stride", "is only for `evaluation: slide`", list(self.stride))
@@ -116,7 +116,7 @@ class Spec(BaseModel):
     def fingerprint(self) -> str:
         """16 hex digits over exactly the fields that can change a score: never device, workers or paths.
 
-        The budget's and the dataset's names are left out: only what they stand for changes a score.
+        The names of budget and dataset are left out: only their contents change a score.
         """
         return digest(
             {
@@ -141,7 +141,7 @@ class Spec(BaseModel):
 
     @classmethod
     def from_yaml(cls, text: str) -> Spec:
-        """The spec that `to_yaml` wrote. Raises `ValueError` for text that is not YAML or not a complete spec."""
+        """Parse the text of `to_yaml`. Raises `ValueError` for text that is not YAML or not a complete spec."""
         try:
             return cls.model_validate(read_yaml(text))
         except yaml.YAMLError as error:
@@ -149,7 +149,7 @@ class Spec(BaseModel):
 
 
 class SharedDataKey(NamedTuple):
-    """What decides which images a frozen backbone sees in training. Runs with equal keys can share its outputs."""
+    """Everything that determines a frozen backbone's training inputs: runs with equal keys can share its outputs."""
 
     backbone: str
     weights: str
@@ -189,7 +189,7 @@ def budget(name: str) -> Budget:
 def budget_from(fields: Any, name: str) -> Budget:
     """The budget called `name` with these fields. `base: NAME` among them names a shipped budget to start from.
 
-    Raises `UserError` of the wrong field; the caller says where the fields stand.
+    Raises `UserError` of the wrong field; the caller adds where the fields come from.
     """
     if not isinstance(fields, Mapping):
         raise UserError("expected the fields of a budget, such as `steps: 1000`")

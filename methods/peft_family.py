@@ -1,6 +1,6 @@
 """LoRA and its relatives, through HF peft's injection: each puts a trained factor on frozen Linear and Conv2d layers.
 
-This file declares, counts and decides what is adapted; `methods/modules/peft_family.py` calls peft, which brings the
+This file declares, counts, and selects the adapted layers; `methods/modules/peft_family.py` calls peft, which has the
 layers themselves. Grouped convolutions are left alone: peft cannot merge them, or cannot compute them.
 """
 
@@ -38,11 +38,11 @@ def _rank(default: int, search: Any = (1, 64, "log"), **bounds: Any) -> Any:
 
 
 class Injected(Method):
-    """What the family shares. A subclass says what `auto` stands for, its peft configuration, and its count."""
+    """Base class of the family. A subclass defines the meaning of `auto`, its peft configuration, and its count."""
 
     mergeable: ClassVar[bool] = True
     auto: ClassVar[frozenset[str]] = frozenset({"q", "v"})
-    """The roles that `targets=auto` stands for in a network with attention."""
+    """The roles that `targets=auto` selects in a network with attention."""
 
     class Hyperparameters(method.Hyperparameters):
         targets: str = _targets("q,v")

@@ -1,4 +1,4 @@
-"""Ladder side-tuning: a light network beside the frozen one reads it through gates; no gradient enters the backbone.
+"""Ladder side-tuning: a light network parallel to the frozen one reads it through gates; the backbone gets no gradient.
 
 This file declares and attaches; the modules are in `methods/modules/side.py`.
 """

@@ -39,9 +39,7 @@ class SPM(Method):
 
     class Hyperparameters(method.Hyperparameters):
         hidden: int = hyperparameter(32, "channels d of a matcher's state", ge=1, le=1024, search=(8, 64, "log"))
-        iterations: int = hyperparameter(
-            3, "refinements T of the prompt; 1 is no recurrence", ge=1, le=16, search=(1, 5)
-        )
+        iterations: int = hyperparameter(3, "refinements T of the prompt; 1: no recurrence", ge=1, le=16, search=(1, 5))
         kernel: int = hyperparameter(3, "side of the depth-wise convolutions, odd", ge=1, le=15, search=[3, 5, 7])
         working_stride: int = hyperparameter(
             16,

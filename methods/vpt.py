@@ -1,4 +1,4 @@
-"""VPT, Visual Prompt Tuning: learned tokens beside the patches of a ViT, or learned pixels around any image.
+"""VPT, Visual Prompt Tuning: learned tokens before the patches of a ViT, or learned pixels around any image.
 
 This file declares and attaches; the modules are in `methods/modules/vpt.py`.
 """

@@ -18,7 +18,7 @@ def report(
     options: Annotated[ExecutionOptions, Only("runs", "data", "plugins")],
     study: Annotated[
         Path | None,
-        typer.Argument(help="study file, or one that ships: report its cells alone, also those without a run"),
+        typer.Argument(help="study file, or one that ships: report only its cells, including those without a run"),
     ] = None,
     out: Annotated[
         Path, typer.Option(parser=read_path, metavar="FOLDER", help="folder to write; an earlier report is replaced")
@@ -27,16 +27,16 @@ def report(
     reference: Annotated[str, typer.Option(help="the method that every other is compared with")] = "linear",
     columns: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="of figure, trained, head, share, delta, memory, time, inference, published"),
+        typer.Option(metavar="A,B", help="of score, trained, head, share, delta, memory, time, inference, published"),
     ] = None,
-    sort: Annotated[str, typer.Option(help="sort rows by figure, label or a cost; -NAME reverses")] = "figure",
+    sort: Annotated[str, typer.Option(help="sort rows by score, label or a cost; -NAME reverses")] = "score",
     filters: Annotated[
         list[str] | None,
         typer.Option("--filter", metavar="NAME=PATTERN,...", help="such as method=spm,lo*; repeatable"),
     ] = None,
     unit: Annotated[Literal["percent", "share"], typer.Option(help="scores in percent or from 0 to 1")] = "percent",
     decimals: Annotated[
-        int | None, typer.Option(min=0, max=9, help="decimals of scores; default 2 in percent, else 4")
+        int | None, typer.Option(min=0, max=9, help="decimals of scores; default: 2 in percent, else 4")
     ] = None,
     decimal_sign: Annotated[Literal[".", ","], typer.Option(help="decimal sign in tables for people")] = ".",
     published: Annotated[
@@ -57,7 +57,7 @@ def report(
     collected = filtered(collect(options.runs, study, options.data), filters or [])
     comparison = write_report(collected, cited, out, Options(metric, reference, layout, numbers, title))
     for skipped in collected.skipped:
-        say(f"warning: {skipped.folder} is left out: {skipped.reason}")
+        say(f"warning: {skipped.folder} is skipped: {skipped.reason}")
     states = comparison.runs["state"].value_counts().sort_index()
     settings = comparison.summary["setting"].nunique()
     counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items())

@@ -20,7 +20,7 @@ from studies import shipped_studies
 
 Storage = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="Optuna storage: URL of a database, or journal:FILE; default SQLite under --runs"),
+    typer.Option(metavar="URL", help="Optuna storage: database URL, or journal:FILE; default: SQLite under --runs"),
 ]
 _REPLACES = "replaces the study's; repeatable"
 
@@ -39,7 +39,7 @@ def compare(
     seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds; replaces the study's")] = None,
     budget: Annotated[str | None, typer.Option(help="replaces the study's")] = None,
     trials: Annotated[int | None, typer.Option(min=0, help="trials of each method's search; 0: no search")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="show what would run, and run nothing")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="show the plan without running anything")] = False,
     storage: Storage = None,
     quiet: Quiet = False,
     json_: Json = False,
@@ -92,7 +92,7 @@ def search(
             metavar="KEY=RANGE", help="LOW:HIGH, LOW:HIGH:log or A|B|C; replaces the declared range; repeatable"
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="total number, trials of earlier commands included")] = 20,
+    trials: Annotated[int, typer.Option(min=1, help="total number of trials, with those of earlier commands")] = 20,
     sampler: Annotated[str, typer.Option(help="tpe, random, qmc, gp, cmaes, nsgaii or grid")] = "tpe",
     pruner: Annotated[
         str | None,
@@ -153,9 +153,9 @@ def search(
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """On Ctrl-C and SIGTERM: runs have written their checkpoints by now, or do so while the launcher is closed."""
+    """Handle Ctrl-C and SIGTERM: runs write their checkpoints at the latest while the launcher is closed."""
     try:
         yield
     except KeyboardInterrupt:
-        say("stopped; repeat the command to resume")
+        say("stopped; run the command again to resume")
         raise typer.Exit(130) from None

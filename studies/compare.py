@@ -1,4 +1,4 @@
-"""Executes what is left of a study. What it shows meanwhile is in `progress.py`."""
+"""Executes the remaining cells of a study. Its output is in `progress.py`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def compare(
     storage: str | None,
     quiet: bool,
 ) -> Plan:
-    """Execute what is left of a study and return its plan with the states after that. A finished one is only read.
+    """Execute the remaining cells of a study and return its plan with the new states. A finished study is only read.
 
-    `storage`: where Optuna keeps searches; see `Search`. Raises `UserError` for what is wrong with the study or the
-    launcher as a whole.
+    `storage`: where Optuna stores searches; see `Search`. Raises `UserError` for a mistake in the study or the launcher
+    as a whole.
     """
     store = options.open_store()
     plan = make_plan(study, store, options.data)
@@ -80,7 +80,7 @@ def _searches(
 
 
 def record_unsupported(plan: Plan, store: RunStore) -> None:
-    """Give unsupported cells run folders, so that `list runs` and reports have them too."""
+    """Write run folders for unsupported cells, so that `list runs` and reports include them."""
     for cell in plan.cells:
         if cell.state is RunState.UNSUPPORTED and cell.spec is not None and store.folder(cell.spec).status() is None:
             with suppress(AlreadyLocked):  # another process records it

@@ -1,6 +1,6 @@
 """The plan of a study: its cells with their states, and the searches that some of them wait for.
 
-Nothing here trains, or imports torch. What is executed when is `scheduler.py`.
+Nothing here trains or imports torch. `scheduler.py` executes the plan.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class PlannedCell:
     label: str
     request: Request
     spec: Spec | None
-    """None where a search must end first, or the request is not valid (then `state` is `failed`)."""
+    """None if a search must end first, or if the request is invalid (then `state` is `failed`)."""
     state: RunState
     reason: str | None = None
     miou: float | None = None
     seconds: float | None = None
-    """Of training, where it is done."""
+    """Training time, if the cell is done."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -43,7 +43,7 @@ class PlannedCell:
 
 @dataclass
 class PlannedSearch:
-    """The search of one row of the table; `cells` are the row's seeds, which take its best hyperparameters."""
+    """The search of one row of the table; `cells` are the row's seeds, which use its best hyperparameters."""
 
     label: str
     request: Request
@@ -72,7 +72,7 @@ class Plan:
         return [cell for cell in self.cells if not cell.state.final]
 
     def seconds_left(self) -> float | None:
-        """Training time of what is left in one process, from the mean of the runs that are done; None without any."""
+        """Estimated training time of the remaining cells in one process; None if no cell is done yet."""
         trials = sum(search.tune.trials - search.folder.count_ended(search.tune.trials) for search in self.searches)
         known = [cell.seconds for cell in self.cells if cell.seconds is not None]
         return fmean(known) * (len(self.left) + trials) if known else None
@@ -82,8 +82,8 @@ def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = Fal
     """Read the state of every cell.
 
     With `ask_support`, methods that were never tried on a backbone are checked, which may import torch in another
-    process; without it such a cell is to do. Raises `UserError` for a mistake in the study as a whole; what is wrong
-    with one cell is that cell's state.
+    process; without it such a cell is pending. Raises `UserError` for a mistake in the study as a whole; a mistake in
+    one cell becomes that cell's state.
     """
     resolve = Resolver(store, data)
     plan = Plan(study)
@@ -105,7 +105,7 @@ def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = Fal
 def _plan_search(
     tune: Tune, arm: MethodArm, request: Request, seeds: list[Request], resolve: Resolver, store: RunStore
 ) -> PlannedSearch | list[PlannedCell]:
-    """The row's search with its cells, or the cells alone where there is nothing to search."""
+    """The row's search with its cells, or only the cells if there is no search."""
     searched = replace(request, part="dev", seed=tune.seed)
     try:
         cell = resolve(searched)
@@ -127,7 +127,7 @@ def _plan_search(
 
 
 def settle(row: PlannedSearch, resolve: Resolver, store: RunStore) -> None:
-    """Give the row's cells the hyperparameters that its finished search found."""
+    """Set the hyperparameters of the row's cells from its finished search."""
     best = row.folder.best(row.tune.trials)
     for cell in row.cells:
         if best is None:

@@ -1,4 +1,4 @@
-"""What a study and a search show: the plan before, a table or lines meanwhile, the table and JSON at the end."""
+"""The output of a study and a search: the plan, then a live table or lines, and the final table and JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
+from harness.util.text import duration
 from studies.plan import Plan, PlannedCell, PlannedSearch, rows_of
 from studies.scheduler import SearchTask
 from studies.search.spec import TrialState
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from studies.search.search import Search
 
 PLAIN_SECONDS = 30
-"""The least time between two plain lines of overall progress."""
+"""The least seconds between two plain lines of overall progress."""
 
 
 def work_left(plan: Plan) -> bool:
@@ -29,7 +30,7 @@ def work_left(plan: Plan) -> bool:
 
 
 def describe(plan: Plan) -> list[str]:
-    """The plan in a few lines: its axes, the states of its cells, what is unsupported, and how long it may take."""
+    """The plan in a few lines: its axes, the states of its cells, unsupported pairs, and the estimated time."""
     study = plan.study
     axes = {"methods": study.methods, "backbones": study.backbones, "datasets": study.datasets, "heads": study.heads,
             "seeds": study.seeds}  # fmt: skip
@@ -58,7 +59,7 @@ def describe(plan: Plan) -> list[str]:
 
 
 def notes(plan: Plan) -> list[str]:
-    """Why cells have no score: each reason once, with the number of its cells."""
+    """The reasons why cells have no score, each once, with the number of its cells."""
     counted = Counter(
         (cell.state, cell.reason or "unknown reason")
         for cell in plan.cells
@@ -67,14 +68,8 @@ def notes(plan: Plan) -> list[str]:
     return [f"{state.label} ({count}): {reason}" for (state, reason), count in counted.items()]
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def table(plan: Plan) -> list[dict[str, str]]:
-    """One line a method, backbone, dataset and head: mIoU over the seeds that are done, and the states of the rest."""
+    """One line per method, backbone, dataset and head: mIoU over the finished seeds, and the states of the others."""
     searches = {id(cell): row for row in plan.searches for cell in row.cells}
     tuned = plan.study.tune is not None
     return [_line(row, searches.get(id(row["cells"][0])), tuned) for row in rows_of(plan)]
@@ -105,7 +100,7 @@ def _trials(search: PlannedSearch) -> str:
 
 
 class Live:
-    """What is shown while a scheduler runs: redrawn on a terminal, lines elsewhere."""
+    """Live output while a scheduler runs: redrawn on a terminal, lines elsewhere."""
 
     def __init__(self, quiet: bool):
         self._redraws = not quiet and sys.stderr.isatty()
@@ -131,7 +126,7 @@ class Live:
 
 
 class LiveLine(Live):
-    """How far one search is."""
+    """The progress of one search."""
 
     def __init__(self, task: SearchTask, quiet: bool):
         super().__init__(quiet)
@@ -148,7 +143,7 @@ class LiveLine(Live):
 
 
 class LiveTable(Live):
-    """The table of a study while it fills."""
+    """The live table of a study."""
 
     def __init__(self, plan: Plan, store: RunStore, quiet: bool):
         super().__init__(quiet)
@@ -198,7 +193,7 @@ class LiveTable(Live):
         return drawn
 
     def _progress(self, cells: list[PlannedCell]) -> str:
-        """The steps of cells that run anywhere, from their folders."""
+        """The steps of all running cells, from their folders."""
         steps = []
         for cell in cells:
             if cell.state is RunState.RUNNING and cell.fingerprint is not None:
@@ -208,7 +203,7 @@ class LiveTable(Live):
 
 
 def trials_so_far(search: Search) -> str:
-    """One line: how many trials there are, and the best of them."""
+    """One line: the number of trials and the best one."""
     ended = [trial for trial in search.trials if trial.state != "running"]
     best = search.folder.best(len(search.trials))
     values = f", best {', '.join(f'{value:.4g}' for value in best.values or ())} (trial {best.number})" if best else ""

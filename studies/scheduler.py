@@ -1,6 +1,6 @@
-"""The loop that executes cells and searches on a launcher until nothing is left, however each of them ends.
+"""The loop that executes cells and searches on a launcher until all have ended, successfully or not.
 
-It decides which cells share a job; where jobs run is the launcher's business, and what a search proposes its own.
+It decides which cells share a job; the launcher decides where jobs run, and a search what to try next.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
     from studies.search.summary import Conclusion
 
 POLL_SECONDS = 2.0
-"""How often runs that other processes execute, and searches that others work on, are looked at."""
+"""Seconds between two checks of runs and searches that other processes execute."""
 RESUMES = 3
-"""How often a run is resumed that was interrupted though nobody here asked for it."""
+"""How often a run is resumed that was interrupted from outside."""
 
 OnChange = Callable[["PlannedCell | SearchTask | None"], None]
 
 
 @dataclass
 class SearchTask:
-    """A search and, in a study, the planned searches that it settles.
+    """A search and, in a study, the planned searches that it completes.
 
-    `jobs` have its trials at a time. With one job of one trial, what is proposed does not depend on what runs side by
-    side: so it is in studies, as long as cells do not share jobs.
+    At most `jobs` jobs execute its trials at a time. With one job of one trial the proposals do not depend on timing:
+    that is the default in studies, unless cells share jobs.
     """
 
     search: Search
     planned: list[PlannedSearch] = field(default_factory=list)
     jobs: int = 1
     conclusion: Conclusion | None = None
-    """When the search has ended."""
+    """Called when the search has ended."""
 
     @property
     def data_key(self) -> SharedDataKey:
@@ -57,18 +57,18 @@ class SearchTask:
         return SharedDataKey(spec.backbone, spec.weights, spec.data_digest, spec.budget, spec.seed, "dev")
 
     def trials_per_job(self, limit: int) -> int:
-        """How many of its trials may share a job where `limit` cells may.
+        """How many of its trials may share a job if `limit` cells may.
 
-        A pruner ends trials one by one, and the memory of one network is unknown where there are several.
+        One with a pruner, which ends single trials, or if memory is an objective: it is unknown for several networks.
         """
         spec = self.search.spec
         return limit if spec.pruner is None and "memory" not in spec.objectives else 1
 
 
 class Scheduler:
-    """Executes cells and searches on one launcher. Several schedulers may work on the same ones: locks keep them apart.
+    """Executes cells and searches on one launcher. Several schedulers may share cells and searches, by means of locks.
 
-    `on_change` is called with what ended or began, and with None every `POLL_SECONDS`.
+    `on_change` is called with every cell or search that started or ended, and with None every `POLL_SECONDS`.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class Scheduler:
         self._on_change = on_change
         self._in_flight: dict[str, list[PlannedCell] | SearchTask] = {}
         self._elsewhere: list[tuple[PlannedCell, float]] = []
-        """Cells that other processes execute, and since when that is known."""
+        """Cells that other processes execute, with the time when that was noticed."""
         self._interruptions: dict[str, int] = {}
         self._polled = 0.0
         self._mirror = Mirror(options.runs, options.tracking, warn)
 
     def run(self) -> None:
-        """Returns when every cell and search has ended. Ctrl-C passes through; the launcher still has its jobs then."""
+        """Run until every cell and search has ended. Ctrl-C is raised; the launcher still has its jobs then."""
         try:
             self._execute_all()
         except KeyboardInterrupt:
@@ -107,7 +107,7 @@ class Scheduler:
         while self._in_flight or self._cells or self._elsewhere or self._tasks:
             submitted = self._submit()
             if not submitted and not self._in_flight:
-                time.sleep(0.2)  # other processes execute all that is left
+                time.sleep(0.2)  # other processes execute all remaining cells
             for result in self._launcher.wait(0.5 if self._in_flight else 0):
                 self._take(result)
             if time.monotonic() - self._polled > POLL_SECONDS:
@@ -129,8 +129,8 @@ class Scheduler:
         return submitted
 
     def _next_job(self) -> Job | None:
-        """Cells go before trials, as each completes a row of the table; where cells may share a job they wait for
-        others to join, as long as there are trials to start.
+        """The next job. Cells go before trials, as each completes a row of the table; cells that may share a job wait
+        for others to join, as long as there are trials to start.
         """
         limit = self._cells_per_job()
         if self._options.together == 1:
@@ -138,7 +138,7 @@ class Scheduler:
         return self._job_of_trials(limit) or self._job_of_cells(limit)
 
     def _cells_per_job(self) -> int:
-        """How many cells the next job may have, so that no slot stays without a job because of it."""
+        """How many cells the next job may have, so that every slot gets a job."""
         if self._options.together == 1:
             return 1
         ready = len(self._cells) + sum(self._trials_that_fit(task) for task in self._tasks)
@@ -165,7 +165,7 @@ class Scheduler:
             cell = self._cells.popleft()
             assert cell.fingerprint is not None
             running = self._in_flight.get(cell.fingerprint)
-            if isinstance(running, list):  # another row of the study comes to the same run
+            if isinstance(running, list):  # another row of the study resolves to the same run
                 running.append(cell)
             elif running is not None or len(taken) == limit or not self._may_share_a_job(cell, taken):
                 self._cells.append(cell)
@@ -183,7 +183,7 @@ class Scheduler:
         )
 
     def _is_last_attempt(self, fingerprint: str | None) -> bool:
-        """Of a run that was interrupted again and again: it is made alone, as the run may be why its jobs die."""
+        """Whether a run was interrupted repeatedly: it then runs alone, as it may be the reason why its jobs die."""
         return self._interruptions.get(fingerprint or "", 0) >= RESUMES
 
     def _next_trials(self, task: SearchTask, limit: int) -> list[TrialJob]:
@@ -204,7 +204,7 @@ class Scheduler:
         return trials
 
     def _trials_that_fit(self, task: SearchTask) -> int:
-        """How many more trials of a search may be in flight, as far as is known."""
+        """How many more trials of a search may be started, as far as is known."""
         most = task.jobs * task.trials_per_job(self._options.together)
         return max(0, min(most, task.search.left) - self._trials_in_flight(task))
 
@@ -212,11 +212,11 @@ class Scheduler:
         return sum(1 for running in self._in_flight.values() if running is task)
 
     def _job(self, data_key: SharedDataKey, cells: list[JobCell]) -> Job:
-        """The job of these cells, which are in flight by now."""
+        """The job of these cells, which are marked as in flight."""
         return Job(tuple(cells), self._options, self._expected_reuses(data_key))
 
     def _expected_reuses(self, data_key: SharedDataKey) -> int:
-        """How many runs have yet to start that see the same data, those that wait for their searches included."""
+        """The number of pending runs on the same data, including those that wait for their searches."""
         count = sum(_data_key(cell) == data_key for cell in self._cells)
         for task in self._tasks:
             of_trials = task.data_key
@@ -233,7 +233,7 @@ class Scheduler:
             )  # fmt: skip
         return count
 
-    # ---- what came of it ---------------------------------------------------------------------------------------------
+    # ---- results -----------------------------------------------------------------------------------------------------
 
     def _take(self, result: JobResult) -> None:
         fingerprint, outcome = result.cell.fingerprint, result.outcome
@@ -266,7 +266,7 @@ class Scheduler:
         for cell, since in list(self._elsewhere):
             assert cell.spec is not None
             unlocked = self._store.lock_owner(self._store.folder(cell.spec)) is None
-            # Of an owner on another machine only the lease is visible; a job watches that for a beat, and takes over.
+            # Only the lease of an owner on another machine is visible; a job watches it and takes over if it expires.
             if unlocked or time.monotonic() - since > lease_seconds():
                 self._elsewhere.remove((cell, since))
                 refresh(cell, self._store)

@@ -1,6 +1,6 @@
 """A study file: methods × backbones × datasets × heads × seeds under one budget, checked and turned into requests.
 
-How far a study is and what is left to run is `plan.py`. Free of torch.
+`plan.py` reads its progress. Free of torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Model(BaseModel):
 
 
 class MethodArm(_Model):
-    """One row of the table: a method, and the hyperparameters that are not its defaults."""
+    """One row of the table: a method, and the hyperparameters that differ from its defaults."""
 
     method: str
     label: str = ""
@@ -67,7 +67,7 @@ class Tune(_Model):
     """A search for every row of the table, scored on the dev split; its best hyperparameters are used for all seeds."""
 
     trials: int = Field(ge=1, description="trials of each row; pruned and failed ones count")
-    parameters: tuple[str, ...] | None = Field(None, description="hyperparameters; default all with a declared range")
+    parameters: tuple[str, ...] | None = Field(None, description="hyperparameters; default: all with a declared range")
     space: dict[str, str] = Field(
         {}, description="hyperparameter -> LOW:HIGH, LOW:HIGH:log or A|B|C, in place of the declared range"
     )
@@ -100,11 +100,11 @@ class Study(_Model):
     backbones: tuple[BackboneArm, ...] = Field(min_length=1)
     datasets: tuple[str, ...] = Field(min_length=1)
     heads: tuple[str, ...] = Field(("fpn",), min_length=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="a list, or how many from 0")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="a list, or a number of seeds from 0")
     tune: Tune | None = None
     overrides: tuple[Override, ...] = ()
     source: Path = Field(Path("study.yaml"), exclude=True, description="the file; its paths start at its folder")
-    flags: frozenset[str] = Field(frozenset(), exclude=True, description="keys that the command line has replaced")
+    flags: frozenset[str] = Field(frozenset(), exclude=True, description="keys that the command line replaces")
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -122,7 +122,7 @@ class Study(_Model):
         ):
             twice = next((value for value in values if list(values).count(value) > 1), None)
             if twice is not None:
-                hint = "; give two rows of one method a `label` each" if field == "methods" else ""
+                hint = "; set a `label` for each row of a method" if field == "methods" else ""
                 raise InvalidField(field, f"is listed twice{hint}", twice)
         return self
 
@@ -139,9 +139,9 @@ class Study(_Model):
             return budget(self._path(self.budget) if self.budget.endswith((".yaml", ".yml")) else self.budget)
 
     def check(self, data: Path, cache: Path) -> None:
-        """Check every name, hyperparameter and range of the study, but not whether datasets' files are there.
+        """Check every name, hyperparameter and range of the study, but not the datasets' files.
 
-        Raises `UserError` that says where the value stands: the study file and its key, or a flag.
+        Raises `UserError` that names the study file and its key, or a flag.
         """
         self.the_budget()
         for row, arm in enumerate(self.methods):
@@ -151,7 +151,7 @@ class Study(_Model):
                 method.Hyperparameters.parse(arm.method, dict(arm.settings))
         for backbone in self.backbones:
             with self._located("backbones"):
-                find_weights(backbone.backbone, "random", cache)  # the name alone: its weights may be missing
+                find_weights(backbone.backbone, "random", cache)  # only the name: its weights may be missing
         for dataset in self.datasets:
             with self._located("datasets"):
                 check_dataset(self._dataset(dataset), data)
@@ -185,14 +185,14 @@ class Study(_Model):
             check_sampler(self.tune.sampler, self.tune.pruner)
 
     def requests(self) -> Iterator[tuple[MethodArm, Request]]:
-        """Every row of the table with its settings and the study's first seed, which seeds and a search replace."""
+        """Every row of the table with its settings and the study's first seed, a placeholder for other seeds."""
         for arm, request in self._rows(self.the_budget()):
             for _, override in self._matching(arm, request):
                 request.settings.update(override.settings)
             yield arm, replace(request, dataset=self._dataset(request.dataset))
 
     def _rows(self, chosen: Budget) -> Iterator[tuple[MethodArm, Request]]:
-        """Rows without overrides; datasets as the study calls them, which is what overrides match."""
+        """Rows without overrides; datasets by the names in the study, which overrides match."""
         for backbone, dataset, head, arm in itertools.product(
             self.backbones, self.datasets, self.heads, self.methods
         ):  # fmt: skip
@@ -214,7 +214,7 @@ class Study(_Model):
         return ((number, one) for number, one in enumerate(self.overrides) if one.matches(arm, request))
 
     def _located(self, key: str | None = None, *, under: str = "") -> AbstractContextManager[None]:
-        """Errors raised inside are of the study's file, unless the value came from a flag."""
+        """Errors raised inside name the study's file, unless the value came from a flag."""
         top = (key or under).partition("[")[0]
         return located() if top in self.flags else located(self.source, key=key, under=under or None)
 
@@ -296,7 +296,7 @@ def load_study(name: str | Path, replacements: Replacements | None = None) -> St
 
 
 def _known_fields(error: ValidationError) -> set[str]:
-    """The fields of the part of a study that the first error is in."""
+    """The known fields of the part of a study that has the first error."""
     location = error.errors()[0]["loc"]
     parts: dict[Any, type[BaseModel]] = {
         "methods": MethodArm,

@@ -1,4 +1,4 @@
-"""What tests of whole runs share: one tiny dataset, one tiny budget, and a developer's shell kept out."""
+"""Fixtures for tests of whole runs: one tiny dataset, one tiny budget, and no settings of the developer's shell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.tiny_cell import make_budget, make_dataset
 
 
 def pytest_configure() -> None:
-    """A shell starts what goes to its background with Ctrl-C ignored, which all that the tests start would inherit."""
+    """Handle Ctrl-C: a shell ignores it in background jobs, and child processes of the tests would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -23,7 +23,7 @@ LONG = (
     "test_supervise", "test_reuse", "test_plugins", "test_mirror", "test_slurm_launcher", "test_contract",
     "test_report", "test_benchmarks",
 )  # fmt: skip
-"""Files that take minutes, of processes that are waited for: begun first, so that none is left alone at the end."""
+"""Slow files that mostly wait for processes: started first, so that none runs alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""A wrong value is answered with where it stands: the flag, or the file and the key."""
+"""The error for a wrong value names its place: the flag, or the file and the key."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_wrong_hyperparameter_by_flag_recipe_and_study(tmp_path: Path, colours: 
     ("tune", "message"),
     [
         ({"parameters": ["hiden"]}, "tune.parameters: hiden: no method of the study has it; did you mean hidden?"),
-        ({"space": {"lr": "1:0.5"}}, "tune.space.lr: 1:0.5: give LOW:HIGH"),
+        ({"space": {"lr": "1:0.5"}}, "tune.space.lr: 1:0.5: use LOW:HIGH"),
         ({"space": {"lr": "x|y"}}, "tune.space.lr: x|y: input should be a valid number"),
         ({"sampler": "tpr"}, "tune.sampler: tpr: no such sampler; did you mean tpe?"),
         ({"pruner": "mediant"}, "tune.pruner: mediant: no such pruner; did you mean median?"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -212,13 +212,3 @@ def _is_copy(tensor: Tensor, pretrained: Tensor) -> bool:
     return tensor.shape == pretrained.shape and bool((tensor != tensor.flatten()[:1]).any()) and not _differ(
         tensor, pretrained
     )  # fmt: skip
-
-
-def list_some(names: Sequence[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

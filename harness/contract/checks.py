@@ -25,7 +25,6 @@ from harness.contract.cases import (
     first_difference,
     four_images,
     gradients_of,
-    list_some,
     train_briefly,
 )
 from harness.contract.two_processes import ProcessPair
@@ -35,6 +34,7 @@ from harness.models.backbones.weights import tensors_digest
 from harness.models.delta import DeltaHeader, read_delta_header, save_delta
 from harness.models.network import UnsupportedMethod, apply_memory_format
 from harness.spec import Budget, Spec
+from harness.util.text import list_some
 
 OVERFIT_FACTOR = 0.5
 OVERFIT_STEPS = 80
@@ -106,8 +106,8 @@ def starts_as_the_frozen_backbone(case: Case) -> None:
     images, _ = four_images()
     with torch.no_grad():
         ours = case.build().eval().backbone(images)
-        bare = case.frozen_backbone()(images)
-    for stage, (one, other) in enumerate(zip(ours, bare, strict=True)):
+        frozen = case.frozen_backbone()(images)
+    for stage, (one, other) in enumerate(zip(ours, frozen, strict=True)):
         if one.shape != other.shape:
             raise ContractBroken(f"the map of stage {stage} has shape {list(one.shape)} instead of {list(other.shape)}")
         difference, size = (one - other).abs().max().item(), other.abs().max().item()

@@ -12,12 +12,13 @@ from typing import Literal
 
 import torch
 
-from harness.contract.cases import TINY, Case, ContractBroken, one_line
+from harness.contract.cases import TINY, Case, ContractBroken
 from harness.contract.checks import CHECKS, FOUNDATIONS, described, finishes_in_two_processes
 from harness.errors import UserError
 from harness.method import Method, methods
 from harness.models.backbones import families
 from harness.models.network import MethodError, UnsupportedMethod
+from harness.util.text import describe
 
 TWO_PROCESSES_ON = ("resnet10t", "test_vit")
 """The families that are checked with two processes: one CNN and one ViT, as the check is slow."""
@@ -77,7 +78,7 @@ def _outcome(name: str, backbone: str, check: Callable[[], None]) -> CheckResult
     except (ContractBroken, MethodError) as error:
         return CheckResult(name, backbone, "broken", str(error))
     except Exception as error:  # a method may raise anything
-        return CheckResult(name, backbone, "broken", f"crashes: {one_line(error)}")
+        return CheckResult(name, backbone, "broken", f"crashes: {describe(error)}")
     return CheckResult(name, backbone, "ok")
 
 
@@ -106,7 +107,7 @@ def check_names(names: Sequence[str], on_row: Callable[[MatrixRow], None] = lamb
 
 
 def _row(name: str, family: str) -> MatrixRow:
-    began = time.monotonic()
+    started = time.monotonic()
     if family not in TINY:
         return MatrixRow(name, family, "", "skipped", "no tiny network of this family is known", 0.0, [])
     try:
@@ -117,7 +118,7 @@ def _row(name: str, family: str) -> MatrixRow:
     unsupported = [outcome for outcome in outcomes if outcome.status == "unsupported"]
     state = "broken" if found else "unsupported" if unsupported else "passes"
     reason = "; ".join(f"{o.check}: {o.detail}" for o in found) or "; ".join(o.detail for o in unsupported)
-    seconds = round(time.monotonic() - began, 2)
+    seconds = round(time.monotonic() - started, 2)
     return MatrixRow(name, family, TINY[family], state, reason, seconds, [asdict(outcome) for outcome in outcomes])
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from harness.cells import plugins
-from harness.contract.cases import Case, ContractBroken, four_images, one_line
+from harness.contract.cases import Case, ContractBroken, four_images
 from harness.method import Method, methods
+from harness.util.text import describe
 
 TWO_PROCESSES_SECONDS = 180.0
 
@@ -54,7 +55,7 @@ class ProcessPair:
             try:
                 pipe.send(job)
             except Exception as error:  # pickle may raise anything
-                raise ContractBroken(f"another process cannot import the method: {one_line(error)}") from error
+                raise ContractBroken(f"another process cannot import the method: {describe(error)}") from error
         answers: dict[int, str] = {}
         deadline = time.monotonic() + TWO_PROCESSES_SECONDS
         while len(answers) < 2:
@@ -96,14 +97,14 @@ def _serve(rank: int, pipe: connection.Connection, rendezvous: str) -> None:
         except EOFError:
             return
         except Exception as error:  # the method cannot be imported here
-            pipe.send(("failed", one_line(error)))
+            pipe.send(("failed", describe(error)))
             continue
         try:
             plugins.load(files)
             cls = methods.get(method) if isinstance(method, str) else method
             pipe.send(("ok", _train_in_parallel(Case(cls, backbone), rank)))
         except Exception as error:
-            pipe.send(("failed", one_line(error)))
+            pipe.send(("failed", describe(error)))
 
 
 def _train_in_parallel(case: Case, rank: int) -> str:

@@ -38,7 +38,7 @@ def export(store: RunStore, run: str, out: Path, format: Format, merge: bool, we
     with torch.inference_mode():
         expected = network(images)
     if merge:
-        _merge(network, run, images, expected)
+        _merge(network, images, expected)
     name = f"{header.spec.method}-{header.spec.backbone}-{header.spec.dataset}"
     recipe = _recipe(network, header, merge)
     if format == "safetensors":
@@ -81,7 +81,7 @@ def load_exported(folder: Path) -> nn.Module:
     return network.eval()
 
 
-def _merge(network: Segmenter, run: str, images: torch.Tensor, expected: torch.Tensor) -> None:
+def _merge(network: Segmenter, images: torch.Tensor, expected: torch.Tensor) -> None:
     method = network.method
     if not method.mergeable:
         able = ", ".join(name for name in methods.names() if methods.get(name).mergeable)

@@ -105,11 +105,11 @@ class BatchSource:
         cached = {index for index in passes if self._is_cached(index)}
         loader = iter(self._loader([index for index in passes if index not in cached]))
         for index in passes:
-            began = time.monotonic()
+            started = time.monotonic()
             batch = self._read(index) if index in cached else None
             if batch is None:
                 batch = self._compute(index, iter([self._load(index)]) if index in cached else loader)
-            yield replace(batch, spent=time.monotonic() - began)
+            yield replace(batch, spent=time.monotonic() - started)
 
     def close(self) -> None:
         if self._prefix is not None:
@@ -130,9 +130,9 @@ class BatchSource:
         return _behind(found, self._fabric.to_device(masks.tensor), None, masks.seconds)
 
     def _compute(self, index: int, loader: Iterator[tuple[Tensor, Tensor]]) -> Batch:
-        began = time.monotonic()
+        started = time.monotonic()
         images, masks = next(loader)
-        waited = time.monotonic() - began
+        waited = time.monotonic() - started
         images, masks = self._fabric.to_device((images, masks))
         if self._budget.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

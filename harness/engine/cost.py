@@ -173,17 +173,17 @@ class PeakMemoryMode(TorchDispatchMode):
 
 @torch.inference_mode()
 def inference_seconds(
-    adapted: nn.Module, bare: nn.Module, size: tuple[int, int], device: torch.device, repeats: int = 10
+    adapted: nn.Module, frozen: nn.Module, size: tuple[int, int], device: torch.device, repeats: int = 10
 ) -> tuple[float, float]:
     """Median seconds of one image [3, *size] through the adapted and the frozen backbone, timed alternately."""
     image = torch.zeros(1, 3, *size, device=device)
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for repeat in range(repeats + 2):
-        for which, backbone in enumerate((adapted, bare)):
-            began = _clock(device)
+        for which, backbone in enumerate((adapted, frozen)):
+            started = _clock(device)
             backbone(image)
             if repeat >= 2:
-                seconds[which].append(_clock(device) - began)
+                seconds[which].append(_clock(device) - started)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 

@@ -11,6 +11,7 @@ from harness.models.network import UnsupportedMethod
 from harness.runs.locks import AlreadyLocked, LockLost
 from harness.runs.state import Outcome, RunEnded, RunState
 from harness.util.files import is_disk_full
+from harness.util.text import describe
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -26,7 +27,7 @@ def outcome_of(error: BaseException) -> Outcome:
             return Outcome(RunState.INTERRUPTED, "stopped")
         case UserError():
             return Outcome(RunState.FAILED, str(error))
-    return Outcome(RunState.FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return Outcome(RunState.FAILED, describe(error))
 
 
 def explained(error: BaseException, folder: Path, step: int) -> BaseException:

@@ -70,9 +70,9 @@ def _inference(prepared: Prepared) -> Inference:
     cell, device, backbone = prepared.attempt.cell, prepared.attempt.fabric.device, prepared.backbone
     key = digest(arithmetic_of(cell))
     if key not in backbone.inference_seconds:
-        bare = apply_memory_format(prepared.attempt.fabric.to_device(backbone.copy()), cell.spec.budget)
+        frozen = apply_memory_format(prepared.attempt.fabric.to_device(backbone.copy()), cell.spec.budget)
         adapted = prepared.network.backbone.eval()
-        backbone.inference_seconds[key] = inference_seconds(adapted, bare, cell.spec.budget.crop, device)
+        backbone.inference_seconds[key] = inference_seconds(adapted, frozen, cell.spec.budget.crop, device)
     adapted_seconds, backbone_seconds = backbone.inference_seconds[key]
     return Inference(
         adapted_seconds=adapted_seconds, backbone_seconds=backbone_seconds, ratio=adapted_seconds / backbone_seconds

@@ -91,9 +91,9 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
     cell = attempt.cell
     spec, dataset = cell.spec, cell.dataset
     train_samples, evaluation_samples = split_samples(dataset, spec.part, spec.budget.dev_fraction)
-    bare = backbone.copy()
+    copy = backbone.copy()
     try:
-        network = build_segmenter(bare, cell.new_method(), spec.head, len(dataset.classes), spec.seed)
+        network = build_segmenter(copy, cell.new_method(), spec.head, len(dataset.classes), spec.seed)
     except UnsupportedMethod:
         attempt.begin()
         with attempt.failures_recorded():
@@ -105,7 +105,7 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
         frozen_stages=backbone.count_frozen_stages(network.backbone),
         train_samples=train_samples,
         evaluation_samples=evaluation_samples,
-        stream=TrainStream(dataset, train_samples, spec.budget, derive(spec.seed, "data"), bare.mean, bare.std),
+        stream=TrainStream(dataset, train_samples, spec.budget, derive(spec.seed, "data"), copy.mean, copy.std),
         cache=FeatureCache(cell, attempt.store, backbone.sha256, attempt.fabric, attempt.options.cache_size),
         step_cost=cost.cached_step_cost(cell, network, attempt.store.cache),
     )

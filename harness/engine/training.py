@@ -166,7 +166,7 @@ class TrainState:
         Raises `RunEnded` if the loss is not finite.
         """
         budget, meters, fabric, step = self.budget, self.meters, self.fabric, self.step
-        began = time.monotonic()
+        started = time.monotonic()
         torch.manual_seed(derive(self.seed, "step", step, fabric.global_rank))
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
@@ -188,7 +188,7 @@ class TrainState:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-        own = time.monotonic() - began
+        own = time.monotonic() - started
         meters.images += budget.batch_size
         meters.loss_sum += loss_value
         meters.loss_steps += 1
@@ -204,10 +204,10 @@ class TrainState:
 
     def save_if_due(self, stopping: bool) -> None:
         if stopping or self.finished or time.monotonic() - self._saved > self._checkpoint_seconds:
-            began = time.monotonic()
+            started = time.monotonic()
             self.save()
             self._saved = time.monotonic()
-            self._checkpoint_seconds = max(self._checkpoint_seconds, 20 * (self._saved - began))
+            self._checkpoint_seconds = max(self._checkpoint_seconds, 20 * (self._saved - started))
 
     def save(self) -> None:
         if self.fabric.is_global_zero:

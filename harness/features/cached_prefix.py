@@ -87,9 +87,9 @@ class CachedPrefix:
         seconds = list(known.seconds) if known else []
         computed = dict(inputs or {})
         for stage in range(len(seconds), self.stages):
-            began = self._clock()
+            started = self._clock()
             outputs = self.backbone.prefix(outputs, stage + 1)
-            seconds.append(self._clock() - began)
+            seconds.append(self._clock() - started)
             computed[f"stage{stage}"] = outputs.outputs[stage], seconds[stage]
         assert isinstance(outputs, StageOutputs)
         if computed and self._stream is not None and self._policy is not None and self._policy.writes:

@@ -67,9 +67,9 @@ class FeatureCachePolicy:
         if not self._seen and (expected := size * (self.passes - index)) > self.limit / 2:
             self._stop(f"{_bytes(expected)} would be more than half of --cache-size")
             return
-        began = time.monotonic()
+        started = time.monotonic()
         written = stream.write(index, tensors)
-        self._writing += time.monotonic() - began
+        self._writing += time.monotonic() - started
         self._bytes += size
         if self._seen:  # the first pass also warms up
             self._computing += sum(seconds for _, seconds in tensors.values())
@@ -80,11 +80,11 @@ class FeatureCachePolicy:
             self._decide(stream, index, list(tensors))
 
     def _decide(self, stream: FeatureStream, index: int, names: list[str]) -> None:
-        began = time.monotonic()
+        started = time.monotonic()
         found = stream.read(index, names)
         if found is None:
             return
-        reading = time.monotonic() - began
+        reading = time.monotonic() - started
         computing = self._computing / max(1, self._seen - 1)
         writing = self._writing / self._seen
         costs = f"computing {computing:.3f} s a pass, reading {reading:.3f} s, writing {writing:.3f} s"

@@ -1,4 +1,4 @@
-"""The delta: only the trained tensors, and what is needed to rebuild the adapted network from the public backbone."""
+"""The delta: the trained tensors and the header to rebuild the adapted network from the public backbone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FORMAT = "harness-delta-1"
 
 @dataclass(frozen=True)
 class DeltaHeader:
-    """What a delta states about itself."""
+    """The header of a delta."""
 
     spec: Spec
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     scale: tuple[int, int] | None
     backbone_sha256: str
-    """Of the backbone's tensors as pre-trained; a rebuilt backbone must have the same."""
+    """Checksum of the backbone's pre-trained tensors; a rebuilt backbone must have the same."""
 
 
 def save_delta(path: Path, network: Segmenter, header: DeltaHeader) -> int:
@@ -43,7 +43,7 @@ def save_delta(path: Path, network: Segmenter, header: DeltaHeader) -> int:
 
 
 def read_delta_header(path: Path) -> DeltaHeader:
-    """Raises `UserError` where the file is not a delta of ours."""
+    """Read a delta. Raises `UserError` for any other file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -70,8 +70,8 @@ def read_delta_header(path: Path) -> DeltaHeader:
 def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaHeader]:
     """The adapted network, in evaluation mode: the public backbone with its pre-trained weights, then the delta.
 
-    `weights` says where the backbone's weights are, as `--weights` does. Raises `UserError` where they are not those
-    that the delta was trained on.
+    `weights` locates the backbone's weights, as `--weights` does. Raises `UserError` if the delta was trained with
+    other weights.
     """
     from safetensors.torch import load_file
 
@@ -91,12 +91,12 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
             raise
         raise UserError(
             f"{path}: was trained on {spec.backbone} with a file of weights, {spec.weights}; "
-            "say where that file is with --weights PATH"
+            "pass that file with --weights PATH"
         ) from error
     if tensors_digest(backbone) != header.backbone_sha256:
         raise UserError(
             f"{path}: was trained on {spec.backbone} with weights {spec.weights}, and --weights {weights} gives "
-            f"{found.identity}; give --weights PATH of the same file"
+            f"{found.identity}; pass the same file with --weights PATH"
         )
     try:
         with located(path):

@@ -1,6 +1,6 @@
-"""Decode heads, from mmsegmentation: what turns the stages' maps into class logits, the same for every method.
+"""Decode heads from mmsegmentation: they turn the stages' maps into class logits, the same way for every method.
 
-`fpn`, or `fpn:64` for another width than the head's own: the width is the number of channels inside the head.
+`fpn`, or `fpn:64` for another width than the default: the width is the number of channels inside the head.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def parse_head(head: str) -> tuple[str, int | None]:
     if not colon:
         return name, None
     if not width.isdecimal() or not 1 <= int(width) <= 8192:
-        hint = f"give the channels, such as {name}:128"
+        hint = f"use a number of channels, such as {name}:128"
         raise UserError(f"invalid width {width!r}", field="head", value=head, hint=hint)
     return name, int(width)
 
@@ -56,7 +56,7 @@ def _norm() -> dict[str, object]:
 
 
 def _decoder(num_classes: int) -> dict[str, object]:
-    """Arguments of all of mmsegmentation's heads. The loss is the harness's own: see `network.py`."""
+    """Arguments of all of mmsegmentation's heads. Their loss is not used: see `network.py`."""
     return {"num_classes": num_classes, "out_channels": num_classes, "align_corners": False}
 
 

@@ -9,7 +9,7 @@ from harness.data.base import IGNORE_INDEX
 
 
 def labels_at(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels [B, H, W] taken at the centres of the cells of a [h, w] grid: int64 [B, h, w]."""
+    """Labels [B, H, W] sampled at the centres of the cells of a [h, w] grid: int64 [B, h, w]."""
     if masks.shape[-2:] == size:
         return masks.long()
     return F.interpolate(masks[:, None].float(), size, mode="nearest-exact")[:, 0].long()

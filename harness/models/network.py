@@ -1,4 +1,4 @@
-"""The adapted network: a frozen backbone with a method attached, and a head; what of it is trained and counted."""
+"""The adapted network: a frozen backbone with a method attached, and a head; its trained tensors and their count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.util.seeds import derive
 
 
 class MethodError(Exception):
-    """A method breaks its contract: a bug of the method, not a mistake of the user."""
+    """A method violates its contract: a bug in the method, not a user error."""
 
 
 class UnsupportedMethod(Exception):
@@ -60,7 +60,7 @@ class Segmenter(nn.Module):
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Every tensor that training changes: trained parameters, and the buffers of modules that are not frozen."""
+        """Every tensor that training changes: trained parameters and the buffers of modules that are not frozen."""
         state = {name: parameter.detach() for name, parameter in self.trained_parameters()}
         for prefix, module in self.named_modules():
             if self.backbone.is_frozen(module):
@@ -89,9 +89,9 @@ class Segmenter(nn.Module):
 
 
 def apply_memory_format(module: nn.Module, budget: Budget) -> nn.Module:
-    """Give a network's convolutions the memory layout that the budget asks for, in place; their inputs follow.
+    """Set the budget's memory layout for a network's convolutions, in place; their inputs follow.
 
-    A module with a true attribute `keeps_layout`, whose code relies on torch's default layout, keeps that.
+    A module with a true attribute `keeps_layout`, whose code relies on torch's default layout, is not changed.
     """
     if not budget.channels_last:
         return module
@@ -128,6 +128,6 @@ def build_segmenter(backbone: StagedBackbone, method: Method, head: str, num_cla
     counted = segmenter.count_parameters().method
     if counted != expected:
         raise MethodError(
-            f"{method.name} on {backbone.name}: trains {counted} parameters, its closed form says {expected}"
+            f"{method.name} on {backbone.name}: trains {counted} parameters, but its closed form gives {expected}"
         )
     return segmenter

@@ -1,6 +1,6 @@
 """Checkpoints of a run: one file, named by its step and its own digest, so that a damaged one is recognised.
 
-What a checkpoint contains is decided by training; when one is written too.
+`engine/training.py` decides what a checkpoint contains and when it is written.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Checkpoints:
     """The checkpoints of one run in a folder of their own. Only the newest is needed."""
 
     def __init__(self, folder: Path, before_writing: Callable[[], None] = lambda: None, fingerprint: str = ""):
-        """`before_writing` may raise to forbid it. `fingerprint`: of the run; checkpoints of others are not loaded."""
+        """`before_writing` may raise to prevent it. `fingerprint`: only this run's checkpoints are loaded."""
         self.folder = folder
         self._before_writing = before_writing
         self._fingerprint = fingerprint
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after `step` steps, with the keys `STATE_KEYS`; older files are removed once it is whole."""
+        """Write the state after `step` steps, with the keys `STATE_KEYS`; then remove older files."""
         import torch
 
         self._before_writing()
@@ -42,7 +42,7 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest usable state and its step, or None. Files that are not usable are moved aside as `*.damaged`."""
+        """The newest usable state and its step, or None. Unusable files are renamed to `*.damaged`."""
         for path in reversed(self._files()):
             loaded = self._load(path)
             if loaded is not None:
@@ -52,14 +52,14 @@ class Checkpoints:
         return None
 
     def damaged(self) -> list[Path]:
-        """What `latest` moved aside."""
+        """The files that `latest` renamed."""
         return sorted(self.folder.glob("*.damaged"))
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _load(self, path: Path) -> tuple[int, dict[str, Any]] | None:
-        """None for a file that is not what its name promises, or not a checkpoint of this run."""
+        """None for a file whose digest differs from its name, or that is not a checkpoint of this run."""
         import torch
 
         name, _, digest = path.stem.partition("-")
@@ -68,12 +68,12 @@ class Checkpoints:
                 return None
             state = torch.load(path, map_location="cpu", weights_only=True)
             step = int(name)
-            # Older checkpoints hold neither of the two.
+            # Older checkpoints do not have these two.
             own_step, fingerprint = state.pop("step", step), state.pop("fingerprint", self._fingerprint)
             usable = state.keys() == STATE_KEYS and own_step == step and fingerprint == self._fingerprint
         except MemoryError:
             raise
-        except Exception:  # torch and pickle raise anything for a file that is not theirs
+        except Exception:  # torch and pickle may raise anything for other files
             return None
         return (step, state) if usable else None
 

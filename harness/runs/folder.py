@@ -1,6 +1,6 @@
 """The run folder: spec, state, curve and result of one run. Every file in it is complete or absent.
 
-MLflow, tables and reports are derived from it. Which runs there are, and who may execute one, is `store.py`.
+MLflow, tables and reports are derived from it. `store.py` finds and locks runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Listener = Callable[[Path, bool], object]
 
 @dataclass(frozen=True)
 class Status:
-    """`status.json`: the state that the run wrote last. Whether it still holds is answered by `RunStore.outcome`."""
+    """`status.json`: the last written state. `RunStore.outcome` checks whether it is still valid."""
 
     state: RunState
     reason: str | None = None
@@ -49,7 +49,7 @@ class RunFolder:
     def __init__(self, path: Path, listener: Listener | None = None):
         self.path = path
         self.lock: RunLock | None = None
-        """Of the process that executes the run; once it is lost, nothing more is written here."""
+        """The lock of the executing process; once it is lost, nothing more is written here."""
         self._listener = listener
         self.spec_path = path / "spec.yaml"
         self.status_path = path / "status.json"
@@ -73,9 +73,9 @@ class RunFolder:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def begin(self, spec: Spec, attempt: int) -> None:
-        """Create the folder, or resume in it; from here on every list shows the run.
+        """Create or reopen the folder; from now on every list shows the run.
 
-        Files that a killed attempt left unfinished are removed.
+        Unfinished files of a killed attempt are removed.
         """
         for unfinished in self.path.rglob(".*.tmp"):
             unfinished.unlink(missing_ok=True)
@@ -89,17 +89,17 @@ class RunFolder:
         self._write_status(RunState.RUNNING, steps=spec.budget.steps, attempt=attempt)
 
     def progress(self, step: int) -> None:
-        """`step` steps are done, and a checkpoint holds them."""
+        """Record a checkpoint after `step` steps."""
         self._write_status(RunState.RUNNING, step=step)
         self._notify(final=False)
 
     def finish(self, outcome: Outcome, result: RunResult | None = None) -> None:
-        """Write how this attempt ended; nothing else writes that. `result` is given with `DONE`, and only then.
+        """Write the outcome of this attempt; nothing else writes it. `result` is required for `DONE`, and only then.
 
-        Does nothing where there is no folder: such a run never began.
+        Does nothing if there is no folder: such a run was never started.
         """
         if (result is not None) != (outcome.state is RunState.DONE):
-            raise ValueError("a result is given with the state done, and only then")
+            raise ValueError("a result belongs to the state done, and only to it")
         if not self.path.exists():
             return
         self.check_lock()
@@ -110,7 +110,7 @@ class RunFolder:
         self._notify(final=True)
 
     def status(self) -> Status | None:
-        """None where the run never began, or the file is damaged."""
+        """None if the run was never started or the file is damaged."""
         try:
             fields = json.loads(self.status_path.read_text(encoding="utf-8"))
             return Status(**{**fields, "state": RunState(fields["state"])})
@@ -132,14 +132,14 @@ class RunFolder:
     # ---- contents ----------------------------------------------------------------------------------------------------
 
     def result(self) -> RunResult | None:
-        """None where the run is not done, or the file is damaged."""
+        """None if the run is not done or the file is damaged."""
         try:
             return self.read_result()
         except UserError:
             return None
 
     def read_result(self) -> RunResult:
-        """Raises `UserError` that names the file, without its folder, where it is missing or not valid."""
+        """Raises `UserError` that names the file, without its folder, if it is missing or invalid."""
         try:
             result = RunResult.model_validate_json(self.result_path.read_bytes())
         except OSError as error:
@@ -151,7 +151,7 @@ class RunFolder:
         return result
 
     def spec(self) -> Spec:
-        """Raises `UserError` where the folder holds no complete spec."""
+        """Raises `UserError` if the folder does not hold a complete spec."""
         try:
             return Spec.from_yaml(self.spec_path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -171,6 +171,6 @@ class RunFolder:
         return points
 
     def cut_curve(self, step: int) -> None:
-        """Remove points after `step`, which will be computed again."""
+        """Remove points after `step`, which will be recomputed."""
         points = [point for point in self.curve() if point["step"] <= step]
         write_text(self.curve_path, "".join(json.dumps(point) + "\n" for point in points))

@@ -1,13 +1,13 @@
 """Run locks: at most one process executes a run, on one machine or on many that share a disk.
 
-Two layers. A lock of the operating system (`flock`, through filelock) decides wherever the disk honours it: it ends
-with its process, so neither a kill nor a stopped process nor a wrong clock leaves it in doubt. Beside it lies a lease,
-for disks that keep such locks to each machine: its owner renews it, and another machine takes it over once it has seen
-no renewal for `lease_seconds` of its own monotonic clock. A process that wakes up after that has lost the lock, and
-`RunLock.check` stops it before it writes anything.
+Two layers. A lock of the operating system (`flock`, through filelock) decides wherever the disk supports it: it ends
+with its process, so that it is reliable after a kill, while a process is stopped, and with a wrong clock. Next to it is
+a lease file, for disks on which such locks are local to a machine: its owner renews it, and another machine takes it
+over once it has seen no renewal for `lease_seconds` of its own monotonic clock. A stalled process that wakes up after
+that has lost the lock, and `RunLock.check` stops it before it writes anything.
 
-Why the lease is not filelock's `SoftFileLease` (read at 4.2): it takes over only where two names can be exchanged in
-one step, which NFS, SMB and other network disks refuse, so that there a dead machine's lease would never end; and it
+Why the lease is not filelock's `SoftFileLease` (version 4.2): it takes over only where two names can be exchanged
+atomically, which NFS, SMB and other network disks refuse, so that a dead machine's lease would never end there; and it
 never takes over an empty file, which a crash leaves behind.
 """
 
@@ -30,7 +30,7 @@ from filelock import lock_descriptor
 from harness.errors import UserError
 
 _RENEWALS = 6
-"""How many times in `lease_seconds` an owner renews its lease."""
+"""How often an owner renews its lease within `lease_seconds`."""
 _ABANDONED = 7 * 24 * 3600.0
 """Seconds, by the disk's clock, after which unused files of any machine are removed."""
 _LEASE, _DRAFT = ".lease", ".tmp"
@@ -38,7 +38,7 @@ _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class AlreadyLocked(UserError):
-    """Another process holds the lock. `lock_owner` says which, as far as it is known."""
+    """Another process holds the lock. `lock_owner` describes it, as far as it is known."""
 
     def __init__(self, name: str, lock_owner: str):
         super().__init__(f"run {name} is being executed by {lock_owner}; wait for it or stop it")
@@ -46,11 +46,11 @@ class AlreadyLocked(UserError):
 
 
 class LockLost(UserError):
-    """This process did not renew its lease for so long that another machine took its run over."""
+    """This process did not renew its lease in time, and another machine took its run over."""
 
 
 def lease_seconds() -> float:
-    """Seconds without a renewal after which another machine takes a lock over. Raises `UserError`."""
+    """Seconds without renewal after which another machine takes a lock over. Raises `UserError`."""
     value = os.environ.get("HARNESS_LEASE", "60")
     with contextlib.suppress(ValueError):
         if 0 < float(value) < threading.TIMEOUT_MAX:
@@ -59,10 +59,10 @@ def lease_seconds() -> float:
 
 
 class RunLock:
-    """A lock that this process holds. Call `check` before whatever must not be written twice."""
+    """A lock that this process holds. Call `check` before every write."""
 
     def __init__(self, descriptor: int, path: Path, lease: int, owner: str, interval: float):
-        """`descriptor` of the locked file at `path`, `lease` of the lease beside it, renewed every `interval` s."""
+        """`descriptor` of the locked file at `path`, `lease` of its lease file, renewed every `interval` s."""
         self._descriptor, self._path = descriptor, path
         self._lease, self._owner, self._interval = lease, owner, interval
         self._released = threading.Event()
@@ -75,7 +75,7 @@ class RunLock:
             raise LockLost(f"run {self._path.name} was taken over by another machine; this process stops")
 
     def release(self) -> None:
-        """Give the lock up."""
+        """Release the lock."""
         self._released.set()
         self._renewals.join()
         if self._is_ours():
@@ -86,17 +86,17 @@ class RunLock:
         return _is_at(self._lease, _lease_path(self._path))
 
     def _renew(self) -> None:
-        """Write to the open file, whatever its name is by now: a lease that was taken over is never written to."""
+        """Write to the open file, not to its path: a lease that was taken over is never written to."""
         count = 0
         while not self._released.wait(self._interval):
             count += 1
-            with contextlib.suppress(OSError):  # the disk is away for a while
+            with contextlib.suppress(OSError):  # the disk is temporarily unavailable
                 os.pwrite(self._lease, _content(self._owner, count), 0)
 
 
 @contextlib.contextmanager
 def lock(folder: Path, name: str) -> Iterator[RunLock]:
-    """Hold the lock `name`, whose files are in `folder`; what ended processes left there is removed.
+    """Acquire the lock `name`, whose files are in `folder`; files of ended processes are removed from it.
 
     Raises `AlreadyLocked` if another process holds it, and `UserError` if `folder` cannot be written.
     """
@@ -112,7 +112,7 @@ def lock(folder: Path, name: str) -> Iterator[RunLock]:
         try:
             owner = json.dumps({"id": secrets.token_hex(8), "machine": _machine(), "pid": os.getpid()})
             with contextlib.suppress(OSError):
-                os.utime(descriptor)  # `_sweep` removes what is long unused
+                os.utime(descriptor)  # `_sweep` removes files that are long unused
             lease = _take_lease(path, owner, exact, seconds)
         except OSError as error:
             if not error.filename:  # such as of a full disk
@@ -129,9 +129,9 @@ def lock(folder: Path, name: str) -> Iterator[RunLock]:
 
 
 def lock_owner(folder: Path, name: str) -> str | None:
-    """Who holds the lock, as far as this machine can see at once; None if nobody does.
+    """The owner of the lock, as far as this machine can tell immediately; None if it is free.
 
-    The owner on another machine is reported until it releases the lock or is taken over, as it may be alive.
+    An owner on another machine is reported until it releases the lock or loses it, as it may be alive.
     """
     path = folder / name
     try:
@@ -139,7 +139,7 @@ def lock_owner(folder: Path, name: str) -> str | None:
     except OSError:
         return _other_machine(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two callers do not see each other
     except BlockingIOError:
         return _owner(path)
     except OSError:
@@ -156,7 +156,7 @@ def last_renewal(folder: Path, name: str) -> bytes:
 
 def _open_locked(path: Path, attempts: int = 4) -> tuple[int, bool]:
     """The lock file, open and locked, and whether the disk has such locks. Raises `AlreadyLocked` and `OSError`."""
-    for attempt in range(attempts):  # `lock_owner` and a sweep hold it for an instant
+    for attempt in range(attempts):  # `lock_owner` and a sweep hold it briefly
         if attempt:
             time.sleep(0.02)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -168,7 +168,7 @@ def _open_locked(path: Path, attempts: int = 4) -> tuple[int, bool]:
                 return descriptor, False
             os.close(descriptor)
             raise
-        if locked and _is_at(descriptor, path):  # and no sweep has just removed it
+        if locked and _is_at(descriptor, path):  # and it was not removed by a sweep in between
             _open_here.add(descriptor)
             return descriptor, True
         os.close(descriptor)
@@ -176,7 +176,7 @@ def _open_locked(path: Path, attempts: int = 4) -> tuple[int, bool]:
 
 
 def _take_lease(path: Path, owner: str, exact: bool, seconds: float) -> int:
-    """Make the lease ours, and return its descriptor. Raises `AlreadyLocked` and `OSError`.
+    """Acquire the lease and return its descriptor. Raises `AlreadyLocked` and `OSError`.
 
     `exact`: the lock file is locked, which proves that an owner on this machine has ended.
     """
@@ -206,7 +206,7 @@ def _take_lease(path: Path, owner: str, exact: bool, seconds: float) -> int:
 
 
 def _wait_for_expiry(path: Path, seen: bytes, seconds: float) -> None:
-    """Watch another machine's lease for its whole length. Raises `AlreadyLocked` at the first renewal."""
+    """Watch another machine's lease for its whole duration. Raises `AlreadyLocked` at the first renewal."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(seconds / _RENEWALS / 4)
@@ -215,7 +215,7 @@ def _wait_for_expiry(path: Path, seen: bytes, seconds: float) -> None:
 
 
 def _remove_lease(lease: Path, seen: bytes) -> None:
-    """Remove an expired lease; a live one that has taken its place is put back."""
+    """Remove an expired lease; restore a live one that has replaced it."""
     moved = _draft_path(lease)
     try:
         lease.rename(moved)
@@ -228,7 +228,7 @@ def _remove_lease(lease: Path, seen: bytes) -> None:
 
 
 def _sweep(folder: Path, own: str, now: float) -> None:
-    """Remove what ended processes left in `folder`, once a process. `now`: the time by the disk's clock."""
+    """Remove files of ended processes from `folder`, once per process. `now`: the time by the disk's clock."""
     if folder in _swept:
         return
     _swept.add(folder)
@@ -284,7 +284,7 @@ def _read(lease: Path) -> bytes | None:
 
 
 def _fields(content: bytes | None) -> dict[str, object]:
-    """What a lease says of its owner; empty if it is damaged."""
+    """The owner in a lease file; empty if the file is damaged."""
     try:
         fields = json.loads((content or b"").split(b"\n")[0])
     except ValueError:
@@ -299,7 +299,7 @@ def _owner(path: Path) -> str:
 
 
 def _other_machine(path: Path) -> str | None:
-    """The owner that the lease names, unless it was on this machine, where it has ended."""
+    """The owner in the lease, unless it was on this machine and has ended."""
     seen = _read(_lease_path(path))
     return None if seen is None or _is_of_this_machine(seen) else _owner(path)
 
@@ -309,7 +309,7 @@ def _is_of_this_machine(content: bytes) -> bool:
 
 
 def _machine() -> str:
-    """A name that no two machines share, nor one machine before and after a restart."""
+    """A name that is unique to this machine and changes with every restart."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -328,7 +328,7 @@ def _close(*descriptors: int) -> None:
 
 
 def _close_in_child() -> None:
-    """A forked child (a data-loading worker) shares its parent's lock and would keep it past the parent's end."""
+    """Close the lock in a forked child (a data-loading worker), which would hold it after its parent has ended."""
     _close(*list(_open_here))
 
 

@@ -27,7 +27,7 @@ class Metrics:
 
 
 def metrics(matrix: np.ndarray) -> Metrics:
-    """Of a confusion matrix [K, K], rows labels, columns predictions.
+    """The metrics of a confusion matrix [K, K], rows labels, columns predictions.
 
     IoU = TP / (label + prediction - TP), accuracy = TP / label, Dice = 2 TP / (label + prediction), as mmsegmentation's
     `IoUMetric`; the means leave out classes whose denominator is zero.
@@ -74,7 +74,7 @@ def save_confusions(path: Path, names: Sequence[str], matrices: np.ndarray) -> N
 
 
 def load_confusions(path: Path) -> tuple[list[str], np.ndarray]:
-    """Read what `save_confusions` wrote: the images' names, and int64 [N, K, K]."""
+    """Load a file of `save_confusions`: the images' names, and int64 [N, K, K]."""
     with np.load(path, allow_pickle=False) as stored:
         matrices = np.zeros(stored["shape"], np.int64)
         matrices[stored["image"], stored["label"], stored["predicted"]] = stored["pixels"]

@@ -1,7 +1,7 @@
-"""The result of a run, which the engine writes and everything else reads, and the list of its measures.
+"""The result of a run, written by the engine and read by everything else, and the list of its measures.
 
-A new cost is a field and a `Measure` here, and its measurement in the engine. Tables, plots, the page, searches,
-lists and MLflow take it from here.
+A new cost needs a field and a `Measure` here, and its measurement in the engine. Tables, plots, the page, searches,
+lists and MLflow use the list.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ClassScores(_Part):
 
 
 class Scores(_Part):
-    """As `harness.runs.metrics` computes them from the sum of all images' confusion matrices."""
+    """The metrics of the sum of all images' confusion matrices, by `harness.runs.metrics`."""
 
     miou: Score = Field(ge=0, le=1)
     macc: Score = Field(ge=0, le=1)
@@ -61,16 +61,16 @@ class Inference(_Part):
 
 
 class Reuse(_Part):
-    """What was read from the feature cache. It changes no score."""
+    """How much was read from the feature cache. It changes no score."""
 
     frozen_stages: int = Field(validation_alias=AliasChoices("frozen_stages", "untouched_stages"), ge=0)
     training: float = Field(ge=0, description="share of the training passes")
     evaluation: float = Field(ge=0, description="share of the evaluation passes")
-    spent_seconds: float = Field(ge=0, description="of training here, with the cache")
+    spent_seconds: float = Field(ge=0, description="of this run's training, with the cache")
 
 
 class Provenance(_Part):
-    """Where a result comes from. Fields that no other code reads are kept unchecked."""
+    """The provenance of a result. Fields that no other code reads are not validated."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -81,7 +81,7 @@ class Provenance(_Part):
 
 
 class RunResult(_Part):
-    """`result.json`, the last file of a run: where it is present and valid, the run is done."""
+    """`result.json`, the last file of a run: if it is present and valid, the run is done."""
 
     status: Literal["done"] = "done"
     fingerprint: str
@@ -90,12 +90,12 @@ class RunResult(_Part):
     parameters: Parameters
     delta_bytes: int = Field(ge=0)
     steps: int = Field(ge=0)
-    images: int = Field(ge=0, description="training images seen, repetitions counted")
-    train_seconds: float = Field(ge=0, description="without evaluation, and as if nothing had been cached")
+    images: int = Field(ge=0, description="training images seen, with repetitions")
+    train_seconds: float = Field(ge=0, description="without evaluation, as if nothing had been cached")
     images_per_second: float = Field(ge=0)
     data_wait: float = Field(ge=0, description="share of the training time that the step waited for data")
-    peak_memory_bytes: int | None = Field(description="while training; None where it was not measured")
-    train_flops: int | None = Field(description="of the whole training; None where they were not counted")
+    peak_memory_bytes: int | None = Field(description="during training; None: not measured")
+    train_flops: int | None = Field(description="of the whole training; None: not counted")
     inference: Inference
     reuse: Reuse
     provenance: Provenance
@@ -113,24 +113,24 @@ class Measure:
     title: str
     """A heading, without the unit."""
     axis: str
-    """As the label of an axis, with the unit."""
+    """The label of an axis, with the unit."""
     unit: Unit
     better: Literal["higher", "lower"]
     of: Callable[[RunResult], float | int | None]
     name: str | None = None
-    """What `--objective` calls it; None: it is no objective."""
+    """The name for `--objective`; None: it is not an objective."""
     column: str | None = None
-    """What the result tables, `--columns` and `--sort` call a cost; None: the tables leave it out."""
+    """The name of a cost in result tables, `--columns` and `--sort`; None: it is not in the tables."""
     table_unit: str | None = None
-    """What its column is written in, where that is not the usual unit of its kind."""
+    """The unit of its column, if it is not the usual one of its kind."""
     plotted: bool = False
     """Whether it is an axis of the trade-off plots."""
     head_counted: bool | None = None
-    """Of parameters: whether the head is counted, which decides which cited scores stand beside it."""
+    """For parameters: whether the head is counted; cited scores must count in the same way."""
 
     @property
     def label(self) -> str:
-        """For a value as it is stored, which is in bytes where an axis shows MiB."""
+        """Converts a stored value, which is in bytes where an axis shows MiB."""
         return f"{self.title}, bytes" if self.unit == "bytes" else self.title
 
     @property
@@ -248,9 +248,9 @@ COSTS: dict[str, Measure] = {
         ),
     )
 }
-"""What a run costs."""
+"""The costs of a run."""
 
 MEASURES = METRICS | COSTS
 
 MEASURES_BY_NAME: dict[str, Measure] = {measure.name: measure for measure in MEASURES.values() if measure.name}
-"""Those that the command line offers."""
+"""The objectives of searches."""

@@ -1,4 +1,4 @@
-"""The states of a run, and how a run ended: the one vocabulary of run folders, plans, reports and MLflow."""
+"""The states and the outcome of a run: the one vocabulary of run folders, plans, reports and MLflow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class RunState(enum.StrEnum):
-    """The state of a run. Its value is what files and `--json` have."""
+    """The state of a run. Its value is used in files and `--json`."""
 
     RUNNING = "running"
     INTERRUPTED = "interrupted"
@@ -23,20 +23,20 @@ class RunState(enum.StrEnum):
 
     # Derived from the folder and never written to it.
     DAMAGED = "damaged"
-    """Its files cannot be read; it is executed again."""
+    """Its files cannot be read; it will be rerun."""
     TO_DO = "to do"
-    """Never begun."""
+    """Never started."""
     WAITING = "waiting"
-    """For its search, which decides its hyperparameters."""
+    """For its search, which selects its hyperparameters."""
 
     @property
     def final(self) -> bool:
-        """Whether a repetition would end in the same state. A study executes runs in every other state."""
+        """Whether a rerun would end in the same state. A study executes runs in all other states."""
         return self in (RunState.DONE, RunState.DIVERGED, RunState.UNSUPPORTED)
 
     @property
     def failed(self) -> bool:
-        """Whether the run ended without the result that it should have."""
+        """Whether the run ended without an expected result."""
         return self in (RunState.FAILED, RunState.TIMED_OUT, RunState.DIVERGED, RunState.OUT_OF_MEMORY)
 
     @property
@@ -46,7 +46,7 @@ class RunState(enum.StrEnum):
 
     @property
     def label(self) -> str:
-        """For people: without underscores."""
+        """The text for tables: without underscores."""
         return self.value.replace("_", " ")
 
 
@@ -66,7 +66,7 @@ class Outcome:
 
     state: RunState
     reason: str | None = None
-    """One line; None where the state needs none."""
+    """One line; None if the state needs none."""
     step: int | None = None
     """Optimiser steps done; None: unchanged."""
 
@@ -75,7 +75,7 @@ class Outcome:
 
 
 class RunEnded(Exception):
-    """A run ended without a result. Where `execute` raises it, the run's folder says the same."""
+    """A run ended without a result. If `execute` raises it, the outcome is recorded in the run's folder."""
 
     def __init__(self, outcome: Outcome):
         super().__init__(str(outcome))

@@ -1,4 +1,4 @@
-"""All runs under one folder: finding them, the state of each, and the right to execute one."""
+"""All runs under one folder: finds them, reads the state of each, and locks them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RunStore:
     """The run folders under `root` (`--runs`)."""
 
     def __init__(self, root: Path, listener: Listener | None = None):
-        """`listener` is called for every state that is written to a run folder of this store; see `tracked_store`.
+        """`listener` is called after every state that is written to a run folder of this store; see `tracked_store`.
 
         Raises `UserError` for an invalid HARNESS_LEASE, before anything is started.
         """
@@ -34,7 +34,7 @@ class RunStore:
         return self.by_fingerprint(spec.fingerprint)
 
     def by_fingerprint(self, fingerprint: str) -> RunFolder:
-        """Whether or not there is such a folder yet."""
+        """The folder of a run, which may not exist yet."""
         return RunFolder(self.root / fingerprint, self._listener)
 
     def __iter__(self) -> Iterator[RunFolder]:
@@ -45,14 +45,14 @@ class RunStore:
                     yield RunFolder(path, self._listener)
 
     def find(self, name: str) -> RunFolder:
-        """By path, or by the first digits of a fingerprint. Raises `UserError` where no run or several match."""
+        """Find a run by path or by the first digits of its fingerprint. Raises `UserError` unless one matches."""
         if (Path(name) / "spec.yaml").is_file():
             return RunFolder(Path(name), self._listener)
         found = [run for run in self if run.fingerprint.startswith(name)]
         if len(found) == 1:
             return found[0]
         if found:
-            raise UserError(f"run {name}: {len(found)} runs in {self.root} start with it; give more digits")
+            raise UserError(f"run {name}: {len(found)} runs in {self.root} start with it; use more digits")
         raise UserError(f"run {name}: no such run in {self.root}; `harness list runs` prints them")
 
     def outcome(self, run: RunFolder) -> Outcome:
@@ -77,18 +77,18 @@ class RunStore:
         return Outcome(status.state, status.reason, status.step)
 
     def lock(self, run: RunFolder) -> AbstractContextManager[RunLock]:
-        """Be the only process that executes this run. The lock of a process that died is free.
+        """Lock the run: only one process executes it. The lock of a dead process is free.
 
-        Raises `AlreadyLocked` where another process holds it; see `locks.py`.
+        Raises `AlreadyLocked` if another process holds it; see `locks.py`.
         """
         return locks.lock(self._locks, run.fingerprint)
 
     def lock_owner(self, run: RunFolder) -> str | None:
-        """The process that executes this run now, as text; None where none does."""
+        """The process that executes this run now, as text; None if there is none."""
         return locks.lock_owner(self._locks, run.fingerprint)
 
     def record(self, spec: Spec, outcome: Outcome) -> None:
-        """Write how a run ended that has no process any more to write it. A finished run stays as it is.
+        """Write the outcome of a run whose process has died. A finished run is not changed.
 
         Raises `AlreadyLocked`, `UserError` or `OSError`.
         """
@@ -100,7 +100,7 @@ class RunStore:
                 run.finish(outcome)
 
     def archive(self, run: RunFolder) -> Path | None:
-        """Move a run folder to `.superseded`, so that the run can be repeated from the start."""
+        """Archive a run folder in `.superseded`, so that the run can be rerun from the start."""
         if not run.path.exists():
             return None
         target = self.root / ".superseded" / f"{run.fingerprint}-{self.attempt(run)}"
@@ -109,7 +109,7 @@ class RunStore:
         return target
 
     def attempt(self, run: RunFolder) -> int:
-        """How often this run was started from the beginning, this time included; resuming does not count."""
+        """How often this run was started from the beginning, including this time; resuming does not count."""
         return 1 + sum(1 for _ in (self.root / ".superseded").glob(f"{run.fingerprint}-*"))
 
 

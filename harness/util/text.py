@@ -1,9 +1,9 @@
-"""Text for people: one line of a long message, the cause of an exception, and URLs without their secrets."""
+"""Text for people: lists, durations, one line of a long message, the cause of an exception, URLs without secrets."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qsl, unquote
 
 _SECRET_KEYS = re.compile(r"pass|pwd|token|secret|key|sig", re.IGNORECASE)
@@ -15,6 +15,25 @@ def one_line(text: str) -> str:
     """The text without line breaks, cut to 200 characters."""
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 1]}…"
+
+
+def list_some(names: Sequence[str], limit: int = 3) -> str:
+    """The first `limit` names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min`, `5 min 07 s` or `7 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def describe(error: BaseException) -> str:
+    """Class and message of an exception in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

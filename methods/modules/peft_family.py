@@ -21,7 +21,7 @@ FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v")}
 
 @dataclass(frozen=True)
 class Target:
-    """A Linear or Conv2d layer, or one part of a fused projection, that is to be adapted."""
+    """A Linear or Conv2d layer, or one part of a fused projection, to adapt."""
 
     layer: str
     """The layer's name in the backbone."""
@@ -156,7 +156,7 @@ def see_sequences(backbone: StagedBackbone, targets: list[Target]) -> None:
 
 
 def inject(backbone: StagedBackbone, targets: list[Target], config: Any) -> None:
-    """Let peft wrap the targets as `config` says. What was frozen stays frozen.
+    """Let peft wrap the targets according to `config`. Frozen parameters stay frozen.
 
     Draws from torch's global generator. Raises `RuntimeError` where peft did not wrap exactly the targets.
     """

@@ -1,4 +1,4 @@
-"""Learned prompts in the input space (VPT): tokens beside the patches, and pixels around the image."""
+"""Learned prompts in the input space (VPT): tokens before the patches, and pixels around the image."""
 
 from __future__ import annotations
 

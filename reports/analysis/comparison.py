@@ -1,4 +1,4 @@
-"""Methods compared: the frames that tables, plots and page show. The statistics themselves are in `statistics.py`."""
+"""Compares methods: the frames behind tables, plots and page. The statistics themselves are in `statistics.py`."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Comparison:
     runs: pd.DataFrame
     """The reported rows of `Collected.runs`, with the metric as `value`."""
     summary: pd.DataFrame
-    """A row a setting and label: seeds (done), planned, mean, std (NaN for one seed), the mean of each of `COSTS`,
+    """One row per setting and label: seeds (done), planned, mean, std (NaN for one seed), the means of `COSTS`,
     share (of the backbone's parameters), best, second, tied (its paired interval to the best contains 0)."""
     significance: pd.DataFrame
-    """A row a setting, reference and label: seeds, images, difference, low, high, p, p_holm, verdict, reason."""
+    """One row per setting, reference and label: seeds, images, difference, low, high, p, p_holm, verdict, reason."""
     improvement: pd.DataFrame
-    """A row a reference and label, over all settings where both are done: settings, runs, probability and iqm (of the
-    difference, seed by seed), each with low and high."""
+    """One row per reference and label, over all settings where both are done: settings, runs, probability and iqm (of
+    the difference, seed by seed), each with low and high."""
     averages: pd.DataFrame
-    """A row a label that is done in every setting: settings, iqm with low and high, mean_rank."""
+    """One row per label that is done in every setting: settings, iqm with low and high, mean_rank."""
     stability: pd.DataFrame
-    """A row a pair of settings that differ in the backbone: methods, tau (Kendall's, of the methods' orders)."""
+    """One row per pair of settings that differ in the backbone: methods, tau (Kendall's, of the methods' orders)."""
 
 
 def compare(collected: Collected, metric: str = "miou", references: Sequence[str] = ("linear", "full")) -> Comparison:
@@ -137,7 +137,7 @@ class _Paired:
         return self._resampled[fingerprint]
 
     def seeds(self, a: str, b: str) -> list[tuple[str, str]]:
-        """The pairs of runs of two labels that share a seed. Raises `UserError` where they cannot be compared."""
+        """The pairs of runs of two labels that share a seed. Raises `UserError` if they cannot be compared."""
         pairs = [(self.runs[a][seed], self.runs[b][seed]) for seed in sorted(self.runs[a].keys() & self.runs[b].keys())]
         if not pairs:
             raise UserError("no seed in common")
@@ -194,7 +194,7 @@ def _compared_with(paired: _Paired, reference: str) -> list[dict[str, Any]]:
 
 
 def _verdict(low: float, high: float, p: float) -> str:
-    """A difference is significant where both the interval and the corrected test say so."""
+    """A difference is significant if both the interval and the corrected test show it."""
     if np.isnan(p):
         return "not comparable"
     if p < 1 - statistics.LEVEL and low > 0:

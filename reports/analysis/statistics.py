@@ -1,4 +1,4 @@
-"""The statistics of a report: pure functions over arrays; scipy's where scipy has them.
+"""The statistics of a report: pure functions over arrays, from scipy where it has them.
 
 Images are resampled by weights: a resample of N images is a vector of N numbers, and its confusion matrix their
 product with the images' own. All resamples of a run are then one matrix product, where scipy loops over resamples;
@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 LEVEL = 0.95
-"""Of every interval; one minus it is the level of every test."""
+"""The level of every interval; one minus it is the level of every test."""
 RESAMPLES = 2000
 
 
@@ -45,7 +45,7 @@ def image_counts(matrices: np.ndarray) -> np.ndarray:
 def score(counts: np.ndarray, metric: str | int = "miou") -> np.ndarray:
     """[..., 3, K] -> [...]: `miou`, `macc`, `aacc`, `mdice` (`harness.runs.metrics`), or a class's IoU by index.
 
-    Classes whose denominator is zero are left out of a mean; NaN where none is left.
+    Classes whose denominator is zero are left out of a mean; NaN if none remains.
     """
     hit, labelled, predicted = (counts[..., index, :].astype(float) for index in range(3))
     if metric == "aacc":
@@ -74,7 +74,7 @@ class Resampled:
 
 
 def resample_images(counts: np.ndarray, metric: str | int, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
-    """Of one run's counts [N, 3, K]. Runs on the same images with one `seed` are resampled alike, which pairs them."""
+    """Resample one run's counts [N, 3, K]. Equal seeds give equal resamples, which pairs runs on the same images."""
     weights = _image_weights(len(counts), resamples, seed)
     return Resampled(float(score(counts.sum(0), metric)), score(_weighted(weights, counts), metric))
 
@@ -122,7 +122,7 @@ def _interval(estimate: float, resampled: np.ndarray) -> Interval:
 def paired_permutation_test(
     a: np.ndarray, b: np.ndarray, metric: str | int = "miou", resamples: int = RESAMPLES, seed: int = 0
 ) -> float:
-    """The two-sided p value of the null that on every image it is chance which of two results is which method's.
+    """The two-sided p value of the null hypothesis that the two methods' results are exchangeable on every image.
 
     Counts [S, N, 3, K] as in `paired_bootstrap`. Each permutation exchanges the methods on a random half of the images,
     in all runs alike; p = (1 + permutations whose mean difference is as far from zero) / (1 + permutations), as of
@@ -191,7 +191,7 @@ def iqm_interval(scores: Sequence[Sequence[float]], resamples: int = RESAMPLES, 
 def probability_of_improvement(
     x: Sequence[Sequence[float]], y: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """How probable it is that X beats Y in a random setting: the mean over settings of P(X > Y) + P(X = Y) / 2.
+    """The probability that X beats Y in a random setting: the mean over settings of P(X > Y) + P(X = Y) / 2.
 
     x and y have one sequence of scores (over seeds) a setting; within one, P is Mann and Whitney's U / (n m). Agarwal
     et al., NeurIPS 2021, section 4.3; seeds are resampled within settings as there, and settings as well.
@@ -217,12 +217,12 @@ def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def ranks(scores: pd.DataFrame) -> pd.DataFrame:
-    """Of scores, one row a cell and one column a method: ranks within each cell, 1 the best, ties their mean."""
+    """Ranks of scores within each cell (row) over the methods (columns): 1 is the best, ties get their mean."""
     return scores.rank(axis="columns", ascending=False)
 
 
 def pareto_front(cost: Sequence[float] | np.ndarray, value: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Which points [n] no other dominates: none has at most their cost and at least their value, and differs in one."""
+    """Mask [n] of the Pareto front: no other point has at most the cost and at least the value, and differs in one."""
     x, y = np.asarray(cost, float), np.asarray(value, float)
     at_least_as_good = (x[None] <= x[:, None]) & (y[None] >= y[:, None])
     better = (x[None] < x[:, None]) | (y[None] > y[:, None])

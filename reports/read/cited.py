@@ -21,7 +21,7 @@ from reports.read.frames import rows_of
 
 
 class PublishedScore(BaseModel):
-    """One score of somebody else's table."""
+    """One score from a published table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -49,7 +49,7 @@ class PublishedScore(BaseModel):
         return metric
 
     def belongs_to(self, dataset: str, backbone: str, head: str) -> bool:
-        """Whether the harness can measure the same there."""
+        """Whether the harness measures the same metric in this setting."""
         return (
             self.evaluation != "multi-scale"
             and (self.dataset, self.head) == (dataset, head)
@@ -68,7 +68,7 @@ def _read(file: Traversable | Path) -> Iterator[PublishedScore]:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"--published {file}: {error.strerror}; give a CSV file") from error
+        raise UserError(f"--published {file}: {error.strerror}; name a CSV file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--published {file}: not UTF-8; save it as CSV in UTF-8") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
@@ -82,7 +82,7 @@ def _read(file: Traversable | Path) -> Iterator[PublishedScore]:
 
 
 def match(published: Sequence[PublishedScore], comparison: Comparison, metric: str) -> pd.DataFrame:
-    """A row a published score and setting that it belongs to, measured there or not; shares and counts, as of runs.
+    """One row per published score and setting that it belongs to, measured there or not; shares and counts, as of runs.
 
     `measured` is the mean of the method's label there, `difference` is measured minus published; a method with several
     labels in a setting has a row for each.

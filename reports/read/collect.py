@@ -1,6 +1,6 @@
-"""What a report shows, read from run folders: runs, their classes, curves and confusion matrices, and searches.
+"""Reads the content of a report from run folders: runs, their classes, curves and confusion matrices, and searches.
 
-Reads only. A folder that cannot be read is listed with the reason; the others are reported.
+Writes nothing. A folder that cannot be read is listed with the reason; the others are reported.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Collected:
 
     @property
     def reported(self) -> pd.DataFrame:
-        """The rows of tables and plots: without a search's trials, which are scored on the dev split."""
+        """The rows of tables and plots: without the trials of searches, which are scored on the dev split."""
         return self.runs[self.runs["part"] == "report"]
 
     @property
@@ -82,13 +82,13 @@ class Collected:
         return runs[(runs["state"] == RunState.DONE) & runs["miou"].notna()]
 
     def confusions(self, fingerprint: str) -> tuple[list[str], np.ndarray]:
-        """A run's images and their confusion matrices, int64 [N, K, K]. Raises `UserError` where they are damaged.
+        """A run's images and their confusion matrices, int64 [N, K, K]. Raises `UserError` if they are damaged.
 
-        Read at every call: those of one run on ADE20K take 360 MB.
+        Not cached: those of one run on ADE20K take 360 MB.
         """
         try:
             return load_confusions(RunFolder(self.root / fingerprint).confusions_path)
-        except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
+        except Exception as error:  # numpy and zipfile raise many kinds of errors for a damaged file
             message = f"run {fingerprint}: confusions.npz is missing or damaged; rerun it with --force"
             raise UserError(message) from error
 
@@ -98,7 +98,7 @@ class Collected:
         return names, image_counts(matrices)
 
     def select(self, mask: pd.Series) -> Collected:
-        """The runs that a mask over `runs` selects, and what belongs to them."""
+        """The runs that a mask over `runs` selects, with their classes, curves and searches."""
         runs = self.runs[mask].reset_index(drop=True)
         selected = set(runs["fingerprint"].dropna())
         return replace(
@@ -112,7 +112,7 @@ class Collected:
 def collect(root: Path, study: Path | None = None, data: Path = Path("data")) -> Collected:
     """Read every run under `root`; with a study only those of its cells, and a row for each cell without a run.
 
-    Raises `UserError` where there is no such folder, or nothing in it to report.
+    Raises `UserError` if the folder does not exist or has nothing to report.
     """
     if not root.is_dir():
         raise UserError(f"--runs {root}: no such folder")
@@ -138,7 +138,7 @@ def collect(root: Path, study: Path | None = None, data: Path = Path("data")) ->
     if plan is not None:
         shown = _rows_of_study(plan.cells, rows) + [row for row in shown if row.part == "dev"]
     if not shown and not skipped:
-        raise UserError(f"--runs {root}: holds no runs; `harness run` and `harness compare` make them")
+        raise UserError(f"--runs {root}: holds no runs; create some with `harness run` or `harness compare`")
     return Collected(
         runs=frame_of_runs(shown, labelled=plan is not None),
         per_class=frame_of_classes(root, results),
@@ -157,9 +157,9 @@ def _fingerprints(plan: Plan, searches: Iterable[SearchRecord]) -> set[str]:
 
 
 def _rows_of_study(cells: Iterable[PlannedCell], read: dict[str, RunRow]) -> list[RunRow]:
-    """A row a cell: its run's, or one without a result.
+    """One row per cell: its run's, or one without a result.
 
-    A cell whose hyperparameters a search has yet to choose has no spec; it takes its setting from its neighbours.
+    A cell whose search has not ended has no spec yet; its setting is that of its neighbours.
     """
     rows: list[RunRow] = []
     neighbours: dict[tuple[str, ...], RunRow] = {}
@@ -207,16 +207,16 @@ def _setting_of(cell: PlannedCell) -> tuple[str, ...]:
 
 
 def _outcome_without_run(cell: PlannedCell) -> Outcome:
-    """Of a cell whose run was not read."""
+    """The reason of a cell whose run was not read."""
     state = RunState(cell.state)
-    if state is RunState.DONE:  # its folder went after the plan was made
+    if state is RunState.DONE:  # its folder disappeared after planning
         return Outcome(RunState.TO_DO)
     reasons = {RunState.TO_DO: "never started", RunState.WAITING: "its search has not ended"}
     return Outcome(state, cell.reason or reasons.get(state))
 
 
 def _searches(root: Path, skipped: list[Skipped]) -> Iterator[SearchRecord]:
-    """Every search that can be read; the others are added to `skipped`."""
+    """Every readable search; the others are added to `skipped`."""
     columns = [column.name for column in fields(Trial)]
     for path in sorted((root / "searches").glob("*/")):
         if path.name.startswith(".") or not (path / "trials.json").exists():  # no trial has ended yet

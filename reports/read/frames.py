@@ -18,7 +18,7 @@ from harness.util.files import digest
 from reports.read.rows import RunRow, state_name
 
 FACETS = ["dataset", "data_digest", "backbone", "weights", "head", "budget", "budget_steps", "budget_digest", "part"]
-"""What is equal for all rows of one block of a table, or one panel of a plot: a setting."""
+"""A setting: the fields that are equal for all rows of one block of a table, or of one panel of a plot."""
 
 _FROM_SPEC = [field.name for field in fields(RunRow) if field.name not in ("path", "result")]
 _COLUMNS = [*_FROM_SPEC, *METRICS, "absent_classes", *COSTS, "data_wait", "commit", "dirty", "device", "path"]
@@ -102,7 +102,7 @@ def _brief(value: Any) -> str:
 
 
 def _defaults(method: str) -> dict[str, Any]:
-    """Of an installed method; empty for another."""
+    """The version of an installed method; empty for another."""
     try:
         return {name: field.default for name, field in methods.get(method).Hyperparameters.model_fields.items()}
     except UserError:
@@ -110,7 +110,7 @@ def _defaults(method: str) -> dict[str, Any]:
 
 
 def frame_of_classes(root: Path, results: Mapping[str, RunResult]) -> pd.DataFrame:
-    """A row a run and class: fingerprint, index, name, iou, acc, dice, colour ("#rrggbb" or None)."""
+    """One row per run and class: fingerprint, index, name, iou, acc, dice, colour ("#rrggbb" or None)."""
     palettes: dict[str, list[str]] = {}
     rows = []
     for fingerprint, result in results.items():
@@ -138,7 +138,7 @@ def _palette(delta: Path) -> list[str]:
 
 
 def frame_of_curves(root: Path, results: Mapping[str, RunResult]) -> pd.DataFrame:
-    """A row a run and point: fingerprint, step, loss, lr, miou_train, images_per_second."""
+    """One row per run and point: fingerprint, step, loss, lr, miou_train, images_per_second."""
     columns = ["step", "loss", "lr", "miou_train", "images_per_second"]
     points = [
         (fingerprint, *(point.get(name) for name in columns))

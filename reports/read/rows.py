@@ -1,4 +1,4 @@
-"""One run folder as a row of a report: what was run, how it ended, and its result. Frames are made in `frames.py`."""
+"""One run folder as a row of a report: its spec, outcome and result. `frames.py` makes frames from rows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RunRow:
 
     fingerprint: str | None
     label: str
-    """What a table calls the method: the study's label, or the method's name with the hyperparameters that differ."""
+    """The method in tables: the study's label, or the method's name with the hyperparameters that differ."""
     method: str
     hyperparameters: str
     """JSON."""

@@ -45,7 +45,7 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """A table of GitHub's Markdown, with its title, caption and footnotes."""
+    """A table in GitHub's Markdown, with its title, caption and footnotes."""
     kinds = [cell.kind for cell in table.rows[0]] if table.rows else ["text"] * len(table.header)
     lines = [
         f"### {_markdown_text(table.title)}",
@@ -121,9 +121,9 @@ _LATEX = {
 
 
 def _latex_text(text: str) -> str:
-    """What neither ASCII nor a letter of Latin-1 is, is named by its code point: pdflatex stops at it.
+    """Replace characters outside of ASCII and Latin-1 letters, at which pdflatex stops, by their code point.
 
-    Of two characters that a font would join into another, such as `--`, the first is followed by nothing.
+    Ligatures such as `--` are broken up.
     """
     parted = re.sub(r"([-,'])(?=\1)", "\\1\0", unicodedata.normalize("NFC", _one_line(text)))
     return "".join("{}" if character == "\0" else _latex_character(character) for character in parted)
@@ -135,15 +135,15 @@ def _latex_character(character: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Control characters and line breaks become spaces, and lone surrogates a mark: no format has a place for them."""
+    """Control characters and line breaks become spaces, and lone surrogates a mark: no format can represent them."""
     text = text.encode("utf-8", "replace").decode()
     return " ".join("".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text).split())
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Exact numbers; texts quoted, and those that a spreadsheet would compute made plain by a leading apostrophe.
+    """Exact numbers; texts are quoted, and formulas are disarmed by a leading apostrophe.
 
-    As OWASP's page on CSV injection has it: `=`, `+`, `-`, `@`, their wide forms, tab and line breaks at the beginning.
+    By OWASP's page on CSV injection: `=`, `+`, `-`, `@`, their wide forms, tab and line breaks at the beginning.
     """
     safe = frame.copy()
     for column in frame.columns:

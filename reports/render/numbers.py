@@ -1,4 +1,4 @@
-"""How a report writes numbers: percent or share, decimals, decimal sign, and the units of costs."""
+"""Formats the numbers of a report: percent or share, decimals, decimal sign, and the units of costs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NumberFormat:
 
     @property
     def score_unit(self) -> str:
-        """How a heading of scores ends."""
+        """The end of a heading of scores."""
         return " (%)" if self.unit == "percent" else ""
 
     @property
@@ -73,7 +73,7 @@ SIZES = {
     "×": 1,
     "TFLOPs": 1e12,
 }
-"""What one of each unit is, in the unit of the data."""
+"""The factor of each unit, in the unit of the data."""
 
 UNITS: dict[Unit, tuple[str, ...]] = {
     "share": ("%",),
@@ -84,4 +84,4 @@ UNITS: dict[Unit, tuple[str, ...]] = {
     "ratio": ("×",),
     "flops": ("TFLOPs",),
 }
-"""What a column of a table may be written in."""
+"""The possible units of a column."""

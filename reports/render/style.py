@@ -38,7 +38,7 @@ SIZES = {"*": 1.5, "P": 1.2, "X": 1.2, "s": 0.9, "D": 0.85}
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.4, 1.4), (6, 1.6, 1.4, 1.6))
 
 REFERENCES = {"full": "s", "linear": "o"}
-"""The two ends of the range between which methods lie: in ink, without a hue."""
+"""The references, which delimit the range of methods: black, without a hue."""
 
 SHIPPED = [
     "spm",
@@ -67,7 +67,7 @@ SHIPPED = [
     "ia3",
     "hra",
 ]
-"""A method's position here decides its style, so this list only ever grows at its end."""
+"""A method's position determines its style: only append to this list."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class SeriesStyle:
 
     @property
     def size(self) -> float:
-        """Scales the marker so that all look equally large."""
+        """Scale of the marker, so that all look equally large."""
         return SIZES.get(self.marker, 1.0)
 
 
@@ -161,5 +161,5 @@ def theme(dark: bool) -> dict[str, str]:
 
 
 def themed(svg: str) -> str:
-    """An SVG that follows the page's theme where it is inlined: colours become variables."""
+    """An SVG that follows the page's theme when it is inlined: colours become variables."""
     return re.sub(r"#[0-9a-f]{6}\b", lambda found: f"var({variable(found[0])})" if found[0] in DARK else found[0], svg)

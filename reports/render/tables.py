@@ -27,13 +27,13 @@ TIED = "≈"
 
 @dataclass(frozen=True)
 class CostColumn:
-    """A column of what a method costs."""
+    """A column with a cost."""
 
     key: str
     """In `Comparison.summary`."""
     name: str
     units: tuple[str, ...]
-    """What it may be written in, the largest first."""
+    """The possible units, the largest first."""
 
     def unit_for(self, values: pd.Series) -> str:
         """The largest unit of which the largest value has ten, or else the smallest."""
@@ -50,9 +50,9 @@ def _cost_columns() -> Iterator[tuple[str, CostColumn]]:
 
 
 COLUMNS = dict(_cost_columns())
-"""What `--columns` and `--sort` name, beside `figure`, `published` and `label`."""
-CHOICES = ["figure", *COLUMNS, "published"]
-SORTS = ["figure", "label", *COLUMNS]
+"""The costs that `--columns` and `--sort` accept, in addition to `score`, `published` and `label`."""
+CHOICES = ["score", *COLUMNS, "published"]
+SORTS = ["score", "label", *COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class TableLayout:
     """Which columns, in which order of rows."""
 
     columns: tuple[str, ...] = tuple(CHOICES)
-    sort: str = "figure"
-    """One of `SORTS`, with a minus in reverse. `figure` (the scores) has the best first, a cost the lowest."""
+    sort: str = "score"
+    """One of `SORTS`, with a minus in reverse. `score` has the best first, a cost the lowest."""
 
     def __post_init__(self) -> None:
         for flag, names, known in (
@@ -140,14 +140,14 @@ class _Block:
         name = sort.removeprefix("-")
         ranks = pd.Series(range(len(self.means)), self.means.index, dtype=float)  # in the order of their labels
         if name != "label":
-            ranks = -self.means["mean"] if name == "figure" else self.means[COLUMNS[name].key]
+            ranks = -self.means["mean"] if name == "score" else self.means[COLUMNS[name].key]
         ranks = -ranks if sort.startswith("-") else ranks
         return sorted(ranks.index, key=lambda label: (math.isnan(ranks[label]), ranks[label], label))
 
     def columns(self, choices: Iterable[str]) -> Iterator[tuple[str, Callable[[str], TableCell]]]:
         """Heading, and the cell of a label."""
         for choice in choices:
-            if choice == "figure":
+            if choice == "score":
                 for setting, dataset in self.datasets.items():
                     yield f"{dataset}, {self.metric}{self.numbers.score_unit}", partial(self._score, setting)
             elif choice == "published":

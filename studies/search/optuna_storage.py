@@ -1,4 +1,4 @@
-"""Optuna's storage of a search: a database, or a journal file on a shared disk. It may go away and come back."""
+"""Optuna's storage of a search: a database, or a journal file on a shared disk. It may be temporarily unavailable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIMEOUT = 10
 
 
 def open_storage(url: str) -> BaseStorage:
-    """An SQLAlchemy URL or `journal:PATH`. Raises whatever Optuna and the driver raise where it cannot be used."""
+    """Open an SQLAlchemy URL or `journal:PATH`. Exceptions of Optuna and of the driver are not caught."""
     from optuna.storages import JournalStorage, RDBStorage, get_storage
     from optuna.storages.journal import JournalFileBackend
 
@@ -33,13 +33,13 @@ def open_storage(url: str) -> BaseStorage:
     if url.startswith("sqlite"):
         arguments = {"timeout": _TIMEOUT}
     elif re.match(r"postgres(ql)?(\+psycopg2?)?:", url):
-        # A server whose machine is gone never answers; without these a request waits for hours.
+        # A dead machine never answers; without these options a request waits for hours.
         arguments = {"connect_timeout": _TIMEOUT, "keepalives_idle": _TIMEOUT, "tcp_user_timeout": 1000 * _TIMEOUT}
     return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": arguments}))
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the storage did not answer, rather than refused: a server or disk that is away for a while."""
+    """Whether the storage did not answer, in contrast to a refusal: the server or disk is temporarily unavailable."""
     from sqlalchemy.exc import InterfaceError, OperationalError
 
     return any(isinstance(cause, (InterfaceError, OperationalError, OSError)) for cause in causes(error))

@@ -45,7 +45,7 @@ def draw(spec: SearchSpec, study: Study, evaluator: BaseImportanceEvaluator | No
         drawings["front"] = lambda: plots.plot_pareto_front(study, target_names=names), (7, 5)
 
     before = matplotlib.get_backend()
-    matplotlib.use("agg")  # never a window, whatever the user has configured
+    matplotlib.use("agg")  # never a window, regardless of the user's configuration
     try:
         with matplotlib.rc_context():
             return [_save(plot, size, folder / f"{name}.png") for name, (plot, size) in drawings.items()]

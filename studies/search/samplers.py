@@ -44,23 +44,23 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def check_sampler(spec: SearchSpec, trials: int) -> None:
-    """Raises `UserError` for a sampler that cannot make so many trials of this search."""
+    """Raises `UserError` for a sampler that cannot propose this many trials of the search."""
     if spec.sampler == "cmaes":
         if importlib.util.find_spec("cmaes") is None:
-            raise UserError("--sampler cmaes: needs the package cmaes; pip install cmaes, or give another sampler")
+            raise UserError("--sampler cmaes: needs the package cmaes; pip install cmaes, or use another sampler")
         if len(spec.objectives) > 1:
-            raise UserError("--sampler cmaes: takes one objective; give --sampler nsgaii, or one objective")
+            raise UserError("--sampler cmaes: takes one objective; use --sampler nsgaii, or one objective")
     if spec.sampler == "grid":
         for name, range_ in spec.space.items():
             if range_.grid is None:
-                raise UserError(f"--sampler grid: {name}={range_} is continuous; give --space {name}=A|B|C")
+                raise UserError(f"--sampler grid: {name}={range_} is continuous; use --space {name}=A|B|C")
         points = math.prod(len(range_.grid or ()) for range_ in spec.space.values())
         if trials > points:
-            raise UserError(f"--trials {trials}: the grid has {points} points; give at most as many")
+            raise UserError(f"--trials {trials}: the grid only has {points} points; use a smaller number")
 
 
 def make_sampler(spec: SearchSpec, number: int) -> BaseSampler:
-    """The sampler that proposes trial `number`. All that it draws follows from the search's seed and that number."""
+    """The sampler that proposes trial `number`. Its random numbers only depend on the search's seed and that number."""
     from optuna import samplers
 
     own = derive(spec.seed, "search", number) % 2**32
@@ -128,7 +128,7 @@ def directions(spec: SearchSpec) -> list[str]:
 def propose(spec: SearchSpec, trials: Sequence[FrozenTrial]) -> FrozenTrial:
     """The trial that comes after these, complete and ready to be stored; nothing is written anywhere.
 
-    What the sampler stores on the study goes with the trial, so that both are stored together or not at all.
+    The sampler's own state is stored with the trial, so that both are stored together or not at all.
     """
     from optuna.trial import TrialState, create_trial
 
@@ -149,14 +149,14 @@ def propose(spec: SearchSpec, trials: Sequence[FrozenTrial]) -> FrozenTrial:
 
 
 class PrunerRecord(TypedDict):
-    """What the pruner has seen of a trial, and its decision."""
+    """The part of a trial that the pruner has seen, and its decision."""
 
     curve: list[tuple[int, float]]
     """Step and score."""
     noted: dict[str, Any]
-    """What the pruner stores of this trial, to compare others with."""
+    """The values that the pruner stores to compare other trials with this one."""
     pruned_at: int | None
-    """The step at which it ended the trial; None where it has not."""
+    """The step at which it pruned the trial; None if it did not."""
 
 
 def replay(
@@ -164,7 +164,7 @@ def replay(
 ) -> PrunerRecord:
     """Show the pruner a trial's curve, point by point from its beginning; nothing is written anywhere.
 
-    Its decision depends only on the curve and the other trials, not on when or how often it is asked for.
+    Its decision depends only on the curve and the other trials, not on when or how often it is called.
     """
     from optuna.trial import Trial
 

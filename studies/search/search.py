@@ -1,8 +1,8 @@
-"""One search: an Optuna study that is driven from outside. It proposes what to execute and records how that ended.
+"""One search: an Optuna study that proposes trials and records their outcomes; the scheduler executes them.
 
-A trial enters the storage whole, in one write: number, hyperparameters and the run's fingerprint together. What is
-proposed depends only on the seed, the trial's number and the trials before it, so that a search that is killed and
-resumed makes the same trials as one that is not; with several workers also on which trials had ended by then.
+A trial is stored in one write: number, hyperparameters and the run's fingerprint together. A proposal depends only on
+the seed, the trial's number and the trials before it, so that a search that is killed and resumed makes the same trials
+as an uninterrupted one; with several workers it also depends on which trials have ended.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ STEPS, REASON = "steps", "reason"
 """User attributes of a trial that has ended."""
 
 _TURN_SECONDS = 1.0
-"""How long a call waits for its turn before it answers "nothing now"."""
+"""Seconds that a call waits for the lock of the search before it gives up for now."""
 _LONG_WAIT = 30.0
-"""Seconds of waiting for a turn after which a warning says who has it."""
+"""Seconds of waiting for the lock after which a warning names its owner."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class TrialJob:
 
 
 class Search:
-    """Proposes trials until `trials` of them are made, by however many processes that share the run store.
+    """Proposes trials until there are `trials` of them; any number of processes may share the run store.
 
-    Never executes anything and never waits long: while the storage does not answer, or another worker has its turn,
-    there is nothing to do now, and what has to be recorded is kept. After `patience` seconds of that: `UserError`.
+    Never executes anything and never blocks for long: while the storage does not answer or another worker holds the
+    lock, nothing is proposed and outcomes are recorded later. After `patience` seconds it raises `UserError`.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Search:
         warn: Callable[[str], None],
         patience: float = 600,
     ):
-        """`request` is a cell of the dev part with the hyperparameters that are not searched.
+        """`request` is a cell on the dev split with the hyperparameters that are not searched.
 
         `storage`: an Optuna URL, `journal:PATH`, or None for SQLite in the run store. Raises `UserError`.
         """
         if trials < 1:
-            raise UserError(f"--trials {trials}: give at least 1")
+            raise UserError(f"--trials {trials}: use at least 1")
         self.spec = SearchSpec.of(resolve(request), space, sampler, pruner, objectives)
         check_sampler(self.spec, trials)
         self.folder = SearchFolder.under(store.root, self.spec)
@@ -104,7 +104,7 @@ class Search:
         self._worker = f"worker-{uuid.uuid4().hex[:16]}"
         self._resources = contextlib.ExitStack()
         self._assigned: dict[str, int] = {}
-        """Fingerprint -> number of the trials that `next` handed out and that have not ended."""
+        """Fingerprint -> number of the trials that `next` returned and that have not ended."""
         self._unrecorded: list[tuple[int, Outcome]] = []
         self._storage_outage = Outage("start it", patience, warn)
         self._turn_outage = Outage("stop that process", patience, warn, warn_after=_LONG_WAIT)
@@ -112,9 +112,10 @@ class Search:
         self._url = storage or f"sqlite:///{(store.root / 'optuna.db').absolute()}"
         with quiet_optuna():
             self._storage, self._study = self._open()
-        self._resources.enter_context(locks.lock(self._locks, self._worker))  # shows others that this worker lives
+        # It shows other workers that this one is alive.
+        self._resources.enter_context(locks.lock(self._locks, self._worker))
         self.trials: list[Trial] = self.folder.trials()
-        """As last read."""
+        """The trials as last read."""
         self._when_possible(self._refresh)
 
     def __enter__(self) -> Search:
@@ -124,13 +125,13 @@ class Search:
         self.close()
 
     def close(self) -> None:
-        """Leave what was handed out to other workers, which also happens when the process dies."""
+        """Release unfinished trials to other workers, as happens when the process dies."""
         self._resources.close()
         (self._locks / self._worker).unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
-        """Whether all trials have ended, whoever executed them."""
+        """Whether all trials have ended, including those of other workers."""
         return not self.left and not self._unrecorded
 
     @property
@@ -140,14 +141,14 @@ class Search:
         return self._number_of_trials - sum(trial.state is not TrialState.RUNNING for trial in trials)
 
     def next(self) -> TrialJob | None:
-        """A trial to execute now: one that nobody executes any more, else a new one. None: nothing now."""
+        """A trial to execute now: one whose worker died, else a new one. None: nothing now."""
         found: TrialJob | bool | None = self._when_possible(self._has_work, exclusively=False)
         while found is True:
             found = self._when_possible(self._next_in_turn)
         return found or None
 
     def ended(self, fingerprint: str, outcome: Outcome) -> None:
-        """Record how a trial ended that `next` handed out; `running` where another process executes it."""
+        """Record the outcome of a trial that `next` returned; `running` if another process executes it."""
         number = self._assigned.pop(fingerprint)
         if outcome.state is RunState.RUNNING:
             self._owners.forget(fingerprint)
@@ -157,7 +158,7 @@ class Search:
     def poll(self) -> list[str]:
         """Update `trials` and the folder; returns the fingerprints of assigned trials that the pruner ends.
 
-        The pruner sees the mIoU of the training crops, from the runs' curves: the dev part is evaluated only at the
+        The pruner uses the mIoU of the training crops, from the runs' curves: the dev split is only evaluated at the
         end.
         """
         if bool(self._unrecorded) or self._when_possible(self._is_behind, exclusively=False):
@@ -174,11 +175,11 @@ class Search:
     # ---- the storage -------------------------------------------------------------------------------------------------
 
     def _open(self) -> tuple[BaseStorage, Study]:
-        """Raises `UserError` for a storage that cannot be used: at once, and not after `patience`."""
+        """Open the storage. Raises `UserError` immediately if it cannot be used, not after `patience`."""
         import optuna
 
         try:
-            # Processes that create a schema at the same time make each other fail.
+            # Concurrent creations of the schema fail.
             with exclusive(self._locks, "optuna", self._patience):
                 storage = optuna_storage.open_storage(self._url)
                 return storage, optuna.create_study(
@@ -194,14 +195,14 @@ class Search:
             raise
         except Exception as error:
             raise UserError(
-                f"--storage {safe_url(self._url)}: cannot be used ({innermost_reason(error, self._url)}); give an "
+                f"--storage {safe_url(self._url)}: cannot be used ({innermost_reason(error, self._url)}); use an "
                 "SQLAlchemy URL such as postgresql+psycopg://USER@HOST/DATABASE, or journal:PATH"
             ) from error
 
     def _when_possible(self, work: Callable[[], T], *, exclusively: bool = True) -> T | None:
-        """`work()`, or None where it is not possible now.
+        """`work()`, or None if it is not possible now.
 
-        `exclusively`: in this worker's turn, after the trials that have ended were recorded.
+        `exclusively`: under the lock, after the outcomes of ended trials were recorded.
         """
         if self._storage_outage.pausing:
             return None
@@ -235,7 +236,7 @@ class Search:
         if any(FINGERPRINT not in trial.user_attrs for trial in trials):
             raise UserError(
                 f"--storage {safe_url(self._url)}: study {self.spec.name} has trials that this program did not make; "
-                "give another storage"
+                "use another storage"
             )
         return trials
 
@@ -252,10 +253,10 @@ class Search:
         trial = self._storage.get_trial_id_from_study_id_trial_number(study, number)
         self._storage.set_trial_user_attr(trial, key, value)
 
-    # ---- in this worker's turn ---------------------------------------------------------------------------------------
+    # ---- under the lock of the search --------------------------------------------------------------------------------
 
     def _has_work(self) -> bool:
-        """Whether there may be something to do. Most often there is not, and to see that needs no turn."""
+        """Whether there may be something to do. Usually there is not, and checking it does not need the lock."""
         trials = self._load()[: self._number_of_trials]
         return (
             bool(self._unrecorded)
@@ -264,7 +265,7 @@ class Search:
         )
 
     def _next_in_turn(self) -> TrialJob | bool:
-        """A trial to execute; True: something was recorded or proposed, look again; False: nothing now."""
+        """A trial to execute; True: something was recorded or proposed, call again; False: nothing now."""
         trials = self._load()
         for trial in trials[: self._number_of_trials]:
             if trial.state.name == "RUNNING" and self._is_free(trial):
@@ -276,7 +277,7 @@ class Search:
         return False
 
     def _is_free(self, trial: FrozenTrial) -> bool:
-        """Whether nobody executes the trial or is about to."""
+        """Whether no worker executes the trial or is about to."""
         fingerprint, worker = trial.user_attrs[FINGERPRINT], trial.user_attrs[WORKER]
         if fingerprint in self._assigned:  # possibly by another trial with the same hyperparameters
             return False
@@ -302,7 +303,7 @@ class Search:
         self._study.add_trial(trial)
 
     def _record_end(self, number: int, outcome: Outcome) -> None:
-        """Into the storage. May be repeated; of a trial that will be resumed nothing is recorded."""
+        """Record an outcome in the storage. May be repeated; a trial that will be resumed is not recorded."""
         from optuna.trial import TrialState as OptunaState
 
         trials = self._load()
@@ -334,7 +335,7 @@ class Search:
         self._study.tell(number, values, OptunaState[state.optuna])
 
     def _objective_values(self, result: RunResult) -> list[float] | None:
-        """One for each objective; None where one is not defined."""
+        """The value of each objective; None if one is undefined."""
         found = [OBJECTIVES[name].of(result) for name in self.spec.objectives]
         values = [value for value in found if value is not None and math.isfinite(value)]
         return values if len(values) == len(found) else None
@@ -344,9 +345,9 @@ class Search:
         return [fingerprint for fingerprint, number in self._assigned.items() if self._pruned_at(trials, number)]
 
     def _pruned_at(self, trials: list[FrozenTrial], number: int) -> int | None:
-        """The step at which the pruner ended the trial.
+        """The step at which the pruner ends the trial.
 
-        The curve decides and not the clock: a trial that ended before anybody looked is pruned all the same.
+        The curve decides, not the clock: a trial that ended before the check is pruned as well.
         """
         if self.spec.pruner is None:
             return None
@@ -365,7 +366,7 @@ class Search:
     # ---- runs --------------------------------------------------------------------------------------------------------
 
     def _write_reason(self, run: RunFolder, reason: str) -> None:
-        """Why a run was stopped before its end, in its folder."""
+        """Write the reason why a run was stopped to its folder."""
         with contextlib.suppress(AlreadyLocked), self._store.lock(run) as run.lock:
             run.finish(Outcome(RunState.INTERRUPTED, reason))
 

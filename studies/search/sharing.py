@@ -1,4 +1,4 @@
-"""How several processes share one search: taking turns, seeing which of them live, and waiting for what is away."""
+"""How several processes share one search: a lock, a check which of them are alive, and retries of failed requests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.runs import locks
 from harness.runs.locks import AlreadyLocked, RunLock
 
 _RETRY_SECONDS = 1.0
-"""Between two attempts at something that does not answer."""
+"""Seconds between two attempts at a request that is not answered."""
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path, name: str, seconds: float) -> Iterator[RunLock]:
-    """Hold a lock, after waiting for it. Raises `AlreadyLocked` where that takes longer than `seconds`."""
+    """Acquire a lock. Raises `AlreadyLocked` if that takes longer than `seconds`."""
     with contextlib.ExitStack() as stack:
         end = time.monotonic() + seconds
         while True:
@@ -42,7 +42,7 @@ class LockWatch:
         """Lock -> the last heartbeat that differed from the one before, and when it was seen."""
 
     def is_free(self, name: str) -> bool:
-        """True at once where the owner ended on this machine, elsewhere after a lease without a heartbeat."""
+        """True immediately if the owner ended on this machine, otherwise after a lease without a heartbeat."""
         if locks.lock_owner(self._folder, name) is None:
             return True
         beat = locks.last_renewal(self._folder, name)
@@ -54,13 +54,13 @@ class LockWatch:
         return now - since > locks.lease_seconds()
 
     def forget(self, name: str) -> None:
-        """Give the owner the time of a whole lease again."""
+        """Restart the time of the owner's lease."""
         self._beats.pop(name, None)
 
 
 @dataclass
 class Outage:
-    """Something that does not answer: it is tried again, with one warning, until the patience is used up."""
+    """Retries of a request that is not answered, with one warning, until the patience is used up."""
 
     remedy: str
     patience: float
@@ -74,7 +74,7 @@ class Outage:
 
     @property
     def pausing(self) -> bool:
-        """Whether it is too early to try again."""
+        """Whether it is too early for a retry."""
         return self._since is not None and time.monotonic() < self._retry_at
 
     def end(self) -> None:
@@ -87,7 +87,7 @@ class Outage:
         self._retry_at = now + _RETRY_SECONDS
         if now - self._since > self.patience:
             raise UserError(
-                f"{problem}, for {self.patience:g} s; {self.remedy} and repeat the command, which resumes the search"
+                f"{problem}, for {self.patience:g} s; {self.remedy} and run the command again, which resumes the search"
             )
         if not self._warned and now - self._since >= self.warn_after:
             self._warned = True

@@ -1,6 +1,6 @@
-"""What a search is and its folder: ranges, objectives, identity, recorded trials. Free of torch and of Optuna.
+"""The definition of a search and its folder: ranges, objectives, identity, recorded trials. Free of torch and Optuna.
 
-How trials are proposed and recorded is `search.py`; studies are planned, and reports made, from what is here.
+`search.py` proposes and records trials; plans of studies and reports use this module.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PRUNERS = ("median", "hyperband", "successive_halving")
 OBJECTIVES: dict[str, Measure] = {
     name: measure for name, measure in MEASURES_BY_NAME.items() if measure.unit not in ("seconds", "ratio")
 }
-"""What a search can improve. Measurements by the clock are left out: with them a repeated search would differ."""
+"""The objectives of searches. Timings are excluded: with them a repeated search would differ."""
 
 
 class Range(BaseModel):
@@ -50,11 +50,11 @@ class Range(BaseModel):
     def _one_of_both(self) -> Range:
         if self.choices is not None:
             if not self.choices or self.low is not None or self.high is not None or self.log:
-                raise ValueError("give choices, or low and high")
+                raise ValueError("set choices, or low and high")
         elif self.low is None or self.high is None or self.low > self.high:
             raise ValueError("low and high must be an increasing pair")
         elif self.log and self.low <= 0:
-            raise ValueError("a log range begins above zero")
+            raise ValueError("a log range must be above zero")
         return self
 
     @property
@@ -86,7 +86,7 @@ def declared_space(method: type[Method]) -> dict[str, Range]:
 
 
 def parse_range(method: type[Method], name: str, text: str) -> Range:
-    """`LOW:HIGH`, `LOW:HIGH:log` or `A|B|C` for one hyperparameter. Raises `UserError` for what does not fit it."""
+    """Parse `LOW:HIGH`, `LOW:HIGH:log` or `A|B|C` for one hyperparameter. Raises `UserError` for an invalid range."""
     field = f"space.{name}"
     fields = method.Hyperparameters.model_fields
     if name not in fields:
@@ -106,16 +106,16 @@ def parse_range(method: type[Method], name: str, text: str) -> Range:
         low, high, log = numbers.groups()
         return Range(low=value(low), high=value(high), log=log is not None, integer=fields[name].annotation is int)
     except ValidationError as error:
-        problem = "give LOW:HIGH, LOW:HIGH:log or A|B|C, low below high, above 0 for log"
+        problem = "use LOW:HIGH, LOW:HIGH:log or A|B|C, low below high, above 0 for log"
         raise UserError(problem, field=field, value=text) from error
 
 
 def make_space(
     method: type[Method], names: list[str] | None, given: Mapping[str, str], fixed: Mapping[str, Any]
 ) -> dict[str, Range]:
-    """What is searched: the declared ranges, of `names` alone where given, with `given` over them, less the `fixed`.
+    """The ranges to search: the declared ones (only of `names`, if any), replaced by those in `given`, without `fixed`.
 
-    Raises `UserError` for a name without a range, or where nothing is left to search.
+    Raises `UserError` for a name without a range, or if nothing is left to search.
     """
     declared = declared_space(method)
     for name in names or ():
@@ -126,7 +126,7 @@ def make_space(
     chosen |= {name: parse_range(method, name, text) for name, text in given.items()}
     space = {name: range_ for name, range_ in sorted(chosen.items()) if name not in fixed}
     if not space:
-        raise UserError(f"nothing to search: method {method.name} has no range left; give --space NAME=LOW:HIGH")
+        raise UserError(f"nothing to search: method {method.name} has no range left; use --space NAME=LOW:HIGH")
     return space
 
 
@@ -165,15 +165,15 @@ class SearchSpec(BaseModel):
     @classmethod
     def of(cls, cell: Cell, space: dict[str, Range], sampler: str, pruner: str | None, objectives: tuple[str, ...]
            ) -> SearchSpec:  # fmt: skip
-        """The search around a cell of the dev part. Raises `UserError` for a name that is not known."""
+        """The search around a cell on the dev split. Raises `UserError` for an unknown name."""
         spec = cell.spec
         check_sampler(sampler, pruner)
         for objective in objectives:
             _check_name("objective", objective, OBJECTIVES)
         if len(set(objectives)) != len(objectives) or not objectives:
-            raise UserError(f"--objective {','.join(objectives)}: give each objective once")
+            raise UserError(f"--objective {','.join(objectives)}: use each objective once")
         if pruner and objectives != ("miou",):
-            raise UserError(f"--pruner {pruner}: Optuna prunes searches of one objective alone; leave it out")
+            raise UserError(f"--pruner {pruner}: Optuna only prunes searches with one objective; omit the flag")
         return cls(
             method=spec.method,
             method_code=spec.method_code,
@@ -222,9 +222,9 @@ class Trial:
     settings: dict[str, Setting]
     fingerprint: str = ""
     values: list[float] | None = None
-    """One for each objective; None unless the trial is complete."""
+    """The value of each objective; None unless the trial is complete."""
     steps: int = 0
-    """Optimiser steps that it took."""
+    """Executed optimiser steps."""
     reason: str | None = None
 
 
@@ -247,7 +247,7 @@ class SearchFolder:
         write_json(self.path / "trials.json", [asdict(trial) for trial in trials])
 
     def trials(self) -> list[Trial]:
-        """By number. Empty before the first one, or where the file is damaged: the search's storage has them too."""
+        """By number. Empty before the first one, or if the file is damaged: the storage has them as well."""
         try:
             rows = json.loads((self.path / "trials.json").read_text(encoding="utf-8"))
             return [Trial(**{**row, "state": TrialState(row["state"])}) for row in rows]
@@ -255,15 +255,15 @@ class SearchFolder:
             return []
 
     def count_ended(self, trials: int) -> int:
-        """How many of the first `trials` have ended, in whichever state."""
+        """How many of the first `trials` have ended, in any state."""
         return sum(trial.number < trials and trial.state is not TrialState.RUNNING for trial in self.trials())
 
     def is_finished(self, trials: int) -> bool:
-        """Whether so many trials have ended."""
+        """Whether this many trials have ended."""
         return self.count_ended(trials) >= trials
 
     def best(self, trials: int) -> Trial | None:
-        """The complete trial with the best first objective among the first `trials`; of equal ones the earlier."""
+        """The complete trial with the best first objective among the first `trials`; the earlier of equal ones."""
         sign = 1 if OBJECTIVES[self.spec.objectives[0]].better == "higher" else -1
         complete = [(sign * t.values[0], -t.number, t) for t in self.trials() if t.number < trials and t.values]
         return max(complete, key=lambda row: row[:2])[2] if complete else None

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from optuna.importance import BaseImportanceEvaluator
 
 MIN_TRIALS = 10
-"""Complete trials that importances need."""
+"""The least number of complete trials for importances."""
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What a search has found so far."""
+    """The results of a search so far."""
 
     folder: SearchFolder
     trials: list[Trial]
@@ -34,7 +34,7 @@ class Conclusion:
     found: dict[Path, Trial]
     """Recipe -> its trial: the best one, or with several objectives the Pareto front."""
     importances: dict[str, float] | str
-    """Shares of 1 by hyperparameter, or why there are none."""
+    """Shares of 1 by hyperparameter, or the reason why there are none."""
     plots: list[Path]
 
     @property
@@ -43,7 +43,7 @@ class Conclusion:
         return sum(trial.steps for trial in self.trials)
 
     def lines(self) -> list[str]:
-        """What to print."""
+        """The lines to print."""
         spec = self.folder.spec
         counts = Counter(trial.state for trial in self.trials)
         ends = [state for state in TrialState if state is not TrialState.RUNNING and counts[state]]
@@ -70,7 +70,7 @@ class Conclusion:
 def conclude(folder: SearchFolder, request: Request, planned: int) -> Conclusion:
     """Write `best.yaml`, or `front/NUMBER.yaml` with several objectives, `importances.json` and the plots.
 
-    `request` is the search's cell; `planned` is how many trials it should have.
+    `request` is the search's cell; `planned` is its number of trials.
     """
     from studies.search.plots import draw
 
@@ -140,14 +140,14 @@ def recipe(spec: SearchSpec, request: Request, trial: Trial) -> str:
         settings={**spec.fixed, **trial.settings},
     )
     header = (
-        f"Trial {trial.number} of search {spec.name}: {scores(spec, trial)}, on the dev part.\n"
+        f"Trial {trial.number} of search {spec.name}: {scores(spec, trial)}, on the dev split.\n"
         "`harness run --from` trains it on all of train and evaluates it on the test split."
     )
     return write_recipe(cell, header)
 
 
 def _importances(study: Study) -> tuple[BaseImportanceEvaluator | None, dict[str, float] | str]:
-    """By PED-ANOVA: how much each hyperparameter decides whether a trial is among the best."""
+    """PED-ANOVA importances: how much each hyperparameter decides whether a trial is among the best."""
     import optuna
 
     complete = len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))

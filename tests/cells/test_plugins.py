@@ -1,4 +1,4 @@
-"""Methods from outside: a single file, a generated package, and what is said of those that do not fit."""
+"""Plugins: a single file, a generated package, and the errors for invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`harness run --from`: a file stands for the flags, flags go over it, and a run's own spec repeats the run."""
+"""`harness run --from`: a file replaces the flags, flags take precedence, and a run's own spec repeats the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`harness list`: every list as a table and as JSON, patterns, details, weights at hand."""
+"""`harness list`: every list as a table and as JSON, patterns, details, local weights."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "backbone": (("--backbone", "resnet110"), r"--backbone resnet110: unknown; did you mean .*resnet101"),
     "backbone of no family": (
         ("--backbone", "densenet121"),
-        r"--backbone densenet121: .* its family cannot be cut into stages here; .*\(families: ",
+        r"--backbone densenet121: .* its family is not supported; .*\(families: ",
     ),
     "tag": (("--backbone", "resnet50.a1_in2k"), r"no such pre-training tag; did you mean .*resnet50.a1_in1k"),
     "head": (("--head", "upper"), r"--head upper: no such head; did you mean uper\?$"),
-    "head's width": (("--head", "fpn:wide"), r"--head fpn:wide: invalid width 'wide'; give the channels"),
+    "head's width": (("--head", "fpn:wide"), r"--head fpn:wide: invalid width 'wide'; use a number of channels"),
     "head's zero width": (("--head", "fpn:0"), r"--head fpn:0: invalid width '0'"),
     "head's huge width": (("--head", "fpn:8193"), r"--head fpn:8193: invalid width '8193'"),
     "width of a head that has none": (("--head", "linear:8"), r"--head linear:8: takes no width"),

@@ -1,4 +1,4 @@
-"""Every registered method keeps the contract on a tiny network of every family, and what breaks it is caught."""
+"""Every registered method fulfils the contract on a tiny network of every family, and violations are detected."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ torch.set_num_threads(1)  # for networks this small
 
 CNN, VIT = "resnet", "vision_transformer"
 VARIANTS = {"dora", "hra", "ia3", "loha", "lokr", "oft"}
-"""They share `lora`'s module, which stands for them on the CNN."""
+"""They share `lora`'s module, which represents them on the CNN."""
 ON_ONE = {"adaptformer": VIT, "convpass": VIT, "fact": VIT, "repadapter": VIT, "vpt_deep": VIT, "vpt_shallow": VIT,
           "conv_adapter": CNN}  # fmt: skip
 """Methods that answer on the other with a reason."""
 
 
 def _pairs() -> Iterator[Any]:
-    """Every method that goes with both networks is tried on them in turn, and on the other as well at length."""
+    """Methods that support both networks alternate between them; the long tests use both."""
     both = [name for name in methods.names() if name not in VARIANTS and name not in ON_ONE]
     at_length = {(name, (CNN, VIT)[place % 2]) for place, name in enumerate(both)}
     for name in methods.names():
@@ -180,7 +180,7 @@ class Remembers(Good):
 
 
 class OutsideTheDelta(Good):
-    """Trains a tensor that is neither a parameter nor a buffer."""
+    """Trains a tensor that is not a parameter or a buffer."""
 
     class Module(Residual):
         steps = 0.0
@@ -269,14 +269,17 @@ def test_good_method_passes_every_check(backbone: str) -> None:
 @pytest.mark.parametrize(
     ("cls", "expected"),
     [
-        (Unfrozen, "trains the declared number of parameters: good on resnet10t: trains 0 parameters, its closed form"),
+        (
+            Unfrozen,
+            "trains the declared number of parameters: good on resnet10t: trains 0 parameters, but its closed form",
+        ),
         (
             MovesStatistics,
             "keeps frozen tensors unchanged: changes frozen tensors: stem.0.1.running_mean, stem.0.1.running_var",
         ),
         (
             WrongCount,
-            "trains the declared number of parameters: good on resnet10t: trains 4160 parameters, its closed",
+            "trains the declared number of parameters: good on resnet10t: trains 4160 parameters, but its closed",
         ),
         (
             RightForOneNumberOfClasses,

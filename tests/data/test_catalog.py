@@ -1,4 +1,4 @@
-"""Finding a dataset by name, what opening costs, and the dev part."""
+"""Datasets by name, the cost of opening them, and the dev split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAMVID_CLASSES = "[sky, building, pole, road, pavement, tree, sign, fence, car, 
 
 
 class Groups(SegmentationDataset):
-    """Samples of given groups, one name each."""
+    """A dataset with one sample per group."""
 
     name = "groups"
     classes, palette, digest = ("a", "b"), ((0, 0, 0), (1, 1, 1)), ""

@@ -200,7 +200,7 @@ def test_moved_weights_are_requested(run: Path, colours: Path, weights: Path, tm
             patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
             line = refusal("predict", run, image, "--out", tmp_path / "out")
         assert line.startswith(f"{run / 'delta.safetensors'}: was trained on resnet10t with a file of weights, sha256:")
-        assert line.endswith("say where that file is with --weights PATH")
+        assert line.endswith("pass that file with --weights PATH")
         assert call("predict", run, image, "--out", tmp_path / "out", "--weights", moved).code == 0
     finally:
         moved.rename(weights)
@@ -271,7 +271,7 @@ def test_ambiguous_or_unknown_fingerprint_is_refused(
     for name in ("ab" + "0" * 14, "ab" + "1" * 14):
         shutil.copytree(run, runs / name)
     monkeypatch.setenv("HARNESS_RUNS", str(runs))
-    assert refusal("predict", "ab", image) == f"run ab: 2 runs in {runs} start with it; give more digits"
+    assert refusal("predict", "ab", image) == f"run ab: 2 runs in {runs} start with it; use more digits"
     assert refusal("predict", "cd", image) == f"run cd: no such run in {runs}; `harness list runs` prints them"
 
 

@@ -1,4 +1,4 @@
-"""The feature store: what is read is what was written, whatever happened to files, disk and processes."""
+"""The feature store: tensors are read exactly as written, even after damage to files, full disks and kills."""
 
 from __future__ import annotations
 

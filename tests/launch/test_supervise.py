@@ -1,4 +1,4 @@
-"""Whatever a job does, its supervisor survives, its run folder says how it ended, and the next job runs."""
+"""After any failure of a job the supervisor survives, the run folder records the outcome, and the next job runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters of all kinds: where they stand, what they compute, and the counts that papers print.
+"""Adapters of all kinds: their places, their formulas, and the published parameter counts.
 
 Counts are derived here from the networks' shapes. Where a comment names a paper's table, the printed number is quoted
 as it is commonly restated; the tables themselves were not available. What was read (released code, public abstracts,

@@ -1,4 +1,4 @@
-"""SSF: where scales and shifts stand, that they merge into layers of every kind, and published counts."""
+"""SSF: the places of scales and shifts, merging into layers of every kind, and published counts."""
 
 from __future__ import annotations
 

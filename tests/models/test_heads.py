@@ -1,4 +1,4 @@
-"""Every head on a CNN and on a ViT: logits of the classes, the same at one seed whatever the method."""
+"""Every head on a CNN and on a ViT: logits of the classes; initialisation depends on the seed only."""
 
 import pytest
 import torch

@@ -34,5 +34,5 @@ def test_parameter_counts_of_method_and_head_add_up():
 
 def test_wrong_closed_form_is_an_error(monkeypatch):
     monkeypatch.setattr(methods.get("spm"), "parameter_count", lambda *_: 7)
-    with pytest.raises(MethodError, match="closed form says 7"):
+    with pytest.raises(MethodError, match="closed form gives 7"):
         segmenter("spm", NAME)

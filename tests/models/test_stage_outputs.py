@@ -1,4 +1,4 @@
-"""What a backbone's untouched stages make of images can be computed apart: to the bit what a whole pass computes."""
+"""The outputs of frozen stages can be computed separately, bit-identical to a whole forward pass."""
 
 from __future__ import annotations
 

@@ -285,7 +285,7 @@ def test_unavailable_weights_are_an_error_with_remedies(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     runs = tmp_path / "runs"
     line = refusal(*run_arguments(colours, tiny, runs, "--weights", "auto"))
-    assert line.startswith("--weights auto: resnet10t.c3_in1k is in no local cache and the hub does not give it")
+    assert line.startswith("--weights auto: resnet10t.c3_in1k is not cached and cannot be downloaded from the hub")
     assert all(remedy in line for remedy in REMEDIES)
     assert runs_in(runs) == []
 
@@ -309,6 +309,6 @@ def test_unreachable_hub_is_reported_within_seconds(tmp_path: Path, colours: Pat
     assert time.monotonic() - began < 150  # the imports on busy cores included; the hub's own retries take many minutes
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: --weights auto: resnet10t.c3_in1k is in no local cache")
+    assert line.startswith("error: --weights auto: resnet10t.c3_in1k is not cached")
     assert all(remedy in line for remedy in REMEDIES)
     assert runs_in(tmp_path / "runs") == []

@@ -134,15 +134,15 @@ def test_sort_order_with_missing_values_last(tmp_path: Path) -> None:
     def order(sort: str) -> list[str]:
         return [cells[0].text for cells in results(comparison, TableLayout(sort=sort)).rows]
 
-    assert order("figure") == ["full", "spm", "linear", "vpt_deep"]
-    assert order("-figure") == ["linear", "spm", "full", "vpt_deep"]
+    assert order("score") == ["full", "spm", "linear", "vpt_deep"]
+    assert order("-score") == ["linear", "spm", "full", "vpt_deep"]
     assert order("trained") == ["linear", "spm", "full", "vpt_deep"]
     assert order("label") == ["full", "linear", "spm", "vpt_deep"]
 
 
 def test_columns_in_the_chosen_order(tmp_path: Path) -> None:
     make_runs(tmp_path)
-    table = results(compare(collect(tmp_path)), TableLayout(columns=("trained", "figure")))
+    table = results(compare(collect(tmp_path)), TableLayout(columns=("trained", "score")))
     assert table.header == ["method", "trained, M", "meadow, mIoU (%)"]
 
 

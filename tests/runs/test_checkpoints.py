@@ -1,4 +1,4 @@
-"""Checkpoints: the newest usable one is loaded, and whatever else is in the folder costs no traceback."""
+"""Checkpoints: the newest usable one is loaded, and other files in the folder do no harm."""
 
 from __future__ import annotations
 

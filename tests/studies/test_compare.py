@@ -127,7 +127,7 @@ def test_stopped_and_killed_study_ends_with_the_same_results(tuned: Path, uninte
     stopped.send_signal(signal.SIGINT)
     _, errors = stopped.communicate(timeout=900)
     assert stopped.returncode == 130, errors
-    assert errors.endswith("stopped; repeat the command to resume\n") and "Traceback" not in errors
+    assert errors.endswith("stopped; run the command again to resume\n") and "Traceback" not in errors
     assert not any(is_running(run) for run in RunStore(runs))
 
     killed = start(tuned, runs, "--jobs", "2")

@@ -77,7 +77,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, colours: Path, monkeypat
     [
         ({"method": ["spm"]}, "method: no such field; did you mean methods?"),
         ({"methods": []}, "methods: "),
-        ({"methods": ["spm", "spm"]}, "methods: spm: is listed twice; give two rows of one method a `label` each"),
+        ({"methods": ["spm", "spm"]}, "methods: spm: is listed twice; set a `label` for each row of a method"),
         ({"methods": [{"method": "spm", "lable": "x"}]}, "methods[0].lable: no such field"),
         ({"seeds": []}, "seeds: "),
         ({"seeds": 0}, "seeds: "),

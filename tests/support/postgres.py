@@ -27,7 +27,7 @@ def missing() -> str | None:
 
 
 class Postgres:
-    """A server. It can be reached as soon as `start` returns, and not any more after `stop`."""
+    """A server that accepts connections after `start` and none after `stop`."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="pg"))  # short, as the path of a socket must be

@@ -1,4 +1,4 @@
-"""Runs by the command in processes of their own, what a finished one must come to, and damage to its files."""
+"""Runs by the command line in separate processes, the expected result of a finished one, and damage to its files."""
 
 from __future__ import annotations
 

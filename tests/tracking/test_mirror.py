@@ -67,7 +67,7 @@ def test_done_run_has_its_metrics_and_files(runs: Path) -> None:
     ],
 )
 def test_recorded_end_is_shown_with_its_reason(runs: Path, state: str, status: str) -> None:
-    """Also of a run that never began, such as an unsupported one, or whose process died."""
+    """Also for a run that was never started, such as an unsupported one, or whose process died."""
     tracked_store(runs, None, strict).record(make_spec(), Outcome(RunState(state), "the reason"))
     assert Mirrored(runs).state() == (status, state, "the reason")
 

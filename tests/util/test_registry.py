@@ -1,4 +1,4 @@
-"""The registry: names, plug-ins, and what it says of those that are not there, are there twice, or are broken."""
+"""The registry: names, entry points, and the errors for missing, duplicate and broken ones."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The places inside a backbone where a method stands: blocks, their residual branches, and any named layer.
+"""The places inside a backbone where a method attaches modules: blocks, their residual branches, and any named layer.
 
-A method asks for a place and for the view its module works on, tokens or map; which attribute of which block that is,
-and in which layout a family keeps its activations there, is this module's business. Modules are attached with hooks
-(`hooks.py`) and registered in `added`, so that the network's own modules keep their identity, their names and their
-frozen bits.
+A method chooses a place and the view of its module, tokens or map; this module finds the attribute of the block and the
+layout of its activations. Modules are attached with hooks (`hooks.py`) and registered in `added`, so that the network's
+own modules, their names and their frozen tensors do not change.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Branch(BranchPath):
 
 @dataclass(eq=False)
 class _Attachment:
-    """What `remove` takes back."""
+    """One attached module, for `remove`."""
 
     module: nn.Module
     registry: nn.ModuleDict
@@ -66,7 +65,7 @@ class _Attachment:
 
 
 class AttachPoints(FormerNames, nn.Module):
-    """What `StagedBackbone` offers to methods.
+    """The part of `StagedBackbone` that methods use to attach modules.
 
     Every verb takes the place first, then the module, which it registers to be trained. `insert_` is sequential, the
     signal passes through the module; `add_` is parallel, the module's output is added. Where a `view` can be chosen,
@@ -85,7 +84,7 @@ class AttachPoints(FormerNames, nn.Module):
     def _open_attach_points(self, family: Family) -> None:
         """Called once, when the network's own modules are complete."""
         self.added = nn.ModuleDict()
-        """Modules that methods put in, by place."""
+        """Attached modules, by place."""
         self._family = family
         self._state = hooks.ForwardState()
         self._attachments: list[_Attachment] = []
@@ -107,8 +106,8 @@ class AttachPoints(FormerNames, nn.Module):
 
     @cached_property
     def branches(self) -> list[Branch]:
-        """The residual branches of all blocks, in order of execution. Empty where the blocks are convolutional in the
-        manner of ResNet and MobileNet: there, methods work on `layers("conv")`."""
+        """The residual branches of all blocks, in order of execution. Empty for convolutional blocks like those of
+        ResNet and MobileNet: there, methods use `layers("conv")`."""
         return [
             Branch(**vars(path), stage=block.stage, block=block.index, module=block.module, channels=block.channels)
             for block in self.blocks
@@ -136,8 +135,8 @@ class AttachPoints(FormerNames, nn.Module):
         it. `fc1`, `gate`, `fc2`: MLP; a fused SwiGLU is `fc1`, one that is not has its activated half in `gate`.
         `joint_in`, `joint_out`: projections that attention and MLP share. `conv`: convolutions of one group, `grouped`:
         depth-wise and grouped ones, `se`: channel attention, `merge`: between stages of a transformer, `stem`: before
-        the first stage. What is not called as a layer (position-bias networks) has no role.
-        Raises `ValueError` for a role that does not exist.
+        the first stage. Modules that are not called as a layer (position-bias networks) have no role.
+        Raises `ValueError` for an unknown role.
         """
         if unknown := set(roles) - ROLES:
             raise ValueError(f"no role {sorted(unknown)[0]}; roles are {', '.join(sorted(ROLES))}")
@@ -175,21 +174,21 @@ class AttachPoints(FormerNames, nn.Module):
     def insert_after_stage(self, stage: int, module: nn.Module) -> None:
         """The map behind `stage` (0-based), [B, C_i, H/s_i, W/s_i], passes through `module`.
 
-        Raises `IndexError` for a stage that does not exist, `ValueError` where a module stands there already.
+        Raises `IndexError` for a stage that does not exist, `ValueError` if there already is a module.
         """
         if not 0 <= stage < len(self.stages):
             raise IndexError(f"no stage {stage} in {self.name}, which has {len(self.stages)}")
         if str(stage) in self.gaps:
-            raise ValueError(f"a module stands behind stage {stage} of {self.name} already")
+            raise ValueError(f"stage {stage} of {self.name} already has a module after it")
         self._register(module, self.gaps, str(stage))
 
     def insert_after(self, layer: str, module: nn.Module) -> None:
-        """Behind any layer by its name: y = module(layer(x))."""
+        """After any layer by its name: y = module(layer(x))."""
         target = self.get_submodule(layer)
         self._attach(module, target, "after", target.register_forward_hook(hooks.AfterLayer(module)))
 
     def insert_before(self, layers: str | Sequence[str], module: nn.Module) -> None:
-        """In front of one or more Linear and Conv2d layers by name: y = layer(module(x)).
+        """Before one or more Linear and Conv2d layers by name: y = layer(module(x)).
 
         `module` sees channels last. Layers that share their input share the module.
         """
@@ -201,14 +200,14 @@ class AttachPoints(FormerNames, nn.Module):
     def insert_prompts(self, prompts: nn.Module, length: int, deep: bool) -> None:
         """Prompt tokens in a ViT: `prompts(block index)` gives [length, C] or [B, length, C].
 
-        They stand behind the prefix tokens and count among them from then on. Shallow: they enter before the first
-        block and stay. Deep: the ones of every block replace the output of the block before in their places.
-        Raises `ValueError` for networks that are not one sequence of tokens. `remove` does not take them back.
+        They follow the prefix tokens and become part of them. Shallow: they are inserted before the first block and
+        stay. Deep: each block's prompts replace the previous block's outputs at their positions.
+        Raises `ValueError` for networks that are not one sequence of tokens. `remove` does not remove them.
         """
         if self.layout != "NLC" or len(set(self.strides)) > 1:
             raise ValueError("prompt tokens need a network that is one sequence of tokens")
         if "prompts" in self.added:
-            raise ValueError(f"{self.name} has prompt tokens already")
+            raise ValueError(f"{self.name} already has prompt tokens")
         self.added["prompts"] = prompts
         before = self.prefix_tokens
         for block in self.blocks:
@@ -223,10 +222,10 @@ class AttachPoints(FormerNames, nn.Module):
     def insert_at_output(self, module: nn.Module) -> None:
         """Between backbone and head: `module` maps the list of maps to a list of maps of the same channels.
 
-        Raises `ValueError` where a module stands there already.
+        Raises `ValueError` if there already is a module.
         """
         if "output" in self.added:
-            raise ValueError(f"a module stands between {self.name} and the head already")
+            raise ValueError(f"there already is a module between {self.name} and the head")
         self._register(module, self.added, "output")
 
     # ---- parallel: the module's output is added ------------------------------------------------------------------
@@ -242,24 +241,24 @@ class AttachPoints(FormerNames, nn.Module):
         shape = Shape(branch.layout, branch.stage)
         if before_entry or branch.entry is None:
             source = branch.module.get_submodule(branch.source) if branch.source else branch.module
-            kept = hooks.KeepInput(self._state, shape)
-            keep = source.register_forward_pre_hook(kept.before)
+            branch_input = hooks.BranchInput(self._state, shape)
+            keep = source.register_forward_pre_hook(branch_input.before)
         else:
             entry = branch.module.get_submodule(branch.entry)
-            kept = hooks.KeepInput(self._state, Shape(branch.entry_layout, branch.stage))
-            keep = entry.register_forward_hook(kept.after)
-        add = target.register_forward_hook(hooks.BesideBranch(module, view, kept, shape, self))
+            branch_input = hooks.BranchInput(self._state, Shape(branch.entry_layout, branch.stage))
+            keep = entry.register_forward_hook(branch_input.after)
+        add = target.register_forward_hook(hooks.ParallelBranch(module, view, branch_input, shape, self))
         self._attach(module, target, "parallel", keep, add)
 
     def add_to_layer(self, layer: str, module: nn.Module) -> None:
-        """Beside any layer by its name: y = layer(x) + module(x)."""
+        """Parallel to any layer by its name: y = layer(x) + module(x)."""
         target = self.get_submodule(layer)
-        self._attach(module, target, "beside", target.register_forward_hook(hooks.BesideLayer(module)))
+        self._attach(module, target, "beside", target.register_forward_hook(hooks.ParallelLayer(module)))
 
     def add_to_stream(self, place: Branch | Block, module: nn.Module) -> None:
-        """Behind a block, or behind a branch's residual addition: the stream x becomes x + module(x), as tokens.
+        """After a block, or after a branch's residual addition: the stream x becomes x + module(x), as tokens.
 
-        Behind a branch, x = x + f, that is y = x + (f + module(x + f)), which is what is computed.
+        After a branch, where x = x + f, this is computed as y = x + (f + module(x + f)).
         """
         if isinstance(place, Block):
             inserted: list[nn.Module] = [hooks.Residual(module)]
@@ -272,10 +271,10 @@ class AttachPoints(FormerNames, nn.Module):
         for attachment in self._attachments[-len(inserted) :]:
             attachment.module = module
 
-    # ---- taking back, and geometry -------------------------------------------------------------------------------
+    # ---- removal and geometry ------------------------------------------------------------------------------------
 
     def remove(self, module: nn.Module) -> None:
-        """Undo every `insert_` and `add_` of `module`, but for prompts: its hooks and its registration.
+        """Undo every `insert_` and `add_` of `module`, except for prompts: its hooks and its registration.
 
         Raises `ValueError` where it is not attached.
         """
@@ -289,16 +288,15 @@ class AttachPoints(FormerNames, nn.Module):
             self._attachments.remove(attachment)
 
     def patch_grid(self, place: Branch | Block) -> PatchGrid:
-        """What a module uses to convolve the tokens that it gets at this place; see `PatchGrid`."""
+        """The helper with which a module convolves the tokens at this place; see `PatchGrid`."""
         return PatchGrid(self, place.stage)
 
     def as_map(self, x: Tensor, place: Branch | Block) -> Tensor:
-        """[B, C, h, w] of channels-last activations at a place; prefix tokens are left out. For use during a forward
-        pass."""
+        """[B, C, h, w] of channels-last activations at a place, without prefix tokens. Only during a forward pass."""
         return self.stage_map(x, place.stage)
 
     def from_map(self, feature_map: Tensor, x: Tensor) -> Tensor:
-        """The inverse of `as_map`, in the shape of `x`, which prefix tokens are taken from."""
+        """The inverse of `as_map`, in the shape of `x`, from which prefix tokens are copied."""
         prefix = x[:, : self.count_prefix_tokens(x)] if x.dim() == 3 else None
         return hooks.shaped_like(feature_map, x, prefix)
 
@@ -310,7 +308,7 @@ class AttachPoints(FormerNames, nn.Module):
         return math.ceil(height / self.strides[stage]), math.ceil(width / self.strides[stage])
 
     def count_prefix_tokens(self, x: Tensor) -> int:
-        """Prefix tokens stand in sequences of a network that is one sequence of tokens."""
+        """The number of prefix tokens, which only networks with one sequence of tokens have."""
         return self.prefix_tokens if x.dim() == 3 else 0
 
     def stage_map(self, x: Tensor, stage: int) -> Tensor:
@@ -322,12 +320,12 @@ class AttachPoints(FormerNames, nn.Module):
         return patches.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
 
     def _layout_of(self, block: nn.Module) -> Layout:
-        """Of a block's output: its last branch's, except in Swin, which gives its map back its shape."""
+        """The layout of a block's output: its last branch's, except in Swin, which restores the map's shape."""
         branches = self._family.branches(block)
         return branches[-1].layout if branches and self.layout == "NCHW" else self.layout
 
     def _attach(self, module: nn.Module, target: nn.Module, place: str, *handles: RemovableHandle) -> None:
-        """Register `module` under the target's name and the place. Raises `ValueError` for a target of another's."""
+        """Register `module` under the target's name and the place. Raises `ValueError` for a foreign target."""
         path = next((name for name, known in self._own.items() if known is target), None)
         if path is None:
             for handle in handles:

@@ -1,6 +1,6 @@
-"""A pre-trained network as a stem and stages, frozen to the bit: its forward pass and what of it is frozen.
+"""A frozen pre-trained network as a stem and stages: its forward pass and the state of freezing.
 
-Where methods attach modules is `attach.py`; how a timm network is cut is its family's file.
+`attach.py` attaches methods' modules; a family's file cuts a timm network into stem and stages.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from harness.models.backbones.lean_autograd import make_lean
 class StageOutputs:
     """The outputs of a backbone's first, frozen stages for a batch of images.
 
-    Not a dataclass, so that code that converts the tensors of a model's arguments leaves these as they were computed.
+    Not a dataclass, so that code that converts the tensors in a model's arguments does not change these.
     """
 
     __slots__ = ("outputs", "size")
 
     def __init__(self, outputs: Sequence[Tensor], size: tuple[int, int]):
-        """`outputs`: of stages 0, 1, ..., each in the network's own layout; `size`: (H, W) of the images."""
+        """`outputs`: those of stages 0, 1, ..., in the network's own layout; `size`: (H, W) of the images."""
         self.outputs = tuple(outputs)
         self.size = size
 
@@ -34,16 +34,16 @@ class StageOutputs:
 
 
 class StagedBackbone(AttachPoints):
-    """`stem`, then `stages`; after stage i the module in `gaps[i]`, if a method inserted one.
+    """`stem`, then `stages`; after stage i the module in `gaps[i]` if a method inserted one.
 
     Where methods attach their modules is in `AttachPoints`: stages, blocks, branches, layers, the output.
 
     A module after a stage sees and returns the stage's output as a map [B, C_i, H/s_i, W/s_i], whatever the network's
     own layout; prefix tokens (class, register) pass unchanged. Its result goes to the next stage and to the head.
 
-    On construction every parameter is frozen and every module is in evaluation mode, and both stay so whatever
-    `.train()` says: batch-norm statistics do not move and dropout stays off. Only `unfreeze` changes that. Modules
-    that a method adds later are not frozen.
+    On construction every parameter is frozen and every module is in evaluation mode. `.train()` does not change that:
+    batch-norm statistics do not move and dropout stays off; only `unfreeze` does. Modules that a method adds later are
+    not frozen.
     """
 
     def __init__(self, name: str, family: Family, network: CutNetwork, mean: Sequence[float], std: Sequence[float]):
@@ -85,9 +85,9 @@ class StagedBackbone(AttachPoints):
         return self.added["output"](maps) if "output" in self.added else maps
 
     def count_frozen_stages(self) -> int:
-        """How many stages, counted from the image, are as pre-trained: frozen, without hooks, of the same modules.
+        """Number of stages from the image on that are unchanged: frozen, without hooks, with their original modules.
 
-        Their outputs only depend on the images, whatever is trained. A module may be inserted after the last of them.
+        Their outputs only depend on the images. A module may be inserted after the last of them.
         """
         if _is_intercepted(self) or type(self) is not StagedBackbone:
             return 0
@@ -101,7 +101,7 @@ class StagedBackbone(AttachPoints):
 
     @torch.no_grad()
     def prefix(self, images: Tensor | StageOutputs, stages: int) -> StageOutputs:
-        """The outputs of the first `stages` stages (1 or more), which must be as pre-trained; no graph is built.
+        """The outputs of the first `stages` stages (1 or more), which must be unchanged; no graph is built.
 
         Computed from images, or from a shorter prefix.
         """
@@ -114,7 +114,7 @@ class StagedBackbone(AttachPoints):
         return StageOutputs(outputs, self._state.size)
 
     def _begin(self, images: Tensor | StageOutputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The input of the first stage that is to be computed, and the outputs of the stages before it."""
+        """The input of the first stage to compute, and the outputs of the stages before it."""
         if isinstance(images, Tensor):
             self._state.size = (images.shape[-2], images.shape[-1])
             return self.stem(images), ()
@@ -165,6 +165,6 @@ def _is_intercepted(module: nn.Module) -> bool:
 
 
 def _structure_of(part: nn.Module) -> Iterator[tuple[Any, ...]]:
-    """The modules of a part of a network, their names and classes."""
+    """Names, modules and classes of a part of a network."""
     for name, module in part.named_modules():
         yield name, module, type(module)

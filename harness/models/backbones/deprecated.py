@@ -1,4 +1,4 @@
-"""The names that the attach verbs had in version 0.1, for plugins written for it. They go with version 0.3."""
+"""Names of the attach methods in version 0.1, for plugins written for it; removed in version 0.3."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def _warn(old: str, new: str) -> None:
 
 
 class FormerNames:
-    """Old names of `AttachPoints`' verbs, with the arguments that they had."""
+    """Old names of `AttachPoints`' methods, with their old arguments."""
 
     def put_in_gap(self: Any, stage: int, module: Any) -> None:
         _warn("put_in_gap", "insert_after_stage")

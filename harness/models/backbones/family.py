@@ -1,7 +1,7 @@
-"""The contract of a backbone family: one class in one file of `families/` says all that is peculiar to its networks.
+"""The contract of a backbone family: one class in one file of `families/` describes its networks.
 
-How they are cut into a stem and stages, the residual branches of their blocks, the roles of their layers, and a tiny
-network to test methods on. `families/__init__.py` finds the classes; `backbone.py` turns a cut into a backbone.
+It defines the cut into a stem and stages, the residual branches of the blocks, the roles of the layers, and a tiny
+network for tests. `families/__init__.py` finds the classes; `backbone.py` turns a cut into a backbone.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ ROLES = frozenset(
     {"qkv", "q", "k", "v", "kv", "proj", "fc1", "gate", "fc2", "joint_in", "joint_out"}
     | {"conv", "grouped", "se", "merge", "stem"}
 )
-"""The roles of layers that methods can ask for; `AttachPoints.layers` explains them."""
+"""The roles of layers that methods can select; `AttachPoints.layers` explains them."""
 
 
 @dataclass(frozen=True)
 class CutNetwork:
-    """A network taken apart: what `StagedBackbone` runs, and the shapes of what its stages put out."""
+    """The parts of a network that `StagedBackbone` runs, and the shapes of its stages' outputs."""
 
     stem: nn.Module
     stages: Sequence[nn.Module]
     channels: Sequence[int]
-    """Of each stage's output."""
+    """Channels of each stage's output."""
     strides: Sequence[int]
     """Pixels of the image per cell of each stage's output."""
     layout: Layout = "NCHW"
-    """Of the stages' outputs."""
+    """Layout of the stages' outputs."""
     prefix_tokens: int = 0
-    """Class and register tokens that stand before the patches."""
+    """Number of class and register tokens before the patches."""
     output_norm: nn.Module | None = None
-    """Applied to what the head sees of a stage, not to what the next stage sees (the final norm of a ViT, as DINOv2's
-    `get_intermediate_layers` does)."""
+    """Applied to a stage's output for the head, not for the next stage (the final norm of a ViT, as in DINOv2's
+    `get_intermediate_layers`)."""
 
     @classmethod
     def described(
@@ -69,7 +69,7 @@ class BranchPath:
     layout: Layout
     """Of input and output."""
     entry_layout: Layout
-    """Of what the entry puts out."""
+    """Layout of the entry's output."""
 
 
 def branch_path(
@@ -87,7 +87,7 @@ def pre_norm_branches(attention: Layout = "NLC") -> list[BranchPath]:
 
 
 def post_norm_branches(attention: Layout = "NLC") -> list[BranchPath]:
-    """Attention and MLP of a block whose norms stand behind them (residual post-norm)."""
+    """Attention and MLP of a block whose norms follow them (residual post-norm)."""
     return [
         branch_path("attention", "", None, "drop_path1", attention),
         branch_path("mlp", "mlp", None, "drop_path2", "NLC"),
@@ -96,25 +96,25 @@ def post_norm_branches(attention: Layout = "NLC") -> list[BranchPath]:
 
 @dataclass(frozen=True)
 class TinyNetwork:
-    """A timm network that is small enough to test every method on; its weights are drawn at random."""
+    """A timm network that is small enough for tests of every method; its weights are random."""
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """timm's arguments that make it smaller still, where the smallest network of a family is not small."""
+    """Further arguments for timm, where the smallest network of the family is not small enough."""
 
 
 class Family(ABC):
     """The networks of one or more timm modules (`timm.models.resnet`, ...) that are cut in the same way.
 
-    A subclass states `modules` and `cut`; `branches` where its blocks have residual branches of attention, MLP or
-    convolutions that a method can stand at; `layer_roles` and `attention_gates` where its layers have names that the
-    shared rules of `role` do not read. One instance serves all networks: it holds no state.
+    A subclass defines `modules` and `cut`; `branches` if its blocks have residual branches of attention, MLP or
+    convolutions; `layer_roles` and `attention_gates` if the shared rules of `role` do not cover its layers' names. One
+    instance serves all networks: it holds no state.
     """
 
     modules: ClassVar[Mapping[str, TinyNetwork]]
     """timm module -> its tiny network. Every architecture that the module registers belongs to the family."""
     options: ClassVar[Mapping[str, Any]] = {}
-    """Given to timm on creation, so that a network takes images of any size."""
+    """Arguments for timm, so that a network accepts images of any size."""
     layer_roles: ClassVar[Mapping[str, str]] = {}
     """Role by the last part, or the last two parts, of a layer's name."""
     attention_gates: ClassVar[frozenset[str]] = frozenset()
@@ -122,15 +122,15 @@ class Family(ABC):
 
     @abstractmethod
     def cut(self, network: Any) -> CutNetwork:
-        """Take apart a network that was created without a classifier; it may be changed in place."""
+        """Cut a network that was created without a classifier; it may be changed in place."""
 
     def branches(self, block: Any) -> list[BranchPath]:
         """The residual branches of a block, in order of execution; none in blocks like those of ResNet."""
         return []
 
     def role(self, name: str, layer: nn.Module) -> str | None:
-        """One of `ROLES` for a Linear or Conv2d layer by its name in the backbone; None for any other module, and for
-        what is not called as a layer (position-bias networks)."""
+        """One of `ROLES` for a Linear or Conv2d layer by its name in the backbone; None for any other module and for
+        modules that are not called as a layer (position-bias networks)."""
         if not isinstance(layer, nn.Linear | nn.Conv2d):
             return None
         if not name.startswith("stages."):
@@ -152,7 +152,7 @@ class Family(ABC):
         return "conv" if layer.groups == 1 else "grouped"
 
 
-# ---- what several families use in their cuts -------------------------------------------------------------------------
+# ---- helpers of several families -------------------------------------------------------------------------------------
 
 
 class PadToMultiple(nn.Module):
@@ -168,8 +168,8 @@ class PadToMultiple(nn.Module):
 
 
 def call_fused_projections(network: nn.Module) -> None:
-    """Where queries and values have biases and keys none, timm reads the projection's weight and bypasses the module
-    itself; a method that replaces the module (LoRA) would train in vain. This makes timm call it."""
+    """Make timm call the fused projection where queries and values have biases and keys have none. timm only reads its
+    weight there, so that a method that replaces the module (LoRA) would have no effect."""
     for module in network.modules():
         if hasattr(module, "qkv_bias_separate"):
             module.qkv_bias_separate = True

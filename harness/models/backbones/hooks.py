@@ -1,7 +1,7 @@
-"""What runs at the attach points: hooks that feed a method's module, and what they note during one forward pass.
+"""The hooks at the attach points: they call a method's module and record what is needed during one forward pass.
 
-`attach.py` decides where a hook stands; nothing here knows a family. Hooks are objects with a deep copy of their own,
-so that a copied network has hooks that refer to its own modules.
+`attach.py` places the hooks; this module does not depend on a family. Hooks are objects that are deep-copied with the
+network, so that a copy's hooks refer to its own modules.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from harness.models.backbones.family import Layout
 
 View = Literal["tokens", "map"]
-"""What an added module sees and returns. `tokens`: channels last, [B, ..., C], prefix tokens among them. `map`:
-[B, C, h, w], without prefix tokens: they pass a sequential module unchanged and a parallel one adds nothing to them."""
+"""The input and output of an added module. `tokens`: channels last, [B, ..., C], with prefix tokens. `map`:
+[B, C, h, w], without prefix tokens: a sequential module passes them unchanged, a parallel one adds nothing to them."""
 
 
 class Geometry(Protocol):
-    """What hooks ask of the backbone about the activations of the current forward pass."""
+    """The backbone's interface for hooks: the layout of activations in the current forward pass."""
 
     def count_prefix_tokens(self, x: Tensor) -> int: ...
 
@@ -38,19 +38,19 @@ class Shape:
 
 @dataclass
 class ForwardState:
-    """What is noted during one forward pass; not copied with the network."""
+    """State of one forward pass; not copied with the network."""
 
     size: tuple[int, int] | None = None
     """(H, W) of the images."""
     inputs: dict[int, Tensor] = field(default_factory=dict)
-    """Inputs of branches that have not reached their exit, by the `KeepInput` that holds them."""
+    """Inputs of branches that have not reached their exit, by the `BranchInput` that holds them."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ForwardState, ()
 
 
 def shaped_like(feature_map: Tensor, x: Tensor, prefix: Tensor | None) -> Tensor:
-    """A map [B, C, h, w] in the channels-last shape of `x`, behind `prefix` tokens where it is a sequence."""
+    """A map [B, C, h, w] in the channels-last shape of `x`, after its `prefix` tokens if it is a sequence."""
     if x.dim() == 4:
         return feature_map.permute(0, 2, 3, 1)
     patches = feature_map.flatten(2).transpose(1, 2)
@@ -91,8 +91,8 @@ class AfterPlace:
         return _native(y, self.shape.layout)
 
 
-class KeepInput:
-    """Holds a branch's input until its exit. The two meet within one call of a block, checkpointed or not."""
+class BranchInput:
+    """Holds a branch's input until its exit. Both are within one call of a block, checkpointed or not."""
 
     def __init__(self, state: ForwardState, shape: Shape):
         self.state = state
@@ -109,17 +109,17 @@ class KeepInput:
 
 
 @dataclass(eq=False)
-class BesideBranch:
-    """Forward hook of a branch's exit: the module's output for the kept input is added."""
+class ParallelBranch:
+    """Forward hook of a branch's exit: adds the module's output for the stored input."""
 
     module: nn.Module
     view: View
-    kept: KeepInput
+    branch_input: BranchInput
     shape: Shape
     geometry: Geometry
 
     def __call__(self, target: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        y = _apply(self.module, self.view, self.kept.take(), self.shape.stage, self.geometry, parallel=True)
+        y = _apply(self.module, self.view, self.branch_input.take(), self.shape.stage, self.geometry, parallel=True)
         return output + _native(y, self.shape.layout)
 
 
@@ -134,7 +134,7 @@ class AfterLayer:
 
 
 @dataclass(eq=False)
-class BesideLayer:
+class ParallelLayer:
     """Forward hook: y = layer(x) + module(x), in the layer's own layout."""
 
     module: nn.Module
@@ -182,7 +182,7 @@ class Residual(nn.Module):
 
 
 class StreamChange(nn.Module):
-    """A branch's output f -> f + change(x + f), where `NoteInput` noted the branch's input x just before."""
+    """A branch's output f -> f + change(x + f), where `NoteInput` stored the branch's input x."""
 
     def __init__(self, change: nn.Module):
         super().__init__()
@@ -194,7 +194,7 @@ class StreamChange(nn.Module):
 
 
 class NoteInput(nn.Module):
-    """Stands parallel to a branch: notes the branch's input for a `StreamChange`, and adds zero."""
+    """Parallel to a branch: stores the branch's input for a `StreamChange`, and adds zero."""
 
     def __init__(self, stream: StreamChange):
         super().__init__()
@@ -209,8 +209,8 @@ class NoteInput(nn.Module):
 class PatchGrid:
     """Runs convolutions on the patches of one place's channels-last tokens, of any number of channels.
 
-    A prefix token is a map of one pixel to the convolutions, as the class token is in Convpass's code. Not a module,
-    so that a module which holds one does not register the backbone as its own.
+    Each prefix token is convolved as a map of one pixel, like the class token in Convpass's code. Not a module, so that
+    a module that holds one does not register the backbone as its child.
     """
 
     geometry: Geometry

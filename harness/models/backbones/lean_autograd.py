@@ -1,8 +1,8 @@
-"""Frozen convolutions and batch norms that only save for the backward pass what it needs.
+"""Frozen convolutions and batch norms that save no more than needed for the backward pass.
 
-The gradient of their input only depends on their own tensors, yet torch saves the input as well, for a weight gradient
-that is not needed: half of what a frozen CNN saves. Each call decides for itself, by whether its parameters are frozen
-and its input is not; in every other case the class's own forward runs unchanged.
+The gradient of their input only depends on their own tensors, but torch also saves the input, for a weight gradient
+that is not needed: half of what a frozen CNN saves. Each call checks whether its parameters are frozen and its input
+requires a gradient; otherwise the class's own forward runs unchanged.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 LEAN_FROM = 2**20
-"""Inputs of at least so many bytes are not saved; below, memory is not worth the microseconds of a Python call."""
+"""Inputs of at least this many bytes are not saved; for smaller ones a Python call costs more than it saves."""
 
 
 def make_lean(network: nn.Module) -> None:
-    """Let every convolution and batch norm in `network` save as little as it can, whether it is frozen now or later.
+    """Make every convolution and batch norm in `network` save as little as possible, whether frozen now or later.
 
     Outputs and gradients are the same to the bit: forward and backward pass call the same kernels. Modules, their
     names, parameters and buffers stay the same objects. A `Conv2d` keeps its class, because methods look for exactly
@@ -89,7 +89,7 @@ def _is_lean_norm(norm: nn.BatchNorm2d, x: Tensor) -> bool:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    """As `F.conv2d`. Autocast's conversion of x happens here, where autograd sees it; that of the rest needs none."""
+    """As `F.conv2d`. Autocast's conversion of x happens here, inside autograd; the other tensors need no gradient."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
@@ -101,7 +101,7 @@ def _normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 class _Convolution(Function):
-    """conv2d of x with a frozen weight, which is all that the gradient of x needs."""
+    """conv2d of x with a frozen weight; only the weight is saved for the gradient of x."""
 
     @staticmethod
     def forward(
@@ -152,7 +152,7 @@ class _EvaluatedNorm(Function):
 
 
 class _Layout:
-    """All that a backward kernel reads of an input when only the input's gradient is needed."""
+    """The properties of an input that a backward kernel reads when only the input's gradient is needed."""
 
     def __init__(self, tensor: Tensor):
         self.fields = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
@@ -163,9 +163,9 @@ class _Layout:
     __hash__ = None  # type: ignore[assignment]  # compared by value and mutable inside
 
     def blank(self) -> Tensor:
-        """A tensor of that layout; what is in it is whatever was in that memory.
+        """An uninitialised tensor of that layout.
 
-        Not `torch.empty_strided`, which writes to all of it where deterministic algorithms are asked for.
+        Not by `torch.empty_strided`, which fills the memory if deterministic algorithms are enabled.
         """
         shape, stride, dtype, device = self.fields
         if device.type == "meta":

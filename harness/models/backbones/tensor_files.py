@@ -6,11 +6,11 @@ Torch is imported on use only: `packaged.py`, which needs this, is imported with
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.util.text import list_some
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors" or _looks_like_safetensors(path):
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # torch warns of a foreign pickle before it is refused here
+        with warnings.catch_warnings(action="ignore"):  # torch warns about a foreign pickle before it is refused here
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"not a safetensors file: {error}", field="weights", value=path) from error
@@ -41,7 +41,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(problem, field="weights", value=path, hint=hint) from error
     except OSError as error:
         raise UserError(os.strerror(error.errno or 0), field="weights", value=path) from error
-    except Exception as error:  # torch raises all kinds of errors for a truncated file or one that is no checkpoint
+    except Exception as error:  # torch raises many kinds of errors for truncated and other files
         problem = "not a complete checkpoint of torch"
         raise UserError(problem, field="weights", value=path, hint="get the file again") from error
     for wrapper in ("state_dict", "model"):
@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _looks_like_safetensors(path: Path) -> bool:
-    """Whatever its name: an eight-byte length, then JSON. Neither a zip archive nor a pickle begins so."""
+    """By content, not by name: an eight-byte length, then JSON. Zip archives and pickles start differently."""
     with path.open("rb") as handle:
         return handle.read(9)[8:] == b"{"
 
@@ -64,9 +64,9 @@ def _looks_like_safetensors(path: Path) -> bool:
 def load_into(network: Any, tensors: dict[str, Tensor], origin: str) -> None:
     """Load a checkpoint's tensors into a timm network without classifier; the checkpoint's classifier is left out.
 
-    `origin` is what the user gave as `weights`, for messages. Raises `UserError` that names the tensors that are
-    missing, unknown, of another shape, or not finite numbers. Batch norms' counters may be missing: older checkpoints
-    lack them, and nothing here reads them.
+    `origin` is the user's value of `weights`, for messages. Raises `UserError` that names the tensors that are missing,
+    unknown, of another shape, or not finite. Batch norms' counters may be missing: older checkpoints lack them, and
+    they are not used.
     """
     import torch
 
@@ -83,14 +83,15 @@ def load_into(network: Any, tensors: dict[str, Tensor], origin: str) -> None:
     ]
     no_numbers = [n for n, (tensor, own) in shared.items() if own.is_floating_point() and not _is_finite(tensor)]
     problems = [
-        *_name_some("missing", missing),
-        *_name_some("not of this network", [name for name in tensors if name not in expected]),
-        *_name_some("of another shape", misshapen),
-        *_name_some("not finite floating-point numbers", no_numbers),
+        ("missing", missing),
+        ("not of this network", [name for name in tensors if name not in expected]),
+        ("of another shape", misshapen),
+        ("not finite floating-point numbers", no_numbers),
     ]
-    if problems:
+    found = [f"{problem}: {list_some(names)}" for problem, names in problems if names]
+    if found:
         architecture = network.pretrained_cfg.get("architecture", "the backbone")
-        problem = f"does not fit {architecture}: {'; '.join(problems)}"
+        problem = f"does not fit {architecture}: {'; '.join(found)}"
         raise UserError(problem, field="weights", value=origin)
     with torch.no_grad():
         network.load_state_dict({name: tensors.get(name, own).to(own.dtype) for name, own in expected.items()})
@@ -98,10 +99,3 @@ def load_into(network: Any, tensors: dict[str, Tensor], origin: str) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.isfinite().all())
-
-
-def _name_some(problem: str, names: Sequence[str], limit: int = 3) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return [f"{problem}: {', '.join(names[:limit])}{more}"]

@@ -1,6 +1,6 @@
-"""Where a backbone's pre-trained weights come from: a file, a package, timm's cache or hub, or, on request, chance.
+"""Locates and loads a backbone's pre-trained weights: from a file, a package, timm's cache or hub, or random ones.
 
-Their content or their public name identifies weights, never a path. Weights are never random unless requested.
+Weights are identified by their content or public name, never by a path, and are never random unless requested.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were located but not read yet."""
+    """Weights that were located but not loaded."""
 
     identity: str
     """`random`, `sha256:<of the file>`, `package:<name>==<version>` or `timm:<arch>.<tag>`; part of the fingerprint."""
     origin: str
-    """What the user gave, for messages and for finding the same weights again."""
+    """The user's value of `--weights`, for messages and for finding the same weights again."""
     path: Path | None = None
 
 
@@ -67,7 +67,7 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
 
 
 def to_ask_for(identity: str) -> str | None:
-    """The value of `--weights` that gives the same weights; None for a file's, whose place is not recorded."""
+    """The value of `--weights` for the same weights; None for a file, whose path is not recorded."""
     kind = identity.partition(":")[0]
     return {"random": identity, "package": identity, "timm": "auto"}.get(kind)
 
@@ -96,7 +96,7 @@ def _from_package(backbone: str, weights: str) -> Weights:
 def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
     """The frozen backbone with its weights. `seed` draws the weights where they are `random`.
 
-    Raises `UserError` for weights that cannot be reached or read, or whose tensors do not fit, and names those.
+    Raises `UserError` for weights that cannot be downloaded or read, or whose tensors do not fit, and names those.
     """
     import torch
 
@@ -153,17 +153,17 @@ def _from_timm(tag: str) -> dict[str, Tensor]:
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and not answers(constants.ENDPOINT):
-        constants.HF_HUB_OFFLINE = True  # only the cache is tried, instead of a minute of retries
+        constants.HF_HUB_OFFLINE = True  # use only the cache, without a minute of retries
     try:
         network = timm.create_model(tag, pretrained=True)
-    except Exception as error:  # whatever the hub's client raises; the remedy is the same
-        problem = f"{tag} is in no local cache and the hub does not give it"
+    except Exception as error:  # the remedy is the same for every error of the hub's client
+        problem = f"{tag} is not cached and cannot be downloaded from the hub"
         raise UserError(problem, field="weights", value="auto", hint=_REMEDIES) from error
     return network.state_dict()
 
 
 def answers(url: str, seconds: float = 5) -> bool:
-    """Whether the host of `url` accepts connections. A proxy is assumed to reach everything."""
+    """Whether the host of `url` accepts connections. With a proxy it is assumed to."""
     if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
         return True
     parts = urllib.parse.urlsplit(url)

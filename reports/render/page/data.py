@@ -1,4 +1,4 @@
-"""What the page's script works on, as JSON: every run with its measures, curve, classes, spec and provenance."""
+"""The data of the page's script, as JSON: every run with its measures, curve, classes, spec and provenance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reports.render.plots.tradeoff import axis_scale
 from reports.render.style import SeriesStyle, outline, variable
 
 _UNIT: dict[Unit, str] = {"share": ", %", "bytes": ", MiB", "seconds": ", s", "rate": ", images/s", "ratio": ", ×"}
-"""How the heading of a measure ends."""
+"""The end of a measure's heading."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _published(published: pd.DataFrame, settings: Mapping[str, int]) -> list[dic
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: null for what is missing, floats with six significant digits."""
+    """A value for JSON: null if missing, floats with six significant digits."""
     if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
         return None
     if isinstance(value, (bool, np.bool_)):

@@ -27,10 +27,10 @@ from reports.render.plots.saving import SavedPlot
 from reports.render.style import styles_of, theme
 
 PAGE_BYTES = 9_500_000
-"""What the page may weigh. Plots and samples beyond it are left out, and their files named."""
+"""The largest size of the page. Plots and samples beyond it are left out, and their files named."""
 
 PLOT_BYTES = 3_500_000
-"""How much of it the plots may take."""
+"""The largest share of it for plots."""
 
 TRADEOFF = "tradeoff"
 """The section that the page draws itself; its plots are only linked."""
@@ -153,7 +153,7 @@ def _sections(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _scope(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """What is in the report: numbers and nouns."""
+    """The content of the report in numbers."""
     counted = [
         (runs[column].nunique(), noun)
         for column, noun in (("label", "method"), ("backbone", "backbone"), ("dataset", "dataset"), ("seed", "seed"))
@@ -210,7 +210,7 @@ def _links(plot: SavedPlot, folder: Path) -> list[tuple[str, str]]:
 
 
 def _absent(collected: Collected) -> list[Table]:
-    """Runs without a score, one table a state; cells that differ in their seed alone share a row."""
+    """Runs without a score, one table per state; cells that only differ in their seed share a row."""
     runs = collected.reported.assign(reason=collected.reported.reason.fillna(""))
     tables = []
     for state in STATES:

@@ -1,4 +1,4 @@
-"""Single images on the page: the samples of each run, made small, and the images on which a method differs most."""
+"""Single images on the page: thumbnails of each run's samples, and the images on which a method differs most."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from reports.read.collect import Collected
 from reports.read.frames import rows_of
 
 WIDTH = 176
-"""Of a picture on the page, in pixels; smaller ones are not enlarged."""
+"""Width of a picture on the page, in pixels; smaller ones are not enlarged."""
 
 STRIPS = 400
-"""How many sample files are opened at most: large ones take time."""
+"""The largest number of sample files to open: large ones take time."""
 
 EXTREMES = 4
 """How many images with the largest gain, and with the largest loss, are listed."""
@@ -46,7 +46,7 @@ class Sample(TypedDict):
 
 @dataclass
 class ImageGallery:
-    """Pictures as data URIs, each once, as far as there is room."""
+    """Pictures as data URIs, each once, within the size limit."""
 
     room: int
     """Characters that are left."""
@@ -56,7 +56,7 @@ class ImageGallery:
     """By fingerprint: index in `samples`, index in `pictures`."""
 
     def add(self, uris: list[str]) -> list[int] | None:
-        """The indices of the pictures, or None where there is no room for all of them."""
+        """The indices of the pictures, or None if not all of them fit."""
         size = sum(map(len, uris))
         if size > self.room:
             return None
@@ -66,7 +66,7 @@ class ImageGallery:
 
 
 def collect_pictures(collected: Collected, room: int) -> ImageGallery:
-    """The samples of finished runs, as far as there is room: one seed of every method and setting comes first."""
+    """The samples of finished runs, within the size limit: one seed of every method and setting comes first."""
     runs = collected.finished
     gallery = ImageGallery(room)
     indices: dict[tuple[str, str], int] = {}
@@ -136,7 +136,7 @@ def _image_scores(collected: Collected, fingerprints: pd.Series) -> pd.Series:
 
 
 def _parts(path: Path) -> list[Image.Image] | None:
-    """Image, ground truth and prediction of a sample file; None where it cannot be read or is something else."""
+    """Image, ground truth and prediction of a sample file; None if it cannot be read or is something else."""
     try:
         with Image.open(path) as opened:
             strip = opened.convert("RGB")

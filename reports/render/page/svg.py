@@ -43,7 +43,7 @@ def _attribute(name: str, value: str, prefix: str) -> str:
 
 
 def marker(style: SeriesStyle) -> Markup:
-    """A method's marker, as large as the text beside it."""
+    """A method's marker, as large as the text next to it."""
     return Markup(
         '<svg class="mark" viewBox="-1.2 -1.2 2.4 2.4" aria-hidden="true"><path d="{}" fill="var({})"/></svg>'
     ).format(outline(style.marker), variable(style.colour))

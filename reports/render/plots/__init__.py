@@ -1,7 +1,7 @@
 """Every plot of a report, as PNG, SVG and PDF: trade-offs, comparisons, learning curves, classes, searches.
 
-Each plot's caption says what its points and bars are. The same runs give the same bytes: nothing here depends on the
-clock, on the machine's speed or on chance.
+Each plot's caption explains its points and bars. The same runs give the same bytes: nothing depends on the clock, the
+machine's speed or randomness.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def draw_all(
 ) -> list[SavedPlot]:
     """Draw into `folder` every plot that the runs have data for.
 
-    `published` has a row a published score that belongs to one of the settings, `significance` a row a setting,
+    `published` has one row per published score that belongs to one of the settings, `significance` one row per setting,
     reference and label.
     """
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
@@ -39,7 +39,7 @@ def draw_all(
 
 
 def draw(collected: Collected, published: pd.DataFrame, significance: pd.DataFrame) -> Iterator[Plot]:
-    """The plots of `draw_all`, not yet saved; with matplotlib's settings of the moment."""
+    """The plots of `draw_all`, not yet saved; with matplotlib's current settings."""
     runs = collected.finished
     if not runs.empty:
         context = PlotContext(runs, styles_of(collected.reported, published), setting_titles(runs))

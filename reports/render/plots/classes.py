@@ -22,11 +22,11 @@ from reports.render.plots.context import (
 from reports.render.style import GRID, MUTED, PAPER, SeriesStyle
 
 CLASSES = 30
-"""How many classes one panel holds."""
+"""The largest number of classes in a panel."""
 
 
 def class_scores(context: PlotContext, per_class: pd.DataFrame) -> Iterator[Plot]:
-    """A bar a class from the lowest to the highest method, with the methods on it."""
+    """One bar per class from the lowest to the highest method, with the methods on it."""
     scores = per_class.merge(context.runs[["fingerprint", "setting", "label"]], on="fingerprint")
     height = 0.7 + 0.2 * min(CLASSES, scores.groupby("setting")["index"].nunique().max())
     left = label_width(shortened(name, 20) for name in scores.name.unique())

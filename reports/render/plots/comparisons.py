@@ -1,4 +1,4 @@
-"""Methods compared: differences to a reference, ranks from setting to setting, mean ranks over all settings."""
+"""Comparisons of methods: differences to a reference, ranks in each setting, mean ranks over all settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all plots share: the runs with their styles and titles, matplotlib's settings, panels and legends."""
+"""Shared by all plots: the runs with their styles and titles, matplotlib's settings, panels and legends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.runs.result import COSTS
 from reports.render.style import GRID, INK, MUTED, PAPER, SeriesStyle
 
 PANELS = 12
-"""How many panels one plot holds; more settings go on further plots."""
+"""The largest number of panels in a plot; further settings get further plots."""
 
 DPI = 160
 """Of the PNGs."""
@@ -86,8 +86,8 @@ class PlotContext:
 
     @cached_property
     def averages(self) -> pd.DataFrame:
-        """A row a setting and label: the means over seeds of mIoU and `COSTS`, spread (of the mIoU; NaN for one seed),
-        seeds."""
+        """One row per setting and label: the means over seeds of mIoU and `COSTS`, spread (of the mIoU; NaN for one
+        seed), seeds."""
         groups = self.runs.groupby(["setting", "label", "method"], sort=True)
         means = groups[["miou", *COSTS]].mean().astype(float)
         return means.assign(spread=groups.miou.std(ddof=1), seeds=groups.seed.nunique()).reset_index()
@@ -97,7 +97,7 @@ class PlotContext:
         return sorted(self.runs.label.unique())
 
     def seeds(self) -> str:
-        """For a caption: over how many seeds the means are."""
+        """The number of seeds behind the means, for a caption."""
         low, high = self.averages.seeds.min(), self.averages.seeds.max()
         return f"{low} to {high} seeds" if low != high else f"{low} seed" + ("s" if low > 1 else "")
 
@@ -127,7 +127,7 @@ def shortened(text: str, length: int = 48) -> str:
 def panels(
     titles: Mapping[str, str], height: float, width: float = 3.5, left: float = 0.7, right: float = 0.12, top: float = 0
 ) -> Iterator[tuple[int, Figure, dict[str, Axes]]]:
-    """One panel a setting, at most `PANELS` a figure and three beside each other: number, figure, axes by setting.
+    """One panel per setting, at most `PANELS` per figure and three in a row: number, figure, axes by setting.
 
     All in inches: a panel's size, the width of the labels left and right of it, and the free space above all panels.
     The positions are computed here because matplotlib's own layout draws every label several times to find them.
@@ -156,7 +156,7 @@ def panels(
 
 
 def label_width(names: Iterable[str]) -> float:
-    """Of the longest of some tick labels, in inches."""
+    """The width of the longest tick label, in inches."""
     return 0.25 + 0.065 * max(map(len, names), default=0)
 
 

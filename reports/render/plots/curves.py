@@ -39,7 +39,7 @@ def learning_curves(context: PlotContext, curves: pd.DataFrame) -> Iterator[Plot
                 numbered(f"curves-{column.replace('_', '-')}", number, context.titles),
                 "curves",
                 title,
-                f"Mean over {context.seeds()}. Measured on the augmented training crops, so it is no estimate of the "
+                f"Mean over {context.seeds()}. Measured on the augmented training crops, so it does not estimate the "
                 "test score.",
                 figure,
             )

@@ -31,7 +31,7 @@ FORMATS: dict[str, Callable[[Figure, Path], None]] = {
 
 @dataclass(frozen=True)
 class SavedPlot:
-    """A plot's files, and what they show in words."""
+    """A plot's files and caption."""
 
     name: str
     section: str
@@ -60,7 +60,7 @@ def save(plot: Plot, folder: Path) -> SavedPlot:
 
 
 def save_all(plots: Iterable[Plot], folder: Path) -> list[SavedPlot]:
-    """Save each plot in a process of its own, as many at once as there are cores, while the next one is drawn."""
+    """Save each plot in its own process, as many at once as there are cores, while the next one is drawn."""
     fork = multiprocessing.get_context("fork")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     running: deque[tuple[Plot, BaseProcess]] = deque()
@@ -92,7 +92,7 @@ def _try_to_save(plot: Plot, folder: Path) -> None:
 
 
 def _freeze_layout(figure: Figure) -> None:
-    """Lay the figure out once, and not again for each file."""
+    """Lay the figure out once, not for each file."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)

@@ -1,4 +1,4 @@
-"""The trade-off plots: mIoU against what a method costs, one plot a cost, one panel a setting."""
+"""The trade-off plots: mIoU against a cost, one plot per cost, one panel per setting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reports.render.style import MUTED, PAPER, SeriesStyle
 
 
 def axis_scale(cost: Measure) -> float:
-    """What a value is divided by on an axis: bytes are shown in MiB."""
+    """The divisor of a value on an axis: bytes are shown in MiB."""
     return SIZES["MiB"] if cost.unit == "bytes" else 1
 
 
@@ -31,7 +31,7 @@ def tradeoff(context: PlotContext, cost: Measure, published: pd.DataFrame) -> It
     cited = published[published.head_counted == cost.head_counted] if cost.head_counted is not None else published[:0]
     cited = cited.dropna(subset=["trained", "value"])
     if rows.empty or (cost.head_counted and cited.empty):
-        return  # the head is the same for all: counting it is of use only for published scores that count it
+        return  # the head is the same for all: counting it only matters for published scores that count it
     logarithmic = cost.head_counted is not None or rows[cost.key].max() > 10 * rows[cost.key].min() > 0
     scale = (
         f" (log{', 0 left of the break' if logarithmic and (rows[cost.key] == 0).any() else ''})" if logarithmic else ""
@@ -66,7 +66,7 @@ def _tradeoff_panel(
     logarithmic: bool,
     styles: Mapping[str, SeriesStyle],
 ) -> list[Text]:
-    """The points of one setting; returns the labels, which are still to be moved apart."""
+    """Draw the points of one setting; returns the labels, which still overlap."""
     x = rows[cost.key] / axis_scale(cost)
     _set_scale(axes, x if cited.empty else pd.concat([x, cited.trained]), logarithmic, cost.unit)
     for name, dashes in (("full", (5, 3)), ("linear", (1, 2))):
@@ -93,7 +93,7 @@ def _tradeoff_panel(
 
 
 def _set_scale(axes: Axes, values: pd.Series, logarithmic: bool, unit: Unit) -> None:
-    """Linear or logarithmic; on a logarithmic axis a method without trained parameters is at 0, left of a break."""
+    """Set a linear or logarithmic scale; the latter shows methods without trained parameters at 0, left of a break."""
     written = EngFormatter(sep="") if unit == "count" else FuncFormatter(lambda value, _: f"{value:g}")
     positive = values[values > 0]
     if not logarithmic or positive.empty:
@@ -121,9 +121,9 @@ def _set_scale(axes: Axes, values: pd.Series, logarithmic: bool, unit: Unit) -> 
 
 
 def _spread_labels(figure: Figure, texts: Mapping[Axes, list[Text]]) -> None:
-    """Move labels off the points and off each other, by a fixed number of rounds so that no clock decides.
+    """Move labels off the points and off each other, in a fixed number of rounds, so that the result is deterministic.
 
-    A line joins a label to its point where they are far apart.
+    A line connects a label to its point if they are far apart.
     """
     hidden = [
         artist

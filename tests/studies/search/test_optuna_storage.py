@@ -34,7 +34,7 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "journal", "postgresql"])
 def shared(request: pytest.FixtureRequest, place: Place, tmp_path: Path) -> Place:
-    """A place whose searches are kept in each kind of storage in turn."""
+    """A run store whose searches use each kind of storage in turn."""
     if request.param == "postgresql":
         return replace(place, storage=request.getfixturevalue("server").create_database())
     return replace(place, storage=f"journal:{tmp_path / 'search.log'}" if request.param == "journal" else None)
@@ -79,7 +79,7 @@ def test_long_server_outage_ends_the_search_with_a_hint(place: Place, server: Po
     with place.open(1, patience=0) as search:
         server.stop()
         try:
-            with pytest.raises(UserError, match="start it and repeat the command, which resumes the search"):
+            with pytest.raises(UserError, match="start it and run the command again, which resumes the search"):
                 while True:
                     search.poll()
         finally:

@@ -1,6 +1,6 @@
-"""The backbone families, one file each: every `Family` that a module of this package defines is known by itself.
+"""The backbone families, one file each: every `Family` that a module of this package defines is registered.
 
-Here a name becomes a timm network and that a `StagedBackbone`. What is peculiar to a family is in its own file.
+This module turns a name into a timm network, and that into a `StagedBackbone`. Details of a family are in its file.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _families: dict[str, Family] = {}
 
 
 def register(family: type[Family]) -> type[Family]:
-    """Make a family known under its timm modules; a decorator for families that are defined elsewhere.
+    """Register a family under its timm modules; a decorator for families that are defined elsewhere.
 
-    Raises `ValueError` where one of the modules has a family already.
+    Raises `ValueError` if one of the modules already has a family.
     """
     for module in family.modules:
         if module in _families:
-            raise ValueError(f"the family of timm.models.{module} is registered already")
+            raise ValueError(f"the family of timm.models.{module} is already registered")
     _families.update(dict.fromkeys(family.modules, family()))
     return family
 
 
 def families() -> list[str]:
-    """The names of the timm modules whose networks can be used."""
+    """The names of the supported timm modules."""
     return sorted(_families)
 
 
@@ -52,9 +52,7 @@ def check_backbone(name: str) -> None:
     architecture = name.split(".")[0]
     supported = backbone_names()
     if architecture not in supported:
-        problem = (
-            "is in timm, but its family cannot be cut into stages here" if timm.is_model(architecture) else "unknown"
-        )
+        problem = "is in timm, but its family is not supported" if timm.is_model(architecture) else "unknown"
         hint = f"{did_you_mean(architecture, supported)} (families: {', '.join(families())})"
         raise UserError(problem, field="backbone", value=name, hint=hint)
     if "." in name and name not in timm.list_models(architecture + ".*", pretrained=True):
@@ -75,7 +73,7 @@ def cut(name: str, network: Any) -> StagedBackbone:
     """Cut a timm network into a frozen `StagedBackbone`."""
     config = network.pretrained_cfg
     for module in network.modules():
-        if isinstance(module, nn.AvgPool2d):  # as anti-aliasing, some drop what is left over at an odd border
+        if isinstance(module, nn.AvgPool2d):  # some drop the last row or column of an odd map, as anti-aliasing does
             module.ceil_mode = module.ceil_mode or module.padding in (0, (0, 0))
     family = _family_of(name)
     return StagedBackbone(name, family, family.cut(network), mean=config["mean"], std=config["std"])

@@ -16,8 +16,8 @@ class ConvNeXt(Family):
     modules = {"convnext": TinyNetwork("test_convnext")}
 
     def cut(self, network: Any) -> CutNetwork:
-        """timm's strided convolutions drop what is left over at a map's border; here the border is padded. The final
-        norm is the classifier's and left out, as in timm's own `features_only`."""
+        """timm's strided convolutions drop incomplete patches at a map's border; here the border is padded. The final
+        norm belongs to the classifier and is left out, as in timm's own `features_only`."""
         for stage in network.stages:
             if isinstance(stage.downsample, nn.Sequential):
                 norm, convolution = stage.downsample

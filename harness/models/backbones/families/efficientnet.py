@@ -1,4 +1,4 @@
-"""EfficientNet and MobileNet: what timm builds of inverted residual blocks."""
+"""EfficientNet and MobileNet: timm's networks of inverted residual blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.models.backbones.family import CutNetwork, Family, TinyNetwork
 
 
 class EfficientNet(Family):
-    """EfficientNet (lite included), MobileNetV2, V3 and V4, and what else is built of timm's `blocks`."""
+    """EfficientNet (lite included), MobileNetV2, V3 and V4, and other networks of timm's `blocks`."""
 
     modules = {
         "efficientnet": TinyNetwork("test_efficientnet"),

@@ -21,7 +21,7 @@ from harness.models.backbones.family import (
 
 
 class Eva(Family):
-    """EVA, EVA-02 and what shares timm's class: DINOv3, ViTs with rotary embeddings, Perception Encoder, Sapiens.
+    """EVA, EVA-02 and others of timm's class: DINOv3, ViTs with rotary embeddings, Perception Encoder, Sapiens.
 
     Fang et al., arXiv 2211.07636 and 2303.11331; Siméoni et al., 2508.10104. Cut as a ViT.
     """
@@ -66,8 +66,8 @@ class RotaryStem(nn.Module):
         return self.network.norm_pre(x)
 
     def prepare(self, size: tuple[int, int]) -> None:
-        """Compute what the blocks read of the stem, for a forward pass that begins behind a stage: images of that
-        size, (H, W)."""
+        """Compute the embeddings that the stem provides, for a forward pass that starts after a stage; `size`: (H, W)
+        of the images."""
         weight = next(self.network.patch_embed.parameters())
         with torch.no_grad():
             self(weight.new_zeros(1, 3, *size))
@@ -77,7 +77,7 @@ class RotaryStage(nn.Module):
     """A group of blocks that read the rotary embeddings."""
 
     def __init__(self, blocks: nn.Module, rotary: Rotary, first: int, by_depth: bool):
-        """`by_depth`: there is one embedding a block; `first` is the depth of the stage's first."""
+        """`by_depth`: there is one embedding per block; `first` is the depth of the stage's first block."""
         super().__init__()
         self.blocks = blocks
         self.rotary = rotary

@@ -20,9 +20,9 @@ _TINY = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
 class Swin(Family):
     """Swin Transformer: Liu et al., arXiv 2103.14030.
 
-    Every second block shifts its windows in all stages, also where the pre-training image was one window: as in
-    mmsegmentation. No norm on the outputs: mmsegmentation trains new ones there, and the pre-trained one only fits
-    the last stage.
+    Every second block shifts its windows in all stages, also where the pre-training image was one window, as in
+    mmsegmentation. The outputs have no norm: mmsegmentation trains new ones, and the pre-trained one only fits the last
+    stage.
     """
 
     modules = {"swin_transformer": TinyNetwork("swin_tiny_patch4_window7_224", _TINY)}

@@ -1,4 +1,4 @@
-"""Vision Transformer and the networks of its layout: one resolution, one sequence of tokens."""
+"""Vision Transformer and networks with its layout: one resolution, one sequence of tokens."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class TokenStem(nn.Module):
 
 
 def cut_in_four(network: nn.Module, stem: nn.Module) -> CutNetwork:
-    """Four equal groups of the blocks of a network with one resolution, behind `stem`, which holds the network.
+    """Four equal groups of the blocks of a network with one resolution, after `stem`, which holds the network.
 
-    Takes the blocks out of the network and removes what only serves classification.
+    Removes the blocks from the network, and the layers that are only used for classification.
     """
     blocks, norm = network.blocks, network.norm
     network.blocks, network.norm, network.fc_norm, network.head = (nn.Identity() for _ in range(4))
