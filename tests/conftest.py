@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.tiny_cell import make_budget, make_dataset
 
+TESTS = Path(__file__).parent
+
 
 def pytest_configure() -> None:
     """Handle Ctrl-C: a shell ignores it in background jobs, and child processes of the tests would inherit that."""
@@ -26,9 +28,22 @@ LONG = (
 """Slow files that mostly wait for processes: started first, so that none runs alone at the end."""
 
 
+PROCESSES = (
+    "benchmarks/", "contract/", "launch/", "studies/", "tracking/", "cells/test_compatibility", "cells/test_plugins",
+    "cli/test_main", "cli/test_run", "data/test_catalog", "deploy/", "engine/test_equality", "engine/test_execute",
+    "engine/test_resume", "features/test_reuse", "features/test_store", "methods/test_every_method",
+    "methods/test_peft_family", "methods/test_spm", "models/test_attach", "models/test_families", "models/test_weights",
+    "reports/test_browser", "reports/test_plots", "reports/test_report.", "runs/test_locks", "test_public_api",
+)  # fmt: skip
+"""Tests that start processes or servers, or train or build many networks: left out of `make test-fast`."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {stem: place for place, stem in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(PROCESSES):
+            item.add_marker(pytest.mark.processes)
 
 
 @pytest.fixture(scope="session")

@@ -106,7 +106,7 @@ def test_family_of_a_taken_timm_module_is_refused():
         def cut(self, network):
             raise NotImplementedError
 
-    with pytest.raises(ValueError, match=r"the family of timm\.models\.resnet is registered"):
+    with pytest.raises(ValueError, match=r"the family of timm\.models\.resnet is already registered"):
         register(Other)
 
 

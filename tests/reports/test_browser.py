@@ -69,6 +69,7 @@ def page(report: Path, chromium: WebDriver) -> Iterator[WebDriver]:
     chromium.get("about:blank")
     chromium.get_log("performance"), chromium.get_log("browser")
     chromium.get(report.as_uri())
+    until(chromium, lambda: find(chromium, "#scatter a") and find(chromium, "#table a"))  # drawn after the load event
     yield chromium
     chromium.execute_script("localStorage.clear()")
     sent = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]

@@ -288,7 +288,7 @@ def test_pruning_depends_on_the_curve_and_not_on_the_clock(
         ("sampler tpr: no such sampler; did you mean tpe?", 1, {"sampler": "tpr"}),
         ("pruner mediant: no such pruner; did you mean median?", 1, {"pruner": "mediant"}),
         ("objective moiu: no such objective; did you mean miou?", 1, {"objectives": ("moiu",)}),
-        ("--pruner median: Optuna prunes", 1, {"pruner": "median", "objectives": ("miou", "trained")}),
+        ("--pruner median: Optuna only prunes", 1, {"pruner": "median", "objectives": ("miou", "trained")}),
         ("--sampler grid: lr=0.0001:0.01:log is continuous; use --space lr=A|B|C", 1, {"sampler": "grid"}),
         ("--trials 11: the grid only has 10 points; use a smaller number", 11, {"sampler": "grid", "space": GRID}),
         ("--storage nonsense: cannot be used", 1, {"storage": "nonsense"}),
