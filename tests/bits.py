@@ -4,8 +4,8 @@
     python tests/bits.py check FILE.json [--work DIR] [--python PYTHON]    # again; print what differs, exit code 1
 
 It drives `PYTHON -m harness`, reads what that leaves, and imports nothing of the project: what one commit left can be
-held against any other. `--only 'plan-*'` executes a part of them. Times, hosts, dates and where the code comes from are
-left out. The last bits hang on the processor and the packages too, which FILE.json names.
+compared with any other. `--only 'plan-*'` executes a part of them. Times, hosts, dates and the code's
+provenance are left out. The last bits depend on the processor and the packages too, which FILE.json names.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ ONE_CORE = {
     },
 }
 KILLED = {"resumed": 10}  # when it has a checkpoint of that step; then started again
-EQUAL = {"grid-together": "grid", "kept": "kept-none", "resumed": "whole"}  # held against those, not recorded
+EQUAL = {"grid-together": "grid", "kept": "kept-none", "resumed": "whole"}  # compared with those, not recorded
 REUSED = {"grid-together": "evaluation", "kept": "training"}  # where kept features must be used, or it proves nothing
 # fmt: off
 STUDIES: dict[str, dict[str, Any]] = {

@@ -40,7 +40,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "hyperparameter out of range": (("--set", "hidden=0"), r"hidden=0: input should be greater than or equal to 1$"),
     "hyperparameter of the wrong type": (("--set", "hidden=3.5"), r"hidden=3.5: input should be a valid integer"),
     "hyperparameter that is no flag": (("--set", "guidance=perhaps"), r"guidance=perhaps: input should be a valid"),
-    "hyperparameter that is no number": (("--set", "lr=nan"), r"lr=nan: input should be "),
+    "hyperparameter that is not a number": (("--set", "lr=nan"), r"lr=nan: input should be "),
     "hyperparameter without a value": (("--set", "lr="), r"lr='': input should be a valid number"),
     "hyperparameter twice": (("--set", "lr=1", "--set", "lr=2"), r"--set lr=2: lr is set twice$"),
     "no key and value": (("--set", "lr"), r"--set lr: expected KEY=VALUE$"),
