@@ -153,13 +153,13 @@ def refresh(cell: PlannedCell, store: RunStore) -> None:
     """Read the state of the cell's run."""
     assert cell.spec is not None
     run = store.folder(cell.spec)
-    outcome = store.outcome(run)
+    outcome, result = store.read(run)
     cell.state, cell.reason = outcome.state, outcome.reason
     if outcome.state is RunState.RUNNING:
         cell.reason = f"executed by {store.lock_owner(run) or 'another process'}"
     elif outcome.state is RunState.DAMAGED:
         cell.reason = f"{run.path}: {outcome.reason}; the run is executed again"
-    elif (result := run.result()) is not None:
+    elif result is not None:
         cell.miou, cell.seconds = result.metrics.miou, result.train_seconds
 
 

@@ -31,11 +31,9 @@ class ListedRun:
 
     @classmethod
     def of(cls, run: RunFolder, store: RunStore) -> ListedRun:
-        result = run.result()
-        if result is not None:
-            return cls(run.fingerprint, Outcome(RunState.DONE), result.spec, result)
+        outcome, result = store.read(run)
         try:
-            return cls(run.fingerprint, store.outcome(run), run.spec(), None)
+            return cls(run.fingerprint, outcome, result.spec if result else run.spec(), result)
         except UserError as error:
             return cls(run.fingerprint, Outcome(RunState.DAMAGED, str(error)), None, None)
 

@@ -104,14 +104,6 @@ def given_fields(context: typer.Context, group: str, options: Any) -> dict[str, 
     return {name: getattr(options, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
 
 
-def flag_of(cls: type, name: str) -> str | None:
-    """The flag of a field, such as `--set` for `settings`; None if there is no such flag."""
-    for field in dataclasses.fields(cls):
-        if field.name == name and _on_command_line(field):
-            return _flags(field)[0]
-    return None
-
-
 def read_pairs(pairs: Iterable[str], flag: str) -> dict[str, str]:
     """KEY=VALUE pairs of a repeatable flag. Raises `UserError`."""
     settings: dict[str, str] = {}

@@ -54,8 +54,6 @@ class ExecutionOptions:
 
     def open_store(self, warn: Callable[[str], None] = warn) -> RunStore:
         """The runs under `runs`; MLflow mirrors each state that is written. `warn` gets a line if that fails."""
-        from harness.tracking.mirror import (
-            tracked_store,
-        )  # `--help` does without pydantic
+        from harness.tracking.mirror import tracked_store  # here: `--help` does without pydantic
 
         return tracked_store(self.runs, self.tracking, warn)

@@ -10,6 +10,7 @@ from harness.errors import UserError
 from harness.runs import locks
 from harness.runs.folder import Listener, RunFolder
 from harness.runs.locks import RunLock
+from harness.runs.result import RunResult
 from harness.runs.state import Outcome, RunState
 from harness.spec import Spec
 
@@ -56,15 +57,23 @@ class RunStore:
         raise UserError(f"run {name}: no such run in {self.root}; `harness list runs` prints them")
 
     def outcome(self, run: RunFolder) -> Outcome:
-        """The state of a run: the one answer to "is it done?" and "which state?".
+        """The state of a run: the one answer to "is it done?" and "which state?"."""
+        return self.read(run)[0]
+
+    def read(self, run: RunFolder) -> tuple[Outcome, RunResult | None]:
+        """The state of a run, and its result where it is done.
 
         A valid result means done, whatever `status.json` says. A run whose process was killed is interrupted.
         """
-        if run.result_path.exists():
-            try:
-                return Outcome(RunState.DONE, None, run.read_result().steps)
-            except UserError as error:
-                return Outcome(RunState.DAMAGED, str(error))
+        if not run.result_path.exists():
+            return self._outcome_without_result(run), None
+        try:
+            result = run.read_result()
+        except UserError as error:
+            return Outcome(RunState.DAMAGED, str(error)), None
+        return Outcome(RunState.DONE, None, result.steps), result
+
+    def _outcome_without_result(self, run: RunFolder) -> Outcome:
         status = run.status()
         if status is None:
             if not run.path.exists():

@@ -63,8 +63,7 @@ class RunRow:
 
 def read_row(run: RunFolder, store: RunStore) -> RunRow:
     """Raises `UserError` where the folder has no complete spec."""
-    result = run.result()
-    outcome = Outcome(RunState.DONE) if result else store.outcome(run)
+    outcome, result = store.read(run)
     return row_of_spec(
         result.spec if result else run.spec(), outcome, fingerprint=run.fingerprint, path=str(run.path), result=result
     )

@@ -6,17 +6,21 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import pytest
 
 from harness.cells.request import Request
 from harness.cli.main import app
-from harness.cli.options import flag_of, with_options
+from harness.cli.options import with_options
 from harness.engine.options import ExecutionOptions
 from harness.spec import Part
 from harness.util.option import read_size
 from tests.support.in_process import call, refusal
+
+
+def flag_of(field: dataclasses.Field[Any]) -> str:
+    return (field.metadata.get("flags") or (f"--{field.name.replace('_', '-')}",))[0]
 
 
 def flags_of(command: str) -> dict[str, str]:
@@ -28,14 +32,14 @@ def flags_of(command: str) -> dict[str, str]:
 
 def test_commands_share_each_flag_with_its_help_text() -> None:
     run, compare, search = (flags_of(command) for command in ("run", "compare", "search"))
-    shared = {flag_of(ExecutionOptions, field.name) for field in dataclasses.fields(ExecutionOptions)}
+    shared = {flag_of(field) for field in dataclasses.fields(ExecutionOptions)}
     visible = {flag for flag in shared if flag in compare}
     assert visible >= {"--runs", "--data", "--device", "--workers", "--tracking", "--cache-size", "--plugin"}
     assert {flag: compare[flag] for flag in visible} == {flag: search[flag] for flag in visible}
     assert all(run[flag] == compare[flag] for flag in visible if flag in run)
     launcher = {"--launcher", "--jobs", "--launcher-set"}
     assert {flag: compare[flag] for flag in launcher} == {flag: search[flag] for flag in launcher}
-    cell = {flag_of(Request, field.name) for field in dataclasses.fields(Request)} - {"--part"}
+    cell = {flag_of(field) for field in dataclasses.fields(Request)} - {"--part"}
     assert {flag: run[flag] for flag in cell} == {flag: search[flag] for flag in cell}
 
 
