@@ -44,14 +44,14 @@ class Resolver:
     def __call__(self, request: Request) -> Cell:
         """Check and complete a request. Raises `UserError` for the first field that is wrong.
 
-        Cheap checks come first; the dataset, which may have to be read, comes last.
+        Cheap checks come first; the digest of the dataset, whose files may have to be read, comes last.
         """
         method = methods.get(request.method)
         hyperparameters = method.Hyperparameters.parse(request.method, request.settings)
         chosen_budget = request.budget if isinstance(request.budget, Budget) else self._budget(request.budget)
         parse_head(request.head)
-        weights = self._weights(request.backbone, request.weights)
         dataset = self._dataset(request.dataset)
+        weights = self._weights(request.backbone, request.weights)
         spec = Spec(
             method=request.method,
             hyperparameters=hyperparameters.spec_values(),

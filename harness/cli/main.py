@@ -17,13 +17,14 @@ import typer
 import harness
 from harness.cells.request import Request
 from harness.cli.folders import check_writable
-from harness.cli.options import Command, Json, Only, Quiet, Without, given_fields, read_path, with_options
+from harness.cli.options import Command, Group, Json, Only, Quiet, Without, given_fields, read_path, with_options
 from harness.engine.options import ExecutionOptions
 from harness.errors import UserError
 from harness.util.files import is_disk_full
 from harness.util.progress import say
 
 app = typer.Typer(
+    cls=Group,
     name="harness",
     help="Compares ways of tuning a frozen vision backbone for semantic segmentation: metrics and costs of each.",
     no_args_is_help=True,

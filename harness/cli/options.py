@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from harness.cells.request import Request
 from harness.engine.options import ExecutionOptions
-from harness.errors import UserError
+from harness.errors import UserError, did_you_mean
 from harness.launch.choice import LauncherChoice
 
 _PANELS: dict[type, str] = {Request: "Cell", LauncherChoice: "Launcher", ExecutionOptions: "Execution"}
@@ -61,6 +61,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="plain lines instead 
 
 
 Decorated = Callable[..., None]
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+"""The base of all errors in a command line; typer does not export it."""
 
 
 def with_options(*, example: str = "") -> Callable[[Decorated], Decorated]:
@@ -134,15 +136,35 @@ class Command(TyperCommand):
                     formatter.write_dl(records)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
         try:
             return super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            error.message = error.message.removeprefix("Value error, ")  # pydantic's words, not the user's
-            raise
+        except _UsageError as error:
+            raise UserError(_usage_problem(error, ctx, given)) from error
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         if example := getattr(self.callback, "example", ""):
             formatter.write(f"\nExample:\n  {example}\n")
+
+
+class Group(TyperGroup):
+    """`harness` itself: an unknown command is one line."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None:
+            raise UserError(f"{args[0]}: no such command; {did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+def _usage_problem(error: Any, ctx: Any, given: list[str]) -> str:
+    """One line, as for every other error: the flag, the value, the problem."""
+    message = str(getattr(error, "message", "") or "").removeprefix("Value error, ")  # pydantic's words, not the user's
+    if not isinstance(error, typer.BadParameter) or error.param is None or not message:
+        return " ".join(error.format_message().split())
+    names = error.param.opts if error.param.param_type_name == "option" else [str(error.param.name)]
+    flag = next((name for name in names if name in given), names[0])
+    value = given[given.index(flag) + 1] if flag in given[:-1] else ""
+    return f"{f'{flag} {value}'.rstrip()}: {message[0].lower()}{message[1:].rstrip('.')}"
 
 
 # ---- one field -------------------------------------------------------------------------------------------------------
