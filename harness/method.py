@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
@@ -16,7 +17,7 @@ from harness.errors import UserError, did_you_mean, invalid
 from harness.util.registry import Registry
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from harness.models.backbones.backbone import StagedBackbone
 
@@ -33,31 +34,53 @@ def hyperparameter(default: Any, help: str, *, search: Any = None, later: bool =
     return Field(default, description=help, json_schema_extra={"search": search, "later": later}, **bounds)
 
 
-class Hyperparameters(BaseModel):
-    """The hyperparameters of every method, set with `--set`; a method's own class adds fields or changes a default."""
+class HeadHyperparameters(BaseModel):
+    """The hyperparameters of a method that trains nothing but the head."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    lr: float = hyperparameter(1e-3, "learning rate (AdamW)", gt=0, le=10, search=(1e-5, 1e-2, "log"))
-    head_lr_scale: float = hyperparameter(1.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
+    head_lr: float = hyperparameter(
+        1e-3, "learning rate of the head (AdamW), the same for every row of a table", gt=0, le=10,
+        search=(1e-4, 1e-1, "log"),
+    )  # fmt: skip
     weight_decay: float = hyperparameter(
-        0.01, "decoupled weight decay of all but biases and norms", ge=0, le=1, search=(1e-4, 0.1, "log")
-    )
+        0.01, "decoupled weight decay of the weights of linear and convolutional layers", ge=0, le=1,
+        search=(1e-4, 0.1, "log"),
+    )  # fmt: skip
+
+    @property
+    def shown_lr(self) -> float:
+        """The learning rate that curves and messages show: the method's, or the head's if only the head is trained."""
+        return self.head_lr
 
     @classmethod
-    def parse(cls, method: str, settings: dict[str, Any]) -> Hyperparameters:
+    def parse(cls, method: str, settings: dict[str, Any]) -> Self:
         """The defaults, overridden by `settings`; strings are read as the field's type.
 
         Raises `UserError`, of the field `settings.NAME`, for a name that does not exist or a value out of its bounds.
         """
         for name in settings:
             if name not in cls.model_fields:
-                hint = did_you_mean(name, cls.model_fields)
+                hint = cls._replacement(name, settings) or did_you_mean(name, cls.model_fields)
                 raise UserError(f"no such hyperparameter of method {method}", field=f"settings.{name}", hint=hint)
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
             raise invalid(error).at(under="settings") from error
+
+    @classmethod
+    def _replacement(cls, name: str, settings: dict[str, Any]) -> str | None:
+        """What to write in place of a hyperparameter that was removed, or that the method has no use for."""
+        if name == "lr":
+            return "it trains only the head; use head_lr"
+        if name == "head_lr_scale":
+            lr = settings.get("lr", cls.model_fields["lr"].default if "lr" in cls.model_fields else 1e-3)
+            try:
+                value = f"={float(lr) * float(settings[name]):g}"
+            except (TypeError, ValueError):
+                value = ""
+            return f"use head_lr{value}, the head's own learning rate, which lr does not change"
+        return None
 
     def spec_values(self) -> dict[str, bool | int | float | str]:
         """The values in the spec and the fingerprint: all except `later` ones at their defaults."""
@@ -89,6 +112,18 @@ class Hyperparameters(BaseModel):
         return described
 
 
+class Hyperparameters(HeadHyperparameters):
+    """The hyperparameters of every other method, set with `--set`; its own class adds fields or changes a default."""
+
+    lr: float = hyperparameter(
+        1e-3, "learning rate of the method's parameters (AdamW)", gt=0, le=10, search=(1e-5, 1e-2, "log")
+    )
+
+    @property
+    def shown_lr(self) -> float:
+        return self.lr
+
+
 _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "pattern", "enum")
 """Of a JSON schema."""
 
@@ -115,11 +150,14 @@ class Method(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     """The paper, or the code, that the method follows."""
-    Hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
+    Hyperparameters: ClassVar[type[HeadHyperparameters]] = Hyperparameters
     changes_start: ClassVar[str | None] = None
     """Why the attached network's outputs differ from the frozen one's before training; None: they are equal."""
     head_only: ClassVar[bool] = False
     """The method trains only the head, by design. Without it, a method that trains nothing violates the contract."""
+    decayed: ClassVar[tuple[str, ...]] = ()
+    """Names of trained parameters, or of modules that hold them, with weight decay beside the weights of linear and
+    convolutional layers, which always have it: the factors of a weight, for example."""
     mergeable: ClassVar[bool] = False
     """Whether `merge` can fold the trained tensors into the backbone's own layers."""
 
@@ -150,6 +188,10 @@ class Method(ABC):
         `masks` are the labels [B, H, W] at the crop's size, with `IGNORE_INDEX` where there are none.
         """
         return None
+
+    def head_parameters(self) -> Iterable[nn.Parameter]:
+        """Classifiers that the method adds: they learn at `head_lr`, as the head does. Called after `attach`."""
+        return ()
 
     def merge(self, backbone: StagedBackbone) -> None:
         """Fold the trained tensors into the backbone's own layers and remove the added modules.

@@ -17,8 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.errors import InvalidField, UserError, did_you_mean, invalid, located
 from harness.util.files import digest, read_yaml, read_yaml_file
 
-PROTOCOL = 1
-"""Part of every fingerprint. Increased when a change of the harness would change the scores of equal specs."""
+PROTOCOL = 2
+"""Part of every fingerprint. Increased when a change of the harness would change the scores of equal specs.
+
+2: the head has a learning rate of its own; predictions register to the pixel of the padded image; weight decay falls on
+the weights of linear and convolutional layers alone; no gradient clipping and no stochastic depth by default.
+"""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Part = Literal["report", "dev"]
@@ -40,7 +44,16 @@ class Budget(BaseModel):
     photometric: bool = Field(True, description="random brightness, contrast, saturation and hue")
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     power: float = Field(0.9, gt=0, description="exponent of the polynomial decay of the learning rate to zero")
-    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm over all trained tensors; 0: no clipping")
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm over all trained tensors; 0: no clipping")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="stochastic depth of the last block, rising from 0, for every method or for none"
+    )
+    auxiliary_head: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="weight of the loss of an FCN head on the third stage in training; 0: none",
+    )
     precision: Precision = Field("fp32", description="of the forward pass; bf16 and fp16 are autocast")
     channels_last: bool = Field(
         False,
@@ -85,9 +98,9 @@ class Budget(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that can change a score, as plain values.
 
-        A field that was added later is left out at its default, so that older fingerprints stay valid.
+        A field that is added later is left out at its default, so that fingerprints of this protocol stay valid.
         """
-        return self.model_dump(mode="json", exclude={"name"} | (set() if self.channels_last else {"channels_last"}))
+        return self.model_dump(mode="json", exclude={"name"})
 
     def learning_rate_factor(self, step: int) -> float:
         """The factor on the base learning rate at `step` (0-based): linear warm-up, then polynomial decay."""
@@ -111,6 +124,7 @@ class Spec(BaseModel):
     budget: Budget
     seed: int = Field(ge=0, lt=2**31)
     part: Part = "report"
+    protocol: int = Field(1, ge=1, description="`PROTOCOL` of the version that made the spec; version 0.1 wrote none")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,7 +134,7 @@ class Spec(BaseModel):
         """
         return digest(
             {
-                "protocol": PROTOCOL,
+                "protocol": self.protocol,
                 "method": self.method,
                 "hyperparameters": self.hyperparameters,
                 **({"method_code": self.method_code} if self.method_code else {}),
@@ -131,8 +145,6 @@ class Spec(BaseModel):
                 "budget": self.budget.identity(),
                 "seed": self.seed,
                 "part": self.part,
-                # How windows are batched can change the last bits of the logits.
-                **({"windows": "together"} if self.budget.evaluation == "slide" else {}),
             }
         )[:16]
 

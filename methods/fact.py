@@ -46,6 +46,7 @@ class FacT(Method):
     name = "fact"
     summary = "weight increments of all blocks from shared low-rank factors"
     source = "Jie & Deng, FacT, arXiv 2212.03145; code github.com/JieShibo/PETL-ViT (FacT)"
+    decayed = ("u", "v", "core", "rows", "middle")
     mergeable: ClassVar[bool] = True
 
     class Hyperparameters(method.Hyperparameters):

@@ -26,7 +26,6 @@ class Full(ModuleSelection):
         lr: float = hyperparameter(
             3e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log")
         )
-        head_lr_scale: float = hyperparameter(3.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
         freeze_statistics: bool = hyperparameter(False, "keep the running statistics of batch norms as pre-trained")
 
     def modules(self, backbone: StagedBackbone) -> list[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.method import Method
+from harness.method import HeadHyperparameters, Method
 
 if TYPE_CHECKING:
     from harness.models.backbones.backbone import StagedBackbone
@@ -17,6 +17,7 @@ class Linear(Method):
     summary = "only the head is trained; the backbone is frozen"
     source = "Alain & Bengio, Understanding intermediate layers using linear classifier probes, arXiv 1610.01644"
     head_only = True
+    Hyperparameters = HeadHyperparameters
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         pass

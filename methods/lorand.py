@@ -28,6 +28,7 @@ class LoRand(Method):
         "Yin et al., 1% vs 100%: Parameter-Efficient Low Rank Adapter for Dense Predictions, CVPR 2023, "
         "pages 20116-20126; no code is public"
     )
+    decayed = ("down_left", "down_right", "kernel", "up_left", "up_right")
 
     class Hyperparameters(method.Hyperparameters):
         branches: int = hyperparameter(2, "low-rank terms a projection, α", ge=1, le=64, search=[2, 4])

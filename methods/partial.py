@@ -32,7 +32,6 @@ class Partial(ModuleSelection):
         lr: float = hyperparameter(
             3e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log")
         )
-        head_lr_scale: float = hyperparameter(3.0, "the head's learning rate, as a multiple of lr", gt=0, le=1000)
         blocks: int = hyperparameter(1, "how many blocks, counted from the end", ge=1, le=1000, search=[1, 2, 4])
         freeze_statistics: bool = hyperparameter(False, "keep the running statistics of batch norms as pre-trained")
 

@@ -174,6 +174,7 @@ class LoHa(Injected):
     name = "loha"
     summary = "updates that are products of two low-rank matrices"
     source = "Hyeon-Woo et al., FedPara, arXiv 2108.06098; as LoHa in LyCORIS, arXiv 2309.14859; HF peft"
+    decayed = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
     class Hyperparameters(Injected.Hyperparameters):
         rank: int = _rank(8)
@@ -199,6 +200,7 @@ class LoKr(Injected):
     name = "lokr"
     summary = "updates that are Kronecker products"
     source = "Yeh et al., LyCORIS, arXiv 2309.14859; HF peft"
+    decayed = ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 
     class Hyperparameters(Injected.Hyperparameters):
         rank: int = _rank(8)

@@ -33,6 +33,7 @@ class RepAdapter(Method):
         "Luo et al., Towards Efficient Visual Adaption via Structural Re-parameterization, arXiv 2302.08106; "
         "code followed: github.com/luogen1996/RepAdapter"
     )
+    decayed = ("up",)
     mergeable: ClassVar[bool] = True
 
     class Hyperparameters(method.Hyperparameters):

@@ -98,7 +98,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "methods": ["linear", {"method": "bias", "label": "biases", "settings": {"weight_decay": 0.0}}],
         "backbones": ["test_vit"],
         "seeds": 2,
-        "overrides": [{"settings": {"head_lr_scale": 10}}],
+        "overrides": [{"settings": {"head_lr": 0.01}}],
         "tune": {"trials": 2, "parameters": ["lr"], "space": {"lr": "0.001|0.003"}, "sampler": "grid"},
     },
 }

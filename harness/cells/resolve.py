@@ -14,7 +14,7 @@ from harness.method import Method, methods
 from harness.models.backbones.weights import Weights, find_weights
 from harness.models.heads import parse_head
 from harness.runs.store import RunStore
-from harness.spec import Budget, Spec, budget
+from harness.spec import PROTOCOL, Budget, Spec, budget
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Resolver:
             budget=chosen_budget,
             seed=request.seed,
             part=request.part,
+            protocol=PROTOCOL,
         )
         return Cell(spec, method, dataset, weights)
 

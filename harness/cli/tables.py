@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.runs.result import COSTS, METRICS, Measure, RunResult
-from harness.spec import Spec
+from harness.spec import PROTOCOL, Spec
 
 if TYPE_CHECKING:
     from harness.cli.listing import ListedRun
@@ -45,7 +45,7 @@ def run_row(run: ListedRun) -> dict[str, str]:
         cell = dict.fromkeys(("method", "backbone", "dataset", "head", "budget", "seed"), "?")
     else:
         cell = {
-            "method": spec.method + _changes(spec),
+            "method": spec.method + _changes(spec) + _older(spec),
             "backbone": display_name(spec.backbone, spec.weights),
             "dataset": spec.dataset + ("" if spec.part == "report" else " (dev)"),
             "head": spec.head,
@@ -93,6 +93,11 @@ def _value(measure: Measure, result: RunResult | None) -> str:
             return f"{value:,}"
         case _:
             return f"{value:.3g}"
+
+
+def _older(spec: Spec) -> str:
+    """Marks runs whose scores do not compare with those of this version."""
+    return "" if spec.protocol == PROTOCOL else f" [protocol {spec.protocol}]"
 
 
 def _changes(spec: Spec) -> str:

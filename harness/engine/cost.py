@@ -49,7 +49,9 @@ def arithmetic_of(cell: Cell) -> dict[str, Any]:
         "packages": provenance.packages(),
         "method": [spec.method, spec.method_code, own],
         "network": [spec.backbone, spec.head, len(cell.dataset.classes)],
-        "budget": spec.budget.model_dump(mode="json", include={"steps", "batch_size", "accumulate", "crop"}),
+        "budget": spec.budget.model_dump(
+            mode="json", include={"steps", "batch_size", "accumulate", "crop", "auxiliary_head", "drop_path"}
+        ),
     }
 
 

@@ -77,7 +77,8 @@ def execute(
 def load_pretrained(cell: Cell) -> PretrainedBackbone:
     """The cell's backbone, on which the networks of several cells can be built. Raises `UserError`."""
     spec = cell.spec
-    return PretrainedBackbone(load_backbone(spec.backbone, cell.weights, derive(spec.seed, "backbone")))
+    seed = derive(spec.seed, "backbone")
+    return PretrainedBackbone(load_backbone(spec.backbone, cell.weights, seed, spec.budget.drop_path))
 
 
 # ---- prepare ---------------------------------------------------------------------------------------------------------
@@ -93,7 +94,9 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
     train_samples, evaluation_samples = split_samples(dataset, spec.part, spec.budget.dev_fraction)
     copy = backbone.copy()
     try:
-        network = build_segmenter(copy, cell.new_method(), spec.head, len(dataset.classes), spec.seed)
+        network = build_segmenter(
+            copy, cell.new_method(), spec.head, len(dataset.classes), spec.seed, spec.budget.auxiliary_head
+        )
     except UnsupportedMethod:
         attempt.begin()
         with attempt.failures_recorded():

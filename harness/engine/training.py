@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from harness.engine.batches import Batch, BatchSource
 from harness.engine.evaluation import confusion
-from harness.method import Hyperparameters
+from harness.method import HeadHyperparameters
 from harness.models.losses import labels_at
 from harness.models.network import Segmenter, apply_memory_format
 from harness.runs.checkpoints import Checkpoints
@@ -79,18 +80,26 @@ class StopSignals:
             raise KeyboardInterrupt
 
 
-def parameter_groups(network: Segmenter, hyperparameters: Hyperparameters) -> list[dict[str, Any]]:
-    """AdamW's groups: the head has its own learning rate, and biases and norms no weight decay."""
+def parameter_groups(network: Segmenter, hyperparameters: HeadHyperparameters) -> list[dict[str, Any]]:
+    """AdamW's groups: heads and classifiers learn at `head_lr`, all else at `lr`.
+
+    Weight decay falls on the weights of linear and convolutional layers, and on what the method names besides: not on
+    biases, norms, scales, gains, magnitudes, tokens, prompts or position tables, whose zero is not their neutral value.
+    """
+    of_heads = {id(parameter) for parameter in network.head_parameters()}
+    decayed = {id(layer.weight) for layer in network.modules() if isinstance(layer, nn.Linear | _ConvNd)}
+    named = set(network.method.decayed)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.trained_parameters():
-        groups.setdefault((name.startswith("head."), parameter.ndim > 1), []).append(parameter)
+        is_decayed = id(parameter) in decayed or not named.isdisjoint(name.split("."))
+        groups.setdefault((id(parameter) in of_heads, is_decayed), []).append(parameter)
     return [
         {
             "params": parameters,
-            "base_lr": hyperparameters.lr * (hyperparameters.head_lr_scale if in_head else 1),
-            "weight_decay": hyperparameters.weight_decay if decayed else 0.0,
+            "base_lr": hyperparameters.head_lr if in_head else hyperparameters.shown_lr,
+            "weight_decay": hyperparameters.weight_decay if is_decayed else 0.0,
         }
-        for (in_head, decayed), parameters in groups.items()
+        for (in_head, is_decayed), parameters in groups.items()
     ]
 
 
@@ -114,7 +123,7 @@ class TrainState:
         self,
         network: Segmenter,
         budget: Budget,
-        hyperparameters: Hyperparameters,
+        hyperparameters: HeadHyperparameters,
         seed: int,
         fabric: Fabric,
         checkpoints: Checkpoints,
@@ -142,7 +151,7 @@ class TrainState:
         apply_memory_format(fabric.to_device(network), self.budget)
         optimizer = torch.optim.AdamW(
             parameter_groups(network, self.hyperparameters),
-            lr=self.hyperparameters.lr,
+            lr=self.hyperparameters.shown_lr,
             fused=self.budget.precision != "fp16",
         )
         found = self.checkpoints.latest() if fabric.is_global_zero else None
@@ -178,10 +187,9 @@ class TrainState:
             loss_value += loss.item() / budget.accumulate
             _count(meters, logits, batch.masks)
         if not math.isfinite(loss_value):
-            rate = self.hyperparameters.lr
-            reason = (
-                f"the loss was not finite at step {step + 1}; try a smaller learning rate (--set lr=, now {rate:g})"
-            )
+            rates = self.hyperparameters.model_dump(include={"lr", "head_lr"})
+            now = " and ".join(f"{name}={rate:g}" for name, rate in sorted(rates.items(), reverse=True))
+            reason = f"the loss was not finite at step {step + 1}; try smaller learning rates (now {now})"
             raise RunEnded(Outcome(RunState.DIVERGED, reason, step + 1))
         if budget.clip_norm:
             fabric.clip_gradients(self._model, self._optimizer, max_norm=budget.clip_norm, error_if_nonfinite=False)
@@ -197,7 +205,7 @@ class TrainState:
         meters.spent += own + sum(batch.spent for batch in batches) / sharers
         meters.reused += sum(batch.cached for batch in batches) / len(batches)
         self.step += 1
-        lr = self.hyperparameters.lr * budget.learning_rate_factor(step)
+        lr = self.hyperparameters.shown_lr * budget.learning_rate_factor(step)
         self.callbacks.on_step(self.step, loss_value, lr)
         if self.step % math.ceil(budget.steps / CURVE_POINTS) == 0 or self.finished:
             self.callbacks.on_point(_point(self.step, lr, meters))

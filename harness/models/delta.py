@@ -12,7 +12,7 @@ from harness.errors import UserError, located
 from harness.method import methods
 from harness.models.backbones.weights import find_weights, load_backbone, tensors_digest, to_ask_for
 from harness.models.network import Segmenter, UnsupportedMethod, build_segmenter
-from harness.spec import Spec
+from harness.spec import PROTOCOL, Spec
 from harness.util.files import atomically
 from harness.util.seeds import derive
 
@@ -36,7 +36,7 @@ def save_delta(path: Path, network: Segmenter, header: DeltaHeader) -> int:
     from safetensors.torch import save
 
     fields = {**asdict(header), "spec": header.spec.model_dump(mode="json")}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in network.trained_state().items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in network.delta_state().items()}
     with atomically(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={"format": FORMAT, "header": json.dumps(fields)}))
     return path.stat().st_size
@@ -77,6 +77,11 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
 
     header = read_delta_header(path)
     spec = header.spec
+    if spec.protocol != PROTOCOL:
+        raise UserError(
+            f"{path}: was trained by protocol {spec.protocol}, and this version builds the networks of protocol "
+            f"{PROTOCOL}; run it again, or use the version that trained it"
+        )
     with located(path):
         method_class = methods.get(spec.method)
         method = method_class(method_class.Hyperparameters.parse(spec.method, spec.hyperparameters))

@@ -51,6 +51,28 @@ def build_head(head: str, backbone: StagedBackbone, num_classes: int, seed: int)
     return module
 
 
+def build_auxiliary_head(backbone: StagedBackbone, num_classes: int, seed: int) -> nn.Module:
+    """mmsegmentation's FCN head on the third stage, as its configs of PSPNet, UPerNet and others have it: arguments and
+    result as for `build_head`."""
+    import torch
+    from mmseg.models.decode_heads import FCNHead
+
+    stage = min(2, len(backbone.channels) - 1)
+    with torch.random.fork_rng(devices=[]), quiet_imports():
+        torch.manual_seed(seed)
+        head = FCNHead(
+            in_channels=backbone.channels[stage],
+            in_index=stage,
+            channels=256,
+            num_convs=1,
+            concat_input=False,
+            norm_cfg=_norm(),
+            **_decoder(num_classes),
+        )
+        head.init_weights()
+    return head
+
+
 def _norm() -> dict[str, object]:
     return {"type": "BN", "requires_grad": True}
 

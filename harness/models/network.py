@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.method import Method
 from harness.models.backbones.backbone import StagedBackbone, StageOutputs
-from harness.models.heads import build_head
+from harness.models.heads import build_auxiliary_head, build_head
 from harness.models.losses import cross_entropy, upsample
 from harness.spec import Budget
 from harness.util.seeds import derive
@@ -26,38 +26,67 @@ class UnsupportedMethod(Exception):
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of scalars. `trainable` = `method` + `head`; `backbone` is the pre-trained network, frozen or not."""
+    """Numbers of scalars. `trainable` = `method` + `head`; `auxiliary`: a head that exists in training only; `backbone`
+    is the pre-trained network, frozen or not."""
 
     method: int
     head: int
     trainable: int
+    auxiliary: int
     backbone: int
 
 
 class Segmenter(nn.Module):
     """images -> class logits; with masks, the training loss as well."""
 
-    def __init__(self, backbone: StagedBackbone, head: nn.Module, method: Method):
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        head: nn.Module,
+        method: Method,
+        auxiliary: nn.Module | None = None,
+        auxiliary_weight: float = 0.0,
+    ):
+        """`auxiliary`: a head whose loss is added in training with this weight, and that nothing else uses."""
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.method = method
+        self.auxiliary = auxiliary
+        self.auxiliary_weight = auxiliary_weight
 
     def forward(self, images: Tensor | StageOutputs, masks: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """images [B, 3, H, W], or their `backbone.prefix` -> logits [B, classes, h, w] at the head's size.
 
         With masks [B, H, W]: (loss, logits), the loss being the mean cross-entropy over labelled pixels at the
-        masks' size plus the method's auxiliary loss, in float32; the logits are detached.
+        masks' size plus the losses of the auxiliary head and of the method, in float32; the logits are detached.
         """
-        logits = self.head(self.backbone(images))
+        maps = self.backbone(images)
+        logits = self.head(maps)
         if masks is None:
             return logits
-        loss = cross_entropy(upsample(logits, (masks.shape[-2], masks.shape[-1])), masks)
-        auxiliary = self.method.auxiliary_loss(masks)
-        return (loss if auxiliary is None else loss + auxiliary), logits.detach()
+        loss = self._cross_entropy(logits, masks)
+        if self.auxiliary is not None:
+            loss = loss + self.auxiliary_weight * self._cross_entropy(self.auxiliary(maps), masks)
+        of_method = self.method.auxiliary_loss(masks)
+        return (loss if of_method is None else loss + of_method), logits.detach()
+
+    def _cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
+        return cross_entropy(upsample(logits, (masks.shape[-2], masks.shape[-1])), masks)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Of the heads, and of the classifiers that the method adds: they learn at `head_lr`."""
+        yield from self.head.parameters()
+        if self.auxiliary is not None:
+            yield from self.auxiliary.parameters()
+        yield from self.method.head_parameters()
+
+    def delta_state(self) -> dict[str, Tensor]:
+        """The part of `trained_state` that a prediction needs: without the auxiliary head."""
+        return {name: tensor for name, tensor in self.trained_state().items() if not name.startswith("auxiliary.")}
 
     def trained_state(self) -> dict[str, Tensor]:
         """Every tensor that training changes: trained parameters and the buffers of modules that are not frozen."""
@@ -83,9 +112,12 @@ class Segmenter(nn.Module):
 
     def count_parameters(self) -> ParameterCounts:
         trained = dict(self.trained_parameters())
-        head = sum(parameter.numel() for name, parameter in trained.items() if name.startswith("head."))
-        method = sum(parameter.numel() for parameter in trained.values()) - head
-        return ParameterCounts(method, head, method + head, self.backbone.pretrained_parameters)
+        head, auxiliary = (
+            sum(parameter.numel() for name, parameter in trained.items() if name.startswith(f"{part}."))
+            for part in ("head", "auxiliary")
+        )
+        method = sum(parameter.numel() for parameter in trained.values()) - head - auxiliary
+        return ParameterCounts(method, head, method + head, auxiliary, self.backbone.pretrained_parameters)
 
 
 def apply_memory_format(module: nn.Module, budget: Budget) -> nn.Module:
@@ -110,8 +142,10 @@ def _contiguous_where_no_gradient_goes(norm: nn.Module, inputs: tuple[Tensor]) -
     return (feature_map if feature_map.requires_grad else feature_map.contiguous(),)
 
 
-def build_segmenter(backbone: StagedBackbone, method: Method, head: str, num_classes: int, seed: int) -> Segmenter:
-    """Attach the method to the backbone and put the head on top.
+def build_segmenter(
+    backbone: StagedBackbone, method: Method, head: str, num_classes: int, seed: int, auxiliary_head: float = 0.0
+) -> Segmenter:
+    """Attach the method to the backbone and put the head on top; for training, also the budget's `auxiliary_head`.
 
     Raises `UnsupportedMethod` if the method does not support the backbone, `MethodError` if it does not train as many
     parameters as its closed form says, and `UserError` if the head does not fit the backbone.
@@ -120,11 +154,14 @@ def build_segmenter(backbone: StagedBackbone, method: Method, head: str, num_cla
     if not supported:
         raise UnsupportedMethod(f"{method.name} on {backbone.name}: {supported}")
     module = build_head(head, backbone, num_classes, derive(seed, "head"))
+    auxiliary = None
+    if auxiliary_head:
+        auxiliary = build_auxiliary_head(backbone, num_classes, derive(seed, "auxiliary head"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "method"))
         expected = method.parameter_count(backbone, num_classes)
         method.attach(backbone, num_classes)
-    segmenter = Segmenter(backbone, module, method)
+    segmenter = Segmenter(backbone, module, method, auxiliary, auxiliary_head)
     counted = segmenter.count_parameters().method
     if counted != expected:
         raise MethodError(

@@ -44,11 +44,13 @@ class Scores(_Part):
 
 
 class Parameters(_Part):
-    """Numbers of scalars. `trainable` = `method` + `head`; `backbone` is the pre-trained network, frozen or not."""
+    """Numbers of scalars. `trainable` = `method` + `head`; `auxiliary`: a head that exists in training only; `backbone`
+    is the pre-trained network, frozen or not."""
 
     method: int = Field(ge=0)
     head: int = Field(ge=0)
     trainable: int = Field(ge=0)
+    auxiliary: int = Field(0, ge=0)
     backbone: int = Field(ge=0)
 
 

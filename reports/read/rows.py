@@ -15,7 +15,7 @@ from harness.runs.folder import RunFolder
 from harness.runs.result import RunResult
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
-from harness.spec import Budget, Spec
+from harness.spec import PROTOCOL, Budget, Spec
 from harness.util.files import digest
 
 MISSING = "missing"
@@ -62,11 +62,13 @@ class RunRow:
 
 
 def read_row(run: RunFolder, store: RunStore) -> RunRow:
-    """Raises `UserError` where the folder has no complete spec."""
+    """Raises `UserError` where the folder has no complete spec, or one of another protocol."""
     outcome, result = store.read(run)
-    return row_of_spec(
-        result.spec if result else run.spec(), outcome, fingerprint=run.fingerprint, path=str(run.path), result=result
-    )
+    spec = result.spec if result else run.spec()
+    if spec.protocol != PROTOCOL:
+        problem = f"made by protocol {spec.protocol}; its score does not compare with those of protocol {PROTOCOL}"
+        raise UserError(f"{problem}: run it again")
+    return row_of_spec(spec, outcome, fingerprint=run.fingerprint, path=str(run.path), result=result)
 
 
 def row_of_spec(spec: Spec, outcome: Outcome, **fields: Any) -> RunRow:
@@ -79,7 +81,7 @@ def row_of_spec(spec: Spec, outcome: Outcome, **fields: Any) -> RunRow:
         state=outcome.state,
         reason=reason,
         backbone=display_name(spec.backbone, spec.weights),
-        **spec.model_dump(exclude={"hyperparameters", "budget", "backbone"}),
+        **spec.model_dump(exclude={"hyperparameters", "budget", "backbone", "protocol"}),
         **fields,
     )
 

@@ -24,7 +24,7 @@ def test_support_is_checked_once_for_all_learning_rates(
         return ["no" if method == "vpt_deep" else None for method, _, _ in questions]
 
     monkeypatch.setattr(compatibility, "_ask", ask)
-    settings: list[dict[str, Any]] = [{"lr": 0.01}, {"head_lr_scale": 10}, {"weight_decay": 0.1}, {"hidden": 8}]
+    settings: list[dict[str, Any]] = [{"lr": 0.01}, {"head_lr": 0.01}, {"weight_decay": 0.1}, {"hidden": 8}]
     requests = [request(colours, tiny, settings=changed) for changed in settings]
     requests.append(request(colours, tiny, method="vpt_deep"))
     cells = [resolve(one, RunStore(tmp_path), tmp_path) for one in requests]

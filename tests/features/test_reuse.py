@@ -107,7 +107,7 @@ METHODS = [
     {"method": "spm"},
     {"method": "spm", "settings": {"gaps": "3"}, "head": "linear"},
     {"method": "full"},
-    {"method": "linear", "settings": {"lr": 0.01}},
+    {"method": "linear", "settings": {"head_lr": 0.01}},
 ]
 """Four, one, three and no frozen stages."""
 

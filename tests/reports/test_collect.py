@@ -133,17 +133,17 @@ def test_folder_without_runs_is_an_error(tmp_path: Path) -> None:
 
 
 def test_labels_name_the_hyperparameters_that_differ(tmp_path: Path) -> None:
-    defaults = {"lr": 1e-3, "head_lr_scale": 1.0, "weight_decay": 0.01}
-    for changed in ({}, {"lr": 0.0031234567}, {"weight_decay": 0.0}):
+    defaults = {"head_lr": 1e-3, "weight_decay": 0.01}
+    for changed in ({}, {"head_lr": 0.0031234567}, {"weight_decay": 0.0}):
         make_run(tmp_path, make_spec("linear", hyperparameters=defaults | changed))
     make_run(tmp_path, make_spec("lora", hyperparameters=defaults | {"rank": 32}))
-    assert labels(collect(tmp_path)) == ["linear", "linear(lr=0.003123)", "linear(weight_decay=0)", "lora"]
+    assert labels(collect(tmp_path)) == ["linear", "linear(head_lr=0.003123)", "linear(weight_decay=0)", "lora"]
 
 
 def test_labels_of_nearly_equal_hyperparameters_differ(tmp_path: Path) -> None:
     for lr in (0.00312345, 0.00312346):
-        make_run(tmp_path, make_spec("linear", hyperparameters={"lr": lr}))
-    assert labels(collect(tmp_path)) == ["linear(lr=0.00312345)", "linear(lr=0.00312346)"]
+        make_run(tmp_path, make_spec("linear", hyperparameters={"head_lr": lr}))
+    assert labels(collect(tmp_path)) == ["linear(head_lr=0.00312345)", "linear(head_lr=0.00312346)"]
 
 
 def test_labels_name_the_version_of_a_plugin(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from harness.runs.result import RunResult
 from harness.runs.samples import save_picture, strip
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
-from harness.spec import Budget, Spec
+from harness.spec import PROTOCOL, Budget, Spec
 from harness.util.files import digest, write_json
 from tests.support.results import finish, make_result, scores_of
 
@@ -39,7 +39,8 @@ def make_spec(method: str = "linear", **fields: Any) -> Spec:
     """A complete spec; `fields` replace the defaults."""
     dataset = fields.get("dataset", "meadow")
     values = {
-        "hyperparameters": {"lr": 1e-3, "head_lr_scale": 1.0, "weight_decay": 0.01},
+        "hyperparameters": {"head_lr": 1e-3, "weight_decay": 0.01},
+        "protocol": PROTOCOL,
         "backbone": "resnet18",
         "weights": "package:made==1",
         "dataset": dataset,
@@ -154,7 +155,7 @@ def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: 
                               "budget", "seed"}
     )  # fmt: skip
     space = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "hidden": {"low": 8, "high": 64, "integer": True}}
-    fixed = {"head_lr_scale": 1.0, "weight_decay": 0.01}
+    fixed = {"head_lr": 1e-3, "weight_decay": 0.01}
     write_json(folder / "search.json", {**definition, "fixed": fixed, "space": space})
     write_json(folder / "trials.json", rows)
     write_json(folder / "importances.json", {"lr": 0.8, "hidden": 0.2})

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from harness.models.backbones.attach import AttachPoints
@@ -43,7 +44,7 @@ class StagedBackbone(AttachPoints):
 
     On construction every parameter is frozen and every module is in evaluation mode. `.train()` does not change that:
     batch-norm statistics do not move and dropout stays off; only `unfreeze` does. Modules that a method adds later are
-    not frozen.
+    not frozen. Stochastic depth, which the budget sets, acts in training whatever is frozen.
     """
 
     def __init__(self, name: str, family: Family, network: CutNetwork, mean: Sequence[float], std: Sequence[float]):
@@ -65,6 +66,7 @@ class StagedBackbone(AttachPoints):
         make_lean(self)
         self._open_attach_points(family)
         self._frozen = set(self.modules()) - {self, self.stages, self.gaps, self.added}
+        self._frozen -= {module for module in self.modules() if isinstance(module, DropPath)}
         self._pretrained_structure = [list(_structure_of(part)) for part in (self.stem, *self.stages)]
         self.train(False)
 

@@ -93,8 +93,9 @@ def _from_package(backbone: str, weights: str) -> Weights:
     return Weights(f"package:{name}=={release}", weights, path)
 
 
-def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
-    """The frozen backbone with its weights. `seed` draws the weights where they are `random`.
+def load_backbone(backbone: str, weights: Weights, seed: int, drop_path: float = 0.0) -> StagedBackbone:
+    """The frozen backbone with its weights. `seed` draws the weights where they are `random`; `drop_path` is the
+    budget's, in place of what timm has for the network.
 
     Raises `UserError` for weights that cannot be downloaded or read, or whose tensors do not fit, and names those.
     """
@@ -104,7 +105,7 @@ def load_backbone(backbone: str, weights: Weights, seed: int) -> StagedBackbone:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = families.create(backbone)
+        network = families.create(backbone, drop_path_rate=drop_path)
     if weights.identity.startswith("timm:"):
         load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "auto")
     elif (found := packaged(weights.identity)) is not None:
