@@ -93,6 +93,7 @@ def search(
         ),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="total number of trials, with those of earlier commands")] = 20,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of a trial, from --seed on; its value is their mean")] = 1,
     sampler: Annotated[str, typer.Option(help="tpe, random, qmc, gp, cmaes, nsgaii or grid")] = "tpe",
     pruner: Annotated[
         str | None,
@@ -133,6 +134,7 @@ def search(
                 sampler=sampler,
                 pruner=pruner,
                 objectives=tuple(objective or ["miou"]),
+                seeds=tuple(range(request.seed, request.seed + seeds)),
                 storage=storage,
                 warn=warn,
             )

@@ -46,25 +46,27 @@ def compare(
         return plan
     resolve = Resolver(store, options.data)
     with ExitStack() as stack:
-        tasks = [
-            SearchTask(stack.enter_context(search), planned)
-            for search, planned in _searches(plan, store, resolve, storage)
-        ]
+
+        def open_searches(planned: list[PlannedSearch]) -> list[SearchTask]:
+            opened = _searches(planned, store, resolve, storage)
+            return [SearchTask(stack.enter_context(search), rows) for search, rows in opened]
+
+        tasks = open_searches([*plan.heads, *plan.searches])
         launcher = stack.enter_context(choice.open())
         each = f", of up to {options.together} cells each" if options.together > 1 else ""
         say(f"{launcher.name}: {launcher.slots} jobs at a time{each}")
         table = stack.enter_context(LiveTable(plan, store, quiet))
-        Scheduler(launcher, options, resolve, plan.cells, tasks, table.update).run()
+        Scheduler(launcher, options, resolve, plan.cells, tasks, table.update, open_searches).run()
     return plan
 
 
 def _searches(
-    plan: Plan, store: RunStore, resolve: Resolver, storage: str | None
+    searches: list[PlannedSearch], store: RunStore, resolve: Resolver, storage: str | None
 ) -> Iterator[tuple[Search, list[PlannedSearch]]]:
-    """Each unfinished search with the rows that wait for it."""
+    """Each unfinished search that can start, with the rows that wait for it."""
     rows: dict[str, list[PlannedSearch]] = {}
-    for planned in plan.searches:
-        if not planned.finished:
+    for planned in searches:
+        if planned.folder is not None and not planned.finished:
             rows.setdefault(planned.folder.spec.name, []).append(planned)
     if not rows:
         return
@@ -73,8 +75,8 @@ def _searches(
     for planned, *others in rows.values():
         tune = planned.tune
         search = Search(
-            planned.request, planned.folder.spec.space, tune.trials, store, resolve,
-            sampler=tune.sampler, pruner=tune.pruner, storage=storage, warn=warn,
+            planned.request, planned.space, planned.trials, store, resolve,
+            sampler=tune.sampler, pruner=tune.pruner, seeds=tune.seeds, storage=storage, warn=warn,
         )  # fmt: skip
         yield search, [planned, *others]
 

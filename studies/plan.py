@@ -14,12 +14,13 @@ from typing import Any
 
 from harness.cells.resolve import Cell, Request, Resolver
 from harness.errors import UserError
+from harness.method import methods
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from harness.spec import Spec
-from studies.search.spec import SearchFolder, SearchSpec, make_space
-from studies.study import MethodArm, Study, Tune
+from studies.search.spec import Range, SearchFolder, SearchSpec, make_space
+from studies.study import HEAD_LR, HEAD_METHOD, MethodArm, Study, Tune
 
 
 @dataclass
@@ -43,17 +44,63 @@ class PlannedCell:
 
 @dataclass
 class PlannedSearch:
-    """The search of one row of the table; `cells` are the row's seeds, which use its best hyperparameters."""
+    """The search of one row of the table, or of the head's learning rate for several rows."""
 
     label: str
     request: Request
-    folder: SearchFolder
     tune: Tune
-    cells: list[PlannedCell]
+    space: dict[str, Range]
+    """Empty where the row has nothing to search: it only waits for the head's learning rate."""
+    is_head: bool = False
+    cells: list[PlannedCell] = field(default_factory=list)
+    """The row's seeds, which use the best hyperparameters."""
+    head: PlannedSearch | None = None
+    """The search of the head's learning rate that must end first."""
+    rows: list[PlannedSearch] = field(default_factory=list)
+    """With `is_head`: the rows that wait for it."""
+    folder: SearchFolder | None = None
+    """None where it is not known yet, or where there is nothing to search."""
+
+    @property
+    def trials(self) -> int:
+        if not self.space:
+            return 0
+        return self.tune.head.trials if self.is_head and self.tune.head is not None else self.tune.trials
 
     @property
     def finished(self) -> bool:
-        return self.folder.is_finished(self.tune.trials)
+        if self.head is not None and (not self.head.finished or self.head.best is None):
+            return self.head.finished
+        return not self.space or (self.folder is not None and self.folder.is_finished(self.trials))
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that have ended."""
+        return 0 if self.folder is None else self.folder.count_ended(self.trials)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The hyperparameters that were chosen, the head's among them; None if the search has none (yet)."""
+        if not self.finished:
+            return None
+        of_head = {} if self.head is None else self.head.best
+        own = {} if self.folder is None else getattr(self.folder.best(self.trials), "settings", None)
+        return None if of_head is None or own is None else {**of_head, **own}
+
+    def edges(self) -> list[str]:
+        """The chosen hyperparameters at an edge of their range: `lr=0.01 is the highest`."""
+        best = self.best or {}
+        ranges = self.space | ({} if self.head is None else self.head.space)
+        found = ((name, value, ranges[name].edge(value)) for name, value in best.items() if name in ranges)
+        return [f"{name}={value:g} is the {edge}" for name, value, edge in found if edge]
+
+    def reason_for_none(self) -> str:
+        """Why `best` is None although the search has ended."""
+        if self.head is not None and self.head.best is None:
+            return f"no {HEAD_LR}: {self.head.reason_for_none()}"
+        reasons = Counter(trial.reason for trial in self.folder.trials() if trial.reason) if self.folder else Counter()
+        first = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
+        return f"none of {self.trials} trials is complete{first}"
 
 
 @dataclass
@@ -63,6 +110,8 @@ class Plan:
     study: Study
     cells: list[PlannedCell] = field(default_factory=list)
     searches: list[PlannedSearch] = field(default_factory=list)
+    heads: list[PlannedSearch] = field(default_factory=list)
+    """The searches of the head's learning rate, which come first."""
 
     def count(self) -> Counter[RunState]:
         return Counter(cell.state for cell in self.cells)
@@ -73,7 +122,7 @@ class Plan:
 
     def seconds_left(self) -> float | None:
         """Estimated training time of the remaining cells in one process; None if no cell is done yet."""
-        trials = sum(search.tune.trials - search.folder.count_ended(search.tune.trials) for search in self.searches)
+        trials = sum(search.trials - search.ended for search in (*self.heads, *self.searches))
         known = [cell.seconds for cell in self.cells if cell.seconds is not None]
         return fmean(known) * (len(self.left) + trials) if known else None
 
@@ -88,55 +137,118 @@ def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = Fal
     resolve = Resolver(store, data)
     plan = Plan(study)
     study.check(data, store.cache)
+    heads: dict[tuple[Any, ...], PlannedSearch | UserError] = {}
     for arm, request in study.requests():
         seeds = [replace(request, seed=seed) for seed in study.seeds]
         if study.tune is None:
             plan.cells += [_plan_cell(arm.label, seed, resolve, store) for seed in seeds]
             continue
-        row = _plan_search(study.tune, arm, request, seeds, resolve, store)
+        head = None
+        if study.tune.head is not None:
+            of_head = replace(request, method=HEAD_METHOD, settings={}, part="dev", seed=study.tune.seeds[0])
+            key = _key_of(of_head)
+            if key not in heads:
+                heads[key] = _plan_head(study.tune, of_head, resolve, store)
+            head = heads[key]
+        row = _plan_search(study.tune, arm, request, seeds, head, resolve, store)
         plan.cells += row.cells if isinstance(row, PlannedSearch) else row
         if isinstance(row, PlannedSearch):
             plan.searches.append(row)
+    plan.heads = [head for head in heads.values() if isinstance(head, PlannedSearch) and head.rows]
     if ask_support:
         _mark_unsupported(plan, resolve, store)
     return plan
 
 
+def _key_of(request: Request) -> tuple[Any, ...]:
+    return request.backbone, request.weights, request.dataset, request.head
+
+
+def _plan_head(tune: Tune, request: Request, resolve: Resolver, store: RunStore) -> PlannedSearch | UserError:
+    assert tune.head is not None
+    given = {} if tune.head.space is None else {HEAD_LR: tune.head.space}
+    try:
+        space = make_space(methods.get(HEAD_METHOD), [HEAD_LR], given, {})
+        head = PlannedSearch(f"{HEAD_LR}, with {HEAD_METHOD}", request, tune, space, is_head=True)
+        _define(head, resolve, store)
+    except UserError as error:
+        return error
+    return head
+
+
 def _plan_search(
-    tune: Tune, arm: MethodArm, request: Request, seeds: list[Request], resolve: Resolver, store: RunStore
+    tune: Tune,
+    arm: MethodArm,
+    request: Request,
+    seeds: list[Request],
+    head: PlannedSearch | UserError | None,
+    resolve: Resolver,
+    store: RunStore,
 ) -> PlannedSearch | list[PlannedCell]:
     """The row's search with its cells, or only the cells if there is no search."""
-    searched = replace(request, part="dev", seed=tune.seed)
     try:
-        cell = resolve(searched)
-        own = cell.method.Hyperparameters.model_fields
-        ranges = {name: text for name, text in tune.space.items() if name in own}
-        names = None if tune.parameters is None else [name for name in tune.parameters if name in own]
-        space = make_space(cell.method, names, ranges, request.settings)
-        spec = SearchSpec.of(cell, space, tune.sampler, tune.pruner, ("miou",))
+        if isinstance(head, UserError):
+            raise head
+        space = _space_of(tune, request)
+        row = PlannedSearch(arm.label, replace(request, part="dev", seed=tune.seeds[0]), tune, space, head=head)
+        resolve(row.request)
+        if head is None or head.finished:
+            _define(row, resolve, store)
     except UserError as error:
         return [PlannedCell(arm.label, seed, None, RunState.FAILED, str(error)) for seed in seeds]
     recorded = [_plan_cell(arm.label, seed, resolve, store) for seed in seeds]
-    if all(cell.state is RunState.UNSUPPORTED for cell in recorded):
+    if all(cell.state is RunState.UNSUPPORTED for cell in recorded) or (head is None and not space):
         return recorded
-    row = PlannedSearch(arm.label, searched, SearchFolder.under(store.root, spec), tune, [])
     row.cells = [PlannedCell(arm.label, seed, None, RunState.WAITING) for seed in seeds]
+    if head is not None:
+        head.rows.append(row)
     if row.finished:
         settle(row, resolve, store)
     return row
 
 
-def settle(row: PlannedSearch, resolve: Resolver, store: RunStore) -> None:
-    """Set the hyperparameters of the row's cells from its finished search."""
-    best = row.folder.best(row.tune.trials)
+def _space_of(tune: Tune, request: Request) -> dict[str, Range]:
+    """What the row searches; empty if it has none of the study's parameters. Raises `UserError`."""
+    method = methods.get(request.method)
+    own = method.Hyperparameters.model_fields
+    ranges = {name: text for name, text in tune.space.items() if name in own}
+    names = None if tune.parameters is None else [name for name in tune.parameters if name in own]
+    fixed = set(request.settings) | ({HEAD_LR} if tune.head is not None else set())
+    if names is not None and not (set(names) | set(ranges)) - fixed:
+        return {}
+    return make_space(method, names, ranges, dict.fromkeys(fixed))
+
+
+def _define(row: PlannedSearch, resolve: Resolver, store: RunStore) -> None:
+    """Set the folder of the row's search, once the head's learning rate is known. Raises `UserError`."""
+    of_head = {} if row.head is None else row.head.best
+    if of_head is None or not row.space:
+        return
+    row.request = replace(row.request, settings={**row.request.settings, **of_head})
+    tune = row.tune
+    spec = SearchSpec.of(resolve(row.request), row.space, tune.sampler, tune.pruner, seeds=tune.seeds)
+    row.folder = SearchFolder.under(store.root, spec)
+
+
+def settle(row: PlannedSearch, resolve: Resolver, store: RunStore) -> list[PlannedSearch]:
+    """Set the hyperparameters of the cells of a finished search, or define the searches that waited for it.
+
+    Returns the rows that were settled or defined.
+    """
+    if row.is_head:
+        for waiting in row.rows:
+            _define(waiting, resolve, store)
+            if waiting.finished:
+                settle(waiting, resolve, store)
+        return row.rows
+    best = row.best
     for cell in row.cells:
         if best is None:
-            reasons = Counter(trial.reason for trial in row.folder.trials() if trial.reason)
-            first = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
-            cell.state, cell.reason = RunState.FAILED, f"none of {row.tune.trials} trials is complete{first}"
+            cell.state, cell.reason = RunState.FAILED, row.reason_for_none()
         else:
-            cell.request = replace(cell.request, settings={**cell.request.settings, **best.settings})
+            cell.request = replace(cell.request, settings={**cell.request.settings, **best})
             vars(cell).update(vars(_plan_cell(cell.label, cell.request, resolve, store)))
+    return [row]
 
 
 def _plan_cell(label: str, request: Request, resolve: Resolver, store: RunStore) -> PlannedCell:
@@ -176,6 +288,9 @@ def _mark_unsupported(plan: Plan, resolve: Resolver, store: RunStore) -> None:
             planned.spec = resolve(planned.request).spec
     unsupported = {id(cell) for cell in plan.cells if cell.state is RunState.UNSUPPORTED}
     plan.searches = [row for row in plan.searches if not all(id(cell) in unsupported for cell in row.cells)]
+    for head in plan.heads:
+        head.rows = [row for row in head.rows if any(row is other for other in plan.searches)]
+    plan.heads = [head for head in plan.heads if head.rows]
 
 
 def _unsettled(plan: Plan, resolve: Resolver) -> Iterator[tuple[Cell, list[PlannedCell]]]:

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from harness.util.text import duration
@@ -40,12 +41,14 @@ def describe(plan: Plan) -> list[str]:
              f"({budget.steps} steps of {budget.batch_size})"]  # fmt: skip
     lines.append("  " + ", ".join(f"{count} {state.label}" for state, count in sorted(plan.count().items())))
     if study.tune is not None:
-        ended = [
-            min(study.tune.trials, sum(t.state != "running" for t in row.folder.trials())) for row in plan.searches
-        ]
-        lines.append(
-            f"  {len(plan.searches)} searches of {study.tune.trials} trials on the dev split, {sum(ended)} trials ended"
-        )
+        seeds = study.tune.seeds
+        for searches, what in ((plan.heads, "of the head's learning rate"), (plan.searches, "of methods")):
+            searches = [search for search in searches if search.space]
+            if searches:
+                ended = sum(search.ended for search in searches)
+                each = f"{searches[0].trials} trials" + (f" of {len(seeds)} seeds" if len(seeds) > 1 else "")
+                number = "1 search" if len(searches) == 1 else f"{len(searches)} searches"
+                lines.append(f"  {number} {what}, {each} on the dev split, {ended} trials ended")
     lines += [f"  {note}" for note in notes(plan)]
     seconds = plan.seconds_left()
     if work_left(plan):
@@ -69,10 +72,37 @@ def notes(plan: Plan) -> list[str]:
 
 
 def table(plan: Plan) -> list[dict[str, str]]:
-    """One line per method, backbone, dataset and head: mIoU over the finished seeds, and the states of the others."""
+    """One line per method, backbone, dataset and head: mIoU over the finished seeds, and the states of the others.
+
+    The searches of the head's learning rate come first.
+    """
     searches = {id(cell): row for row in plan.searches for cell in row.cells}
     tuned = plan.study.tune is not None
-    return [_line(row, searches.get(id(row["cells"][0])), tuned) for row in rows_of(plan)]
+    rows = rows_of(plan)
+    return [_head_line(head) for head in plan.heads] + [
+        _line(row, searches.get(id(row["cells"][0])), tuned) for row in rows
+    ]
+
+
+def _head_line(head: PlannedSearch) -> dict[str, str]:
+    request, best = head.request, head.best
+    state = ", ".join(f"{name}={value:g}" for name, value in best.items()) if best else _state_of(head)
+    return {
+        "backbone": display_name(request.backbone, request.weights),
+        "dataset": Path(request.dataset).name,
+        "head": request.head,
+        "method": head.label,
+        "mIoU": "-",
+        "seeds": "-",
+        "trials": _trials(head),
+        "state": state,
+    }
+
+
+def _state_of(search: PlannedSearch) -> str:
+    if search.finished:
+        return "failed"
+    return "to do" if not search.ended else "running"
 
 
 def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dict[str, str]:
@@ -93,10 +123,15 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
 
 
 def _trials(search: PlannedSearch) -> str:
-    counted = Counter(trial.state for trial in search.folder.trials() if trial.number < search.tune.trials)
+    """`3/3`, with what was lost, and the chosen values at the edge of their range."""
+    if not search.space:
+        return "-"
+    trials = search.folder.trials() if search.folder else []
+    counted = Counter(trial.state for trial in trials if trial.number < search.trials)
     ended = counted.total() - counted[TrialState.RUNNING]
     lost = "".join(f", {counted[state]} {state}" for state in (TrialState.FAILED, TrialState.PRUNED) if counted[state])
-    return f"{ended}/{search.tune.trials}{lost}"
+    edges = "".join(f", {edge}" for edge in search.edges())
+    return f"{ended}/{search.trials}{lost}{edges}"
 
 
 class Live:
@@ -188,8 +223,9 @@ class LiveTable(Live):
         drawn = Table(title=self._summary(), title_justify="left")
         for column in lines[0]:
             drawn.add_column(column, overflow="fold")
-        for line, row in zip(lines, rows_of(self._plan), strict=True):
-            drawn.add_row(*_escaped({**line, "state": line["state"] + self._progress(row["cells"])}))
+        cells = [[] for _ in self._plan.heads] + [row["cells"] for row in rows_of(self._plan)]
+        for line, own in zip(lines, cells, strict=True):
+            drawn.add_row(*_escaped({**line, "state": line["state"] + self._progress(own)}))
         return drawn
 
     def _progress(self, cells: list[PlannedCell]) -> str:

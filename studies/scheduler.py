@@ -35,6 +35,7 @@ RESUMES = 3
 """How often a run is resumed that was interrupted from outside."""
 
 OnChange = Callable[["PlannedCell | SearchTask | None"], None]
+OpenSearches = Callable[[list[PlannedSearch]], "list[SearchTask]"]
 
 
 @dataclass
@@ -79,7 +80,9 @@ class Scheduler:
         cells: Iterable[PlannedCell],
         tasks: Iterable[SearchTask],
         on_change: OnChange = lambda changed: None,
+        open_searches: OpenSearches = lambda planned: [],
     ):
+        """`open_searches`: opens the searches that can only start when another one has ended."""
         self._launcher = launcher
         self._options = _for_jobs(options)
         self._store = RunStore(options.runs)
@@ -87,6 +90,7 @@ class Scheduler:
         self._cells = deque(cell for cell in cells if _is_ready(cell))
         self._tasks = list(tasks)
         self._on_change = on_change
+        self._open_searches = open_searches
         self._in_flight: dict[str, list[PlannedCell] | SearchTask] = {}
         self._elsewhere: list[tuple[PlannedCell, float]] = []
         """Cells that other processes execute, with the time when that was noticed."""
@@ -155,7 +159,8 @@ class Scheduler:
     def _job_of_trials(self, limit: int) -> Job | None:
         for task in self._tasks:
             if trials := self._next_trials(task, limit):
-                return self._job(task.data_key, [JobCell(trial.request, trial.fingerprint) for trial in trials])
+                data_key = task.data_key._replace(seed=trials[0].request.seed)
+                return self._job(data_key, [JobCell(trial.request, trial.fingerprint) for trial in trials])
         return None
 
     def _next_cells(self, limit: int) -> list[PlannedCell]:
@@ -189,9 +194,10 @@ class Scheduler:
     def _next_trials(self, task: SearchTask, limit: int) -> list[TrialJob]:
         """Up to `limit` trials of a search that can start now."""
         trials: list[TrialJob] = []
-        while (
-            len(trials) < task.trials_per_job(limit) and self._trials_that_fit(task) and (trial := task.search.next())
-        ):
+        while len(trials) < task.trials_per_job(limit) and self._trials_that_fit(task):
+            trial = task.search.next(trials[0].request.seed if trials else None)
+            if trial is None:
+                break
             if trial.fingerprint in self._in_flight:  # of another search, with the same hyperparameters
                 task.search.ended(trial.fingerprint, Outcome(RunState.RUNNING))
                 break
@@ -220,12 +226,14 @@ class Scheduler:
         count = sum(_data_key(cell) == data_key for cell in self._cells)
         for task in self._tasks:
             of_trials = task.data_key
-            if of_trials == data_key:
+            if data_key.seed in task.search.spec.seeds and of_trials._replace(seed=data_key.seed) == data_key:
                 count += max(0, task.search.left - self._trials_in_flight(task))
+                count += sum(row.tune.trials for planned in task.planned for row in planned.rows if row.space)
             requests = (
                 cell.request
                 for planned in task.planned
-                for cell in planned.cells
+                for row in (planned, *planned.rows)
+                for cell in row.cells
                 if cell.state is RunState.WAITING
             )  # fmt: skip
             count += sum(
@@ -283,9 +291,9 @@ class Scheduler:
         self._tasks.remove(task)
         task.conclusion = task.search.conclude()
         self._mirror.update_search(task.search.folder.path, final=True)
-        for planned in task.planned:
-            settle(planned, self._resolve, self._store)
-            self._cells += [cell for cell in planned.cells if _is_ready(cell)]
+        settled = [row for planned in task.planned for row in settle(planned, self._resolve, self._store)]
+        self._cells += [cell for row in settled for cell in row.cells if _is_ready(cell)]
+        self._tasks += self._open_searches([row for row in settled if not row.finished])
         self._on_change(task)
 
 

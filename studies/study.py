@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -29,8 +29,25 @@ from studies.search.spec import check_sampler, parse_range
 Setting = bool | int | float | str
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+MAX_SEEDS = 10_000
+
+
+def _seeds_from_count(seeds: Any) -> Any:
+    """A number of seeds from 0 -> those seeds; anything else as it is."""
+    if not isinstance(seeds, int) or isinstance(seeds, bool):
+        return seeds
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise ValueError(f"use 1 to {MAX_SEEDS} seeds, or a list")
+    return tuple(range(seeds))
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+HEAD_METHOD, HEAD_LR = "linear", "head_lr"
+"""`tune.head` searches this hyperparameter with this method."""
 
 
 class MethodArm(_Model):
@@ -63,9 +80,17 @@ class BackboneArm(_Model):
         return {"backbone": fields} if isinstance(fields, str) else fields
 
 
+class HeadTune(_Model):
+    """A search of `head_lr` with `linear`, once for each backbone, dataset and head; every row gets its result."""
+
+    trials: int = Field(ge=1)
+    space: str | None = Field(None, description="LOW:HIGH, LOW:HIGH:log or A|B|C; default: the declared range")
+
+
 class Tune(_Model):
     """A search for every row of the table, scored on the dev split; its best hyperparameters are used for all seeds."""
 
+    head: HeadTune | None = None
     trials: int = Field(ge=1, description="trials of each row; pruned and failed ones count")
     parameters: tuple[str, ...] | None = Field(None, description="hyperparameters; default: all with a declared range")
     space: dict[str, str] = Field(
@@ -73,7 +98,16 @@ class Tune(_Model):
     )
     sampler: str = "tpe"
     pruner: str | None = None
-    seed: int = Field(0, ge=0, lt=2**31)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="of a trial, whose value is the mean over them")
+
+    _from_count = field_validator("seeds", mode="before")(_seeds_from_count)
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is listed twice")
+        return seeds
 
 
 class Override(_Model):
@@ -100,16 +134,13 @@ class Study(_Model):
     backbones: tuple[BackboneArm, ...] = Field(min_length=1)
     datasets: tuple[str, ...] = Field(min_length=1)
     heads: tuple[str, ...] = Field(("fpn",), min_length=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="a list, or a number of seeds from 0")
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="a list, or a number of seeds from 0")
     tune: Tune | None = None
     overrides: tuple[Override, ...] = ()
     source: Path = Field(Path("study.yaml"), exclude=True, description="the file; its paths start at its folder")
     flags: frozenset[str] = Field(frozenset(), exclude=True, description="keys that the command line replaces")
 
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _from_count(cls, seeds: Any) -> Any:
-        return tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    _from_count = field_validator("seeds", mode="before")(_seeds_from_count)
 
     @model_validator(mode="after")
     def _check_unique(self) -> Study:
@@ -183,6 +214,22 @@ class Study(_Model):
                     if name in method.Hyperparameters.model_fields:
                         parse_range(method, name, text)
             check_sampler(self.tune.sampler, self.tune.pruner)
+            if self.tune.head is not None:
+                self._check_head(self.tune)
+
+    def _check_head(self, tune: Tune) -> None:
+        """`tune.head` is valid, and nothing else sets `head_lr`."""
+        assert tune.head is not None
+        if tune.head.space is not None:
+            with located(under="head"):
+                parse_range(methods.get(HEAD_METHOD), HEAD_LR, tune.head.space, field="space")
+        fixed = [f"methods[{row}]" for row, arm in enumerate(self.methods) if HEAD_LR in arm.settings]
+        fixed += [f"overrides[{number}]" for number, one in enumerate(self.overrides) if HEAD_LR in one.settings]
+        fixed = [f"{HEAD_LR} in the settings of {place}" for place in fixed]
+        fixed += [f"tune.{key}" for key in ("parameters", "space") if HEAD_LR in (getattr(tune, key) or ())]
+        if fixed:
+            problem = f"tunes {HEAD_LR} for every row, and {fixed[0]} sets it too"
+            raise UserError(problem, field="head", hint="remove one of them")
 
     def requests(self) -> Iterator[tuple[MethodArm, Request]]:
         """Every row of the table with its settings and the study's first seed, a placeholder for other seeds."""
@@ -301,7 +348,7 @@ def _known_fields(error: ValidationError) -> set[str]:
     parts: dict[Any, type[BaseModel]] = {
         "methods": MethodArm,
         "backbones": BackboneArm,
-        "tune": Tune,
+        "tune": HeadTune if location[1:2] == ("head",) else Tune,
         "overrides": Override,
     }
     model = parts.get(location[0], Study) if len(location) > 1 else Study

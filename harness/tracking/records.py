@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -130,15 +131,16 @@ def read_search(folder: Path, is_executed: Callable[[str], bool]) -> MLflowRecor
         for index, objective in enumerate(objectives if complete else ()):
             best = max if objective.better == "higher" else min
             values[f"best/{objective.name}"] = float(best(scores[index] for scores in complete))
-        fingerprints = frozenset(trial["fingerprint"] for trial in trials)
-        unfinished = [trial["fingerprint"] for trial in trials if trial["state"] == "running"]
+        runs = {number: (trial["fingerprint"], *trial.get("others", ())) for number, trial in enumerate(trials)}
+        fingerprints = frozenset(itertools.chain.from_iterable(runs.values()))
+        unfinished = [runs[number] for number, trial in enumerate(trials) if trial["state"] == "running"]
     except OSError as error:
         raise MalformedFolder(f"{file.name}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise MalformedFolder(f"{file.name}: {one_line(f'{type(error).__name__}: {error}')}") from None
     if not unfinished:
         outcome = Outcome(RunState.DONE)
-    elif any(map(is_executed, unfinished)):
+    elif any(map(is_executed, itertools.chain.from_iterable(unfinished))):
         outcome = Outcome(RunState.RUNNING)
     else:
         outcome = Outcome(RunState.INTERRUPTED, f"stopped or killed with {len(unfinished)} unfinished trials")

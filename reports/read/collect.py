@@ -121,7 +121,8 @@ def collect(root: Path, study: Path | None = None, data: Path = Path("data")) ->
     searches = list(_searches(root, skipped))
     plan = None if study is None else make_plan(load_study(study), store, data)
     if plan is not None:
-        planned = {search.folder.path.name for search in plan.searches}
+        folders = (search.folder for search in (*plan.heads, *plan.searches))
+        planned = {folder.path.name for folder in folders if folder is not None}
         searches = [search for search in searches if search.name in planned]
     wanted = None if plan is None else _fingerprints(plan, searches)
 
@@ -153,7 +154,8 @@ def collect(root: Path, study: Path | None = None, data: Path = Path("data")) ->
 def _fingerprints(plan: Plan, searches: Iterable[SearchRecord]) -> set[str]:
     """Of the runs of a study's cells and of its searches' trials."""
     cells = {cell.spec.fingerprint for cell in plan.cells if cell.spec is not None}
-    return cells | {fingerprint for search in searches for fingerprint in search.trials["fingerprint"]}
+    trials = (search.trials for search in searches)
+    return cells.union(*(one for frame in trials for one in (frame["fingerprint"], *frame["others"])))
 
 
 def _rows_of_study(cells: Iterable[PlannedCell], read: dict[str, RunRow]) -> list[RunRow]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.cells.resolve import Request, Resolver
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FINGERPRINT, WORKER = "fingerprint", "worker"
-"""User attributes of a trial in Optuna's storage: its run, and the worker that is responsible for it."""
+FINGERPRINT, OTHERS, WORKER = "fingerprint", "others", "worker"
+"""User attributes of a trial in Optuna's storage: its run, its runs at further seeds, and its responsible worker."""
 STEPS, REASON = "steps", "reason"
 """User attributes of a trial that has ended."""
 
@@ -57,7 +58,7 @@ _LONG_WAIT = 30.0
 
 @dataclass(frozen=True)
 class TrialJob:
-    """A trial to execute."""
+    """One run of a trial to execute."""
 
     number: int
     request: Request
@@ -82,17 +83,19 @@ class Search:
         sampler: str = "tpe",
         pruner: str | None = None,
         objectives: tuple[str, ...] = ("miou",),
+        seeds: tuple[int, ...] = (),
         storage: str | None = None,
         warn: Callable[[str], None],
         patience: float = 600,
     ):
-        """`request` is a cell on the dev split with the hyperparameters that are not searched.
+        """`request` is a cell on the dev split with the hyperparameters that are not searched; a trial is one run for
+        each of the `seeds`, by default the request's own.
 
         `storage`: an Optuna URL, `journal:PATH`, or None for SQLite in the run store. Raises `UserError`.
         """
         if trials < 1:
             raise UserError(f"--trials {trials}: use at least 1")
-        self.spec = SearchSpec.of(resolve(request), space, sampler, pruner, objectives)
+        self.spec = SearchSpec.of(resolve(request), space, sampler, pruner, objectives, seeds)
         check_sampler(self.spec, trials)
         self.folder = SearchFolder.under(store.root, self.spec)
         self.folder.begin()
@@ -140,11 +143,14 @@ class Search:
         trials = self.trials[: self._number_of_trials]
         return self._number_of_trials - sum(trial.state is not TrialState.RUNNING for trial in trials)
 
-    def next(self) -> TrialJob | None:
-        """A trial to execute now: one whose worker died, else a new one. None: nothing now."""
+    def next(self, seed: int | None = None) -> TrialJob | None:
+        """A run to execute now: of a trial whose worker died or that has seeds left, else of a new one. None: nothing.
+
+        `seed`: only a run of this seed.
+        """
         found: TrialJob | bool | None = self._when_possible(self._has_work, exclusively=False)
         while found is True:
-            found = self._when_possible(self._next_in_turn)
+            found = self._when_possible(lambda: self._next_in_turn(seed))
         return found or None
 
     def ended(self, fingerprint: str, outcome: Outcome) -> None:
@@ -233,7 +239,7 @@ class Search:
 
     def _load(self) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False)
-        if any(FINGERPRINT not in trial.user_attrs for trial in trials):
+        if any(not {FINGERPRINT, OTHERS} <= set(trial.user_attrs) for trial in trials):
             raise UserError(
                 f"--storage {safe_url(self._url)}: study {self.spec.name} has trials that this program did not make; "
                 "use another storage"
@@ -264,13 +270,13 @@ class Search:
             or any(trial.state.name == "RUNNING" and self._is_free(trial) for trial in trials)
         )
 
-    def _next_in_turn(self) -> TrialJob | bool:
-        """A trial to execute; True: something was recorded or proposed, call again; False: nothing now."""
+    def _next_in_turn(self, seed: int | None) -> TrialJob | bool:
+        """A run to execute; True: something was recorded or proposed, call again; False: nothing now."""
         trials = self._load()
         for trial in trials[: self._number_of_trials]:
-            if trial.state.name == "RUNNING" and self._is_free(trial):
-                return self._assign(trial)
-        if len(trials) < self._number_of_trials:
+            if trial.state.name == "RUNNING" and self._is_free(trial) and (found := self._assign(trial, seed)):
+                return found
+        if len(trials) < self._number_of_trials and seed in (None, self.spec.seed):
             self._propose(trials)
             return True
         self._refresh()
@@ -278,26 +284,34 @@ class Search:
 
     def _is_free(self, trial: FrozenTrial) -> bool:
         """Whether no worker executes the trial or is about to."""
-        fingerprint, worker = trial.user_attrs[FINGERPRINT], trial.user_attrs[WORKER]
-        if fingerprint in self._assigned:  # possibly by another trial with the same hyperparameters
+        fingerprints, worker = _runs_of(trial), trial.user_attrs[WORKER]
+        if not self._assigned.keys().isdisjoint(
+            fingerprints
+        ):  # possibly by another trial with the same hyperparameters
             return False
-        return (worker == self._worker or self._owners.is_free(worker)) and self._owners.is_free(fingerprint)
+        return (worker == self._worker or self._owners.is_free(worker)) and all(map(self._owners.is_free, fingerprints))
 
-    def _assign(self, trial: FrozenTrial) -> TrialJob | bool:
-        fingerprint = trial.user_attrs[FINGERPRINT]
-        if self._run(fingerprint).result() is not None:
-            self._record_end(trial.number, Outcome(RunState.DONE))
-            return True
-        if trial.user_attrs[WORKER] != self._worker:
-            self._set_attribute(trial.number, WORKER, self._worker)
-        self._assigned[fingerprint] = trial.number
-        return TrialJob(trial.number, self._request_of(trial.params), fingerprint)
+    def _assign(self, trial: FrozenTrial, wanted: int | None) -> TrialJob | bool:
+        """As for `_next_in_turn`. The runs of a trial are executed one after another, in the order of the seeds."""
+        for seed, fingerprint in zip(self.spec.seeds, _runs_of(trial), strict=True):
+            if self._run(fingerprint).result() is not None:
+                continue
+            if wanted not in (None, seed):
+                return False
+            if trial.user_attrs[WORKER] != self._worker:
+                self._set_attribute(trial.number, WORKER, self._worker)
+            self._assigned[fingerprint] = trial.number
+            return TrialJob(trial.number, self._request_of(trial.params, seed), fingerprint)
+        self._record_end(trial.number, Outcome(RunState.DONE))
+        return True
 
     def _propose(self, trials: list[FrozenTrial]) -> None:
-        """Store the next trial with its run's fingerprint in one write."""
+        """Store the next trial with its runs' fingerprints in one write."""
         trial = propose(self.spec, trials)
-        fingerprint = self._resolve(self._request_of(trial.params)).spec.fingerprint
-        trial.user_attrs = {FINGERPRINT: fingerprint, WORKER: self._worker}
+        fingerprint, *others = (
+            self._resolve(self._request_of(trial.params, seed)).spec.fingerprint for seed in self.spec.seeds
+        )
+        trial.user_attrs = {FINGERPRINT: fingerprint, OTHERS: others, WORKER: self._worker}
         assert self._turn is not None
         self._turn.check()
         self._study.add_trial(trial)
@@ -310,23 +324,23 @@ class Search:
         fingerprint = trials[number].user_attrs[FINGERPRINT]
         if trials[number].state.is_finished():
             return
-        run = self._run(fingerprint)
-        result, status = run.result(), run.status()
+        runs = [self._run(one) for one in _runs_of(trials[number])]
+        results = [run.result() for run in runs]
         values: list[float] | None = None
         reason: str | None = None
         if pruned_at := self._pruned_at(trials, number):
             state, reason = TrialState.PRUNED, f"pruned by search {self.spec.name} at step {pruned_at}"
-            if result is None:
-                self._write_reason(run, reason)
-        elif result is not None:
-            state, values = TrialState.COMPLETE, self._objective_values(result)
+            if results[0] is None:
+                self._write_reason(runs[0], reason)
+        elif None not in results:
+            state, values = TrialState.COMPLETE, self._objective_values([result for result in results if result])
             if values is None:
                 state, reason = TrialState.FAILED, f"its result has no value for {' or '.join(self.spec.objectives)}"
         elif outcome.state in (RunState.INTERRUPTED, RunState.RUNNING, RunState.DONE):  # done, but damaged since
             return
         else:
             state, reason = TrialState.FAILED, str(outcome)
-        steps = result.steps if result else status.step if status else 0
+        steps = sum(_steps_of(run) for run in runs)
         twin = next((t.number for t in trials[:number] if t.user_attrs[FINGERPRINT] == fingerprint), None)
         if twin is not None:
             steps, reason = 0, reason or f"the same hyperparameters as trial {twin}"
@@ -334,11 +348,12 @@ class Search:
         self._set_attribute(number, REASON, reason)
         self._study.tell(number, values, OptunaState[state.optuna])
 
-    def _objective_values(self, result: RunResult) -> list[float] | None:
-        """The value of each objective; None if one is undefined."""
-        found = [OBJECTIVES[name].of(result) for name in self.spec.objectives]
-        values = [value for value in found if value is not None and math.isfinite(value)]
-        return values if len(values) == len(found) else None
+    def _objective_values(self, results: Sequence[RunResult]) -> list[float] | None:
+        """The mean of each objective over the runs; None if one is undefined."""
+        found = [[OBJECTIVES[name].of(result) for result in results] for name in self.spec.objectives]
+        if any(value is None or not math.isfinite(value) for values in found for value in values):
+            return None
+        return [fmean(value for value in values if value is not None) for values in found]
 
     def _pruned(self) -> list[str]:
         trials = self._load()
@@ -373,8 +388,18 @@ class Search:
     def _run(self, fingerprint: str) -> RunFolder:
         return self._store.by_fingerprint(fingerprint)
 
-    def _request_of(self, params: dict[str, Any]) -> Request:
-        return replace(self._request, settings={**self._request.settings, **params})
+    def _request_of(self, params: dict[str, Any], seed: int) -> Request:
+        return replace(self._request, settings={**self._request.settings, **params}, seed=seed)
+
+
+def _runs_of(trial: FrozenTrial) -> list[str]:
+    """The fingerprints of its runs, in the order of the seeds."""
+    return [trial.user_attrs[FINGERPRINT], *trial.user_attrs[OTHERS]]
+
+
+def _steps_of(run: RunFolder) -> int:
+    result, status = run.result(), run.status()
+    return result.steps if result else status.step if status else 0
 
 
 def _as_trial(trial: FrozenTrial) -> Trial:
@@ -384,6 +409,7 @@ def _as_trial(trial: FrozenTrial) -> Trial:
         state=state,
         settings=trial.params,
         fingerprint=trial.user_attrs[FINGERPRINT],
+        others=tuple(trial.user_attrs[OTHERS]),
         values=trial.values if state is TrialState.COMPLETE else None,
         steps=trial.user_attrs.get(STEPS, 0),
         reason=trial.user_attrs.get(REASON),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ from harness.spec import PROTOCOL, Budget
 from harness.util.files import digest, write_json
 
 Setting = bool | int | float | str
+EDGE = 0.05
+"""Share of a range at each end that counts as its edge."""
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "gp", "nsgaii", "grid")
 PRUNERS = ("median", "hyperband", "successive_halving")
@@ -57,6 +60,23 @@ class Range(BaseModel):
             raise ValueError("a log range must be above zero")
         return self
 
+    def edge(self, value: Setting) -> str | None:
+        """`lowest` or `highest` where a number is at an edge of the range: a better one may be beyond it."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        if self.choices is not None:
+            numbers = [choice for choice in self.choices if isinstance(choice, int | float)]
+            low, high, slack = min(numbers), max(numbers), 0.0
+        else:
+            assert self.low is not None and self.high is not None
+            low, high, slack = self.low, self.high, EDGE
+        position = math.log(value / low) / math.log(high / low) if self.log and high > low else 0.0
+        if not self.log and high > low:
+            position = (value - low) / (high - low)
+        if high == low:
+            return None
+        return "lowest" if position <= slack else "highest" if position >= 1 - slack else None
+
     @property
     def grid(self) -> tuple[Setting, ...] | None:
         """All values; None for a continuous range."""
@@ -85,9 +105,12 @@ def declared_space(method: type[Method]) -> dict[str, Range]:
     return space
 
 
-def parse_range(method: type[Method], name: str, text: str) -> Range:
-    """Parse `LOW:HIGH`, `LOW:HIGH:log` or `A|B|C` for one hyperparameter. Raises `UserError` for an invalid range."""
-    field = f"space.{name}"
+def parse_range(method: type[Method], name: str, text: str, field: str | None = None) -> Range:
+    """Parse `LOW:HIGH`, `LOW:HIGH:log` or `A|B|C` for one hyperparameter; `field`: for errors.
+
+    Raises `UserError` for an invalid range.
+    """
+    field = field or f"space.{name}"
     fields = method.Hyperparameters.model_fields
     if name not in fields:
         hint = did_you_mean(name, fields)
@@ -157,15 +180,25 @@ class SearchSpec(BaseModel):
     data_digest: str
     head: str
     budget: Budget
-    seed: int
+    seeds: tuple[int, ...] = Field(min_length=1, description="of a trial's runs, whose mean is its value")
     sampler: str = "tpe"
     pruner: str | None = None
     objectives: tuple[str, ...] = ("miou",)
 
     @classmethod
-    def of(cls, cell: Cell, space: dict[str, Range], sampler: str, pruner: str | None, objectives: tuple[str, ...]
-           ) -> SearchSpec:  # fmt: skip
-        """The search around a cell on the dev split. Raises `UserError` for an unknown name."""
+    def of(
+        cls,
+        cell: Cell,
+        space: dict[str, Range],
+        sampler: str = "tpe",
+        pruner: str | None = None,
+        objectives: tuple[str, ...] = ("miou",),
+        seeds: tuple[int, ...] = (),
+    ) -> SearchSpec:
+        """The search around a cell on the dev split; `seeds`: of each trial's runs, by default the cell's own.
+
+        Raises `UserError` for an unknown name.
+        """
         spec = cell.spec
         check_sampler(sampler, pruner)
         for objective in objectives:
@@ -174,17 +207,25 @@ class SearchSpec(BaseModel):
             raise UserError(f"--objective {','.join(objectives)}: use each objective once")
         if pruner and objectives != ("miou",):
             raise UserError(f"--pruner {pruner}: Optuna only prunes searches with one objective; omit the flag")
+        if pruner and len(seeds) > 1:
+            raise UserError("only trials of one seed can be pruned", field="pruner", value=pruner)
         return cls(
             method=spec.method,
             method_code=spec.method_code,
             fixed={name: value for name, value in spec.hyperparameters.items() if name not in space},
             space=space,
-            **spec.model_dump(include={"backbone", "weights", "dataset", "data_digest", "head", "seed"}),
+            **spec.model_dump(include={"backbone", "weights", "dataset", "data_digest", "head"}),
+            seeds=seeds or (spec.seed,),
             budget=spec.budget,
             sampler=sampler,
             pruner=pruner,
             objectives=objectives,
         )
+
+    @property
+    def seed(self) -> int:
+        """Of the sampler."""
+        return self.seeds[0]
 
     @cached_property
     def name(self) -> str:
@@ -221,10 +262,12 @@ class Trial:
     state: TrialState
     settings: dict[str, Setting]
     fingerprint: str = ""
+    others: tuple[str, ...] = ()
+    """The fingerprints of its runs at further seeds."""
     values: list[float] | None = None
-    """The value of each objective; None unless the trial is complete."""
+    """The value of each objective, the mean over seeds; None unless the trial is complete."""
     steps: int = 0
-    """Executed optimiser steps."""
+    """Executed optimiser steps of all its runs."""
     reason: str | None = None
 
 
@@ -250,7 +293,10 @@ class SearchFolder:
         """By number. Empty before the first one, or if the file is damaged: the storage has them as well."""
         try:
             rows = json.loads((self.path / "trials.json").read_text(encoding="utf-8"))
-            return [Trial(**{**row, "state": TrialState(row["state"])}) for row in rows]
+            return [
+                Trial(**{**row, "state": TrialState(row["state"]), "others": tuple(row.get("others", ()))})
+                for row in rows
+            ]
         except (OSError, ValueError, TypeError, KeyError):
             return []
 

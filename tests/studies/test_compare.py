@@ -69,10 +69,11 @@ def results_of(runs: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
-    """Two methods, each tuned with two trials, then run at one seed."""
+    """The head's learning rate tuned with two trials of `linear`, then `spm` with two of its own; then one seed."""
     budget = {**BUDGET, "steps": 20}
     folder = tmp_path_factory.mktemp("study")
-    return write_study(folder / "tuned.yaml", colours, budget=budget, tune={"trials": 2, "parameters": ["lr"]}, seeds=1)
+    tune = {"head": {"trials": 2}, "trials": 2, "parameters": ["lr"]}
+    return write_study(folder / "tuned.yaml", colours, budget=budget, tune=tune, seeds=1)
 
 
 @pytest.fixture(scope="session")
@@ -94,20 +95,23 @@ def test_compare_executes_every_cell_once_and_then_only_reads(tuned: Path, unint
         ("linear", 0, "done"),
         ("spm", 0, "done"),
     ]
-    assert all(0 < cell["settings"]["lr"] < 1 for cell in cells)
+    linear, spm = (cell["settings"] for cell in cells)
+    assert set(linear) == {"head_lr"} and set(spm) == {"head_lr", "lr"} and linear["head_lr"] == spm["head_lr"]
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()} == before
     assert all(executions(run) == 1 for run in finished(uninterrupted))
 
 
 def test_cell_takes_the_best_hyperparameters_of_its_search(tuned: Path, uninterrupted: Path) -> None:
     plan = make_plan(load_study(tuned), RunStore(uninterrupted), uninterrupted)
-    for row in plan.searches:
+    (head,), (linear, spm) = plan.heads, plan.searches
+    assert (head.label, linear.space) == ("head_lr, with linear", {})
+    for row, name, cells in ((head, "head_lr", [*linear.cells, *spm.cells]), (spm, "lr", spm.cells)):
         trials = row.folder.trials()
         assert [trial.state for trial in trials] == ["complete", "complete"]
         of_trials = {trial.fingerprint: RunFolder(uninterrupted / trial.fingerprint).result() for trial in trials}
         assert all(result and result.spec.part == "dev" for result in of_trials.values())
         best = max(trials, key=lambda trial: of_trials[trial.fingerprint].metrics.miou)
-        assert {cell.request.settings["lr"] for cell in row.cells} == {best.settings["lr"]}
+        assert {cell.request.settings[name] for cell in cells} == {best.settings[name]}
 
 
 @pytest.mark.exhaustive

@@ -152,8 +152,9 @@ def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: 
         )
     definition = base.model_dump(
         mode="json", include={"method", "method_code", "backbone", "weights", "dataset", "data_digest", "head",
-                              "budget", "seed"}
+                              "budget"}
     )  # fmt: skip
+    definition["seeds"] = [base.seed]
     space = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "hidden": {"low": 8, "high": 64, "integer": True}}
     fixed = {"head_lr": 1e-3, "weight_decay": 0.01}
     write_json(folder / "search.json", {**definition, "fixed": fixed, "space": space})

@@ -49,6 +49,35 @@ def finish(place: Place, trials: int, **options: object) -> list:
         return drive(place, search)
 
 
+def test_trial_of_several_seeds_is_their_mean(place: Place) -> None:
+    trials = finish(place, 3, seeds=(0, 4))
+    for trial in trials:
+        runs = [place.run(fingerprint) for fingerprint in (trial.fingerprint, *trial.others)]
+        scores = [result.metrics.miou for run in runs if (result := run.result())]
+        assert [run.spec().seed for run in runs] == [0, 4] and scores[1] == pytest.approx(scores[0] + 0.04)
+        assert trial.values == [pytest.approx(sum(scores) / 2)] and trial.steps == 2 * STEPS
+    assert len(place.executed) == len(set(place.executed)) == 6
+
+
+def test_trial_with_a_failed_seed_has_failed(place: Place) -> None:
+    with place.open(1, seeds=(0, 1)) as search:
+        first = search.next()
+        assert first is not None and first.request.seed == 0
+        execute_trial(place, first)
+        search.ended(first.fingerprint, Outcome(RunState.DONE))
+        assert search.next(seed=0) is None and not search.finished
+        second = search.next(seed=1)
+        assert second is not None and second.request.seed == 1
+        search.ended(second.fingerprint, Outcome(RunState.DIVERGED, "the loss was not finite"))
+        (trial,) = search.trials
+        assert (trial.state, trial.values, search.finished) == ("failed", None, True)
+
+
+def test_pruner_takes_trials_of_one_seed(place: Place) -> None:
+    with pytest.raises(UserError, match="only trials of one seed can be pruned"):
+        place.open(1, seeds=(0, 1), pruner="median")
+
+
 # The same trials
 
 

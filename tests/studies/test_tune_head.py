@@ -1,0 +1,113 @@
+"""`tune.head`: one learning rate of the head for every row, found with `linear`; rows wait for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UserError
+from harness.runs.state import RunState
+from harness.runs.store import RunStore
+from studies.plan import Plan, make_plan
+from studies.progress import table
+from studies.search.spec import Range, SearchFolder, Trial, TrialState
+from studies.study import load_study
+from tests.support.studies_at_hand import write_study
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"methods": ["linear", {"method": "spm", "settings": {"head_lr": 0.01}}]}, "the settings of methods[1]"),
+        ({"overrides": [{"settings": {"head_lr": 0.01}}]}, "the settings of overrides[0]"),
+        ({"parameters": ["lr", "head_lr"]}, "tune.parameters"),
+        ({"space": {"head_lr": "0.1|0.2"}}, "tune.space"),
+    ],
+)
+def test_head_lr_that_is_tuned_and_set_at_once_is_refused(
+    tmp_path: Path, colours: Path, fields: dict[str, Any], place: str
+) -> None:
+    tune = {"head": {"trials": 2}, "trials": 2, "parameters": ["lr"]}
+    tune |= {name: fields[name] for name in ("parameters", "space") if name in fields}
+    study = write_study(tmp_path / "s.yaml", colours, tune=tune, **{k: v for k, v in fields.items() if k not in tune})
+    with pytest.raises(UserError) as raised:
+        load_study(study).check(tmp_path, tmp_path)
+    assert str(raised.value).startswith(f"{study}: tune.head: tunes head_lr for every row, and ") and place in str(
+        raised.value
+    )
+
+
+def test_invalid_range_of_the_head_names_its_key(tmp_path: Path, colours: Path) -> None:
+    study = write_study(tmp_path / "s.yaml", colours, tune={"head": {"trials": 2, "space": "1:x"}, "trials": 2})
+    with pytest.raises(UserError, match=r"tune\.head\.space: 1:x"):
+        load_study(study).check(tmp_path, tmp_path)
+
+
+def test_rows_wait_for_the_learning_rate_of_the_head(tmp_path: Path, colours: Path) -> None:
+    tune = {"head": {"trials": 2, "space": "0.001|0.01|0.1"}, "trials": 3, "parameters": ["lr"], "sampler": "grid",
+            "space": {"lr": "0.001|0.002|0.003"}}  # fmt: skip
+    store = RunStore(tmp_path)
+    study = load_study(write_study(tmp_path / "s.yaml", colours, tune=tune))
+
+    def plan() -> Plan:
+        return make_plan(study, store, tmp_path)
+
+    before = plan()
+    assert {cell.state for cell in before.cells} == {RunState.WAITING}
+    (head,) = before.heads
+    assert [row.folder for row in before.searches] == [None, None] and head.folder is not None
+    end_trials(head.folder, [0.3, 0.5], [{"head_lr": 0.01}, {"head_lr": 0.1}])
+
+    linear, spm = plan().searches
+    assert {cell.state for cell in linear.cells} == {RunState.TO_DO}
+    assert {cell.request.settings["head_lr"] for cell in linear.cells} == {0.1}
+    assert {cell.state for cell in spm.cells} == {RunState.WAITING}
+    assert spm.folder is not None and spm.folder.spec.fixed["head_lr"] == 0.1
+    assert linear.edges() == ["head_lr=0.1 is the highest"]
+    end_trials(spm.folder, [0.1, 0.4, 0.2], [{"lr": 0.001}, {"lr": 0.002}, {"lr": 0.003}])
+
+    _, spm = plan().searches
+    assert all(cell.request.settings == {"head_lr": 0.1, "lr": 0.002} for cell in spm.cells)
+    assert [line["trials"] for line in table(plan())] == [
+        "2/2, head_lr=0.1 is the highest", "-", "3/3, head_lr=0.1 is the highest"
+    ]  # fmt: skip
+
+
+def test_rows_fail_with_the_reason_if_no_trial_of_the_head_is_complete(tmp_path: Path, colours: Path) -> None:
+    tune = {"head": {"trials": 1}, "trials": 3, "parameters": ["lr"]}
+    study = load_study(write_study(tmp_path / "s.yaml", colours, tune=tune))
+    store = RunStore(tmp_path)
+    (head,) = make_plan(study, store, tmp_path).heads
+    assert head.folder is not None
+    head.folder.begin()
+    head.folder.write([Trial(0, TrialState.FAILED, {"head_lr": 1.0}, reason="the loss was not finite")])
+    cells = make_plan(study, store, tmp_path).cells
+    assert {cell.state for cell in cells} == {RunState.FAILED}
+    reason = "no head_lr: none of 1 trials is complete, most often: the loss was not finite"
+    assert {cell.reason for cell in cells} == {reason}
+
+
+def end_trials(folder: SearchFolder, values: list[float], settings: list[dict[str, Any]]) -> None:
+    """Record complete trials in a search's folder."""
+    folder.begin()
+    pairs = enumerate(zip(values, settings, strict=True))
+    folder.write([Trial(n, TrialState.COMPLETE, own, f"{n:016}", (), [value]) for n, (value, own) in pairs])
+
+
+@pytest.mark.parametrize(
+    ("range_", "value", "edge"),
+    [
+        (Range(low=1e-4, high=1e-2, log=True), 9.9e-3, "highest"),
+        (Range(low=1e-4, high=1e-2, log=True), 1e-3, None),
+        (Range(low=1e-4, high=1e-2, log=True), 1.01e-4, "lowest"),
+        (Range(low=8, high=64, integer=True), 64, "highest"),
+        (Range(choices=(3, 5, 7)), 5, None),
+        (Range(choices=(3, 5, 7)), 3, "lowest"),
+        (Range(choices=("a", "b")), "a", None),
+        (Range(choices=(True, False)), True, None),
+    ],
+)
+def test_value_at_the_edge_of_its_range(range_: Range, value: Any, edge: str | None) -> None:
+    assert range_.edge(value) == edge
