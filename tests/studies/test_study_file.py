@@ -53,12 +53,12 @@ def test_rows_of_one_method_only_differ_in_their_settings(tmp_path: Path, colour
 
 def test_override_changes_matching_cells_only(tmp_path: Path, colours: Path) -> None:
     overrides = [
-        {"method": "lin*", "backbone": "resnet*", "settings": {"lr": 0.5}},
-        {"backbone": "vit*", "settings": {"lr": 9}},
+        {"method": "lin*", "backbone": "resnet*", "settings": {"head_lr": 0.5}},
+        {"backbone": "vit*", "settings": {"head_lr": 9}},
     ]
     path = write_study(tmp_path / "s.yaml", colours, overrides=overrides, seeds=1)
     plan = make_plan(load_study(path), RunStore(tmp_path), tmp_path)
-    assert [cell.spec and cell.spec.hyperparameters["lr"] for cell in plan.cells] == [0.5, 0.001]
+    assert [cell.spec and cell.spec.hyperparameters["head_lr"] for cell in plan.cells] == [0.5, 0.001]
     path = write_study(tmp_path / "t.yaml", colours, overrides=[{"method": "spm", "budget": "20k"}])
     assert refused(path).startswith("overrides[0].settings: ") or "budget" in refused(path)
 
