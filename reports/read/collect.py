@@ -137,7 +137,7 @@ def collect(root: Path, study: Path | None = None, data: Path = Path("data")) ->
     results = {fingerprint: row.result for fingerprint, row in rows.items() if row.result is not None}
     shown = list(rows.values())
     if plan is not None:
-        shown = _rows_of_study(plan.cells, rows) + [row for row in shown if row.part == "dev"]
+        shown = _rows_of_study(plan, rows) + [row for row in shown if row.part == "dev"]
     if not shown and not skipped:
         raise UserError(f"--runs {root}: holds no runs; create some with `harness run` or `harness compare`")
     return Collected(
@@ -158,7 +158,7 @@ def _fingerprints(plan: Plan, searches: Iterable[SearchRecord]) -> set[str]:
     return cells.union(*(one for frame in trials for one in (frame["fingerprint"], *frame["others"])))
 
 
-def _rows_of_study(cells: Iterable[PlannedCell], read: dict[str, RunRow]) -> list[RunRow]:
+def _rows_of_study(plan: Plan, read: dict[str, RunRow]) -> list[RunRow]:
     """One row per cell: its run's, or one without a result.
 
     A cell whose search has not ended has no spec yet; its setting is that of its neighbours.
@@ -166,13 +166,14 @@ def _rows_of_study(cells: Iterable[PlannedCell], read: dict[str, RunRow]) -> lis
     rows: list[RunRow] = []
     neighbours: dict[tuple[str, ...], RunRow] = {}
     without_spec: list[PlannedCell] = []
-    for cell in cells:
+    edges = {id(cell): ", ".join(search.edges()) for search in plan.searches for cell in search.cells}
+    for cell in plan.cells:
         if cell.spec is None:
             without_spec.append(cell)
             continue
         fingerprint = cell.spec.fingerprint
         absent = row_of_spec(cell.spec, _outcome_without_run(cell), fingerprint=fingerprint)
-        rows.append(replace(read.get(fingerprint, absent), label=cell.label))
+        rows.append(replace(read.get(fingerprint, absent), label=cell.label, at_edge=edges.get(id(cell), "")))
         neighbours[_setting_of(cell)] = rows[-1]
     for cell in without_spec:
         request, neighbour, outcome = cell.request, neighbours.get(_setting_of(cell)), _outcome_without_run(cell)

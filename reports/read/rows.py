@@ -55,6 +55,8 @@ class RunRow:
     part: str
     state: RunState
     reason: str | None = None
+    at_edge: str = ""
+    """The hyperparameters that a study's search chose at an edge of their range, as text."""
     path: str | None = None
     """Of its folder; None for a cell without a run."""
     result: RunResult | None = None

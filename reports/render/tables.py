@@ -179,6 +179,8 @@ class _Block:
             self.footnotes.letter(_why(state, reason, group["seed"], of=len(runs)))
             for (state, reason), group in undone.groupby(["state", "reason"])
         )
+        edges = sorted({text for text in runs["at_edge"] if text})
+        notes += [self.footnotes.letter(f"at the edge of its search: {text} that was tried") for text in edges]
         if not row.seeds:
             states = [_state(state) for state in dict.fromkeys(undone["state"])]
             text = DASH if states == [RunState.UNSUPPORTED.label] else ", ".join(states)

@@ -10,11 +10,13 @@ import pytest
 from harness.errors import UserError
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
+from reports.read.collect import collect
 from studies.plan import Plan, make_plan
 from studies.progress import table
 from studies.search.spec import Range, SearchFolder, Trial, TrialState
 from studies.study import load_study
-from tests.support.studies_at_hand import write_study
+from tests.support.in_process import call
+from tests.support.studies_at_hand import finish, write_study
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,25 @@ def test_rows_fail_with_the_reason_if_no_trial_of_the_head_is_complete(tmp_path:
     assert {cell.state for cell in cells} == {RunState.FAILED}
     reason = "no head_lr: none of 1 trials is complete, most often: the loss was not finite"
     assert {cell.reason for cell in cells} == {reason}
+
+
+def test_report_marks_values_at_the_edge_of_their_range(tmp_path: Path, colours: Path) -> None:
+    tune = {"head": {"trials": 2, "space": "0.001|0.01|0.1"}, "trials": 1, "parameters": ["lr"]}
+    path, runs = write_study(tmp_path / "s.yaml", colours, tune=tune), tmp_path / "runs"
+    (head,) = make_plan(load_study(path), RunStore(runs), tmp_path).heads
+    assert head.folder is not None
+    end_trials(head.folder, [0.3, 0.5], [{"head_lr": 0.01}, {"head_lr": 0.1}])
+    linear = make_plan(load_study(path), RunStore(runs), tmp_path).searches[0]
+    for cell in linear.cells:
+        assert cell.spec is not None
+        finish(runs, cell.spec)
+    rows = collect(runs, path, tmp_path).runs
+    assert set(rows.loc[rows["label"] == "linear", "at_edge"]) == {"head_lr=0.1 is the highest"}
+    assert set(rows.loc[rows["label"] == "spm", "at_edge"]) == {""}  # its own search has not ended
+    report = call("report", path, "--runs", runs, "--data", tmp_path, "--out", tmp_path / "report")
+    assert report.code == 0, report.err
+    text = "".join(f.read_text(encoding="utf-8") for f in (tmp_path / "report" / "tables").glob("*.md"))
+    assert "at the edge of its search: head\\_lr=0.1 is the highest that was tried" in text
 
 
 def end_trials(folder: SearchFolder, values: list[float], settings: list[dict[str, Any]]) -> None:
