@@ -24,11 +24,11 @@ def check_fit(dataset: SegmentationDataset, budget: Budget, part: Part) -> None:
     largest = dataset.working_sizes.largest
     if budget.evaluation == "slide" and any(c > side for c, side in zip(budget.crop, largest, strict=True)):
         problem = (
-            f"a window of `evaluation: slide` is larger than the images of {dataset.name}, "
+            f"the windows of `evaluation: slide`, {list(budget.crop)}, are larger than the images of {dataset.name}, "
             f"at most {list(largest)} at working size"
         )
         hint = "use a smaller crop, or `evaluation: whole`"
-        raise UserError(problem, field="budget.crop", value=list(budget.crop), hint=hint)
+        raise UserError(problem, field="budget", value=budget.name, hint=hint)
     if part == "dev":
         split_samples(dataset, part, budget.dev_fraction)
 

@@ -112,8 +112,8 @@ def test_window_larger_than_every_image_is_an_error(tmp_path, refusal):
     check_fit(opened, budget(crop=(25, 32)), "report")  # whole images need no windows
     message = refusal(lambda: check_fit(opened, budget(crop=(25, 32), evaluation="slide", stride=(8, 8)), "report"))
     assert message == (
-        "budget.crop [25, 32]: a window of `evaluation: slide` is larger than the images of d, at most [24, 32] at "
-        "working size; use a smaller crop, or `evaluation: whole`"
+        "budget test: the windows of `evaluation: slide`, [25, 32], are larger than the images of d, at most "
+        "[24, 32] at working size; use a smaller crop, or `evaluation: whole`"
     )
 
 
