@@ -26,7 +26,8 @@ the weights of linear and convolutional layers alone; no gradient clipping and n
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Part = Literal["report", "dev"]
-"""`report`: train on the train split, evaluate once on the test split. `dev`: evaluate on a dev split of train."""
+"""`report`: train on the train split, evaluate once on the test split. `dev`: evaluate on the dev split, or on a part
+that is held out of train; see `harness/data/splits.py`."""
 
 
 class Budget(BaseModel):
@@ -60,7 +61,9 @@ class Budget(BaseModel):
         description="memory layout of feature maps in CNNs; selects other kernels, faster on most devices, that differ "
         "in the last bits",
     )
-    dev_fraction: float = Field(0.2, gt=0, lt=1, description="share of train that the dev split of a search holds out")
+    dev_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share of train to hold out, of a dataset without a dev split"
+    )
     evaluation: Literal["whole", "slide"] = Field("whole", description="whole images, or windows of `crop` size")
     stride: tuple[int, int] | None = Field(None, description="height, width between windows of `slide`")
 

@@ -106,7 +106,7 @@ def search(
     storage: Storage = None,
     quiet: Quiet = False,
 ) -> None:
-    """Search a method's hyperparameters with Optuna, scored on a dev split of train. Each trial is a run.
+    """Search a method's hyperparameters with Optuna, scored on the dev part. Each trial is a run.
 
     Repeat the command to resume an interrupted search, or to join one that other processes work on. With one trial at
     a time (--jobs 1, --together 1) a search is reproducible, also when it is interrupted.

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from harness.cells.resolve import Cell, Request, Resolver
+from harness.data.base import SegmentationDataset
 from harness.errors import UserError
 from harness.method import methods
 from harness.models.backbones.packaged import display_name
@@ -112,6 +114,8 @@ class Plan:
     searches: list[PlannedSearch] = field(default_factory=list)
     heads: list[PlannedSearch] = field(default_factory=list)
     """The searches of the head's learning rate, which come first."""
+    datasets: list[SegmentationDataset] = field(default_factory=list)
+    """Those whose files are there and valid; the cells of the others have failed."""
 
     def count(self) -> Counter[RunState]:
         return Counter(cell.state for cell in self.cells)
@@ -155,6 +159,7 @@ def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = Fal
         if isinstance(row, PlannedSearch):
             plan.searches.append(row)
     plan.heads = [head for head in heads.values() if isinstance(head, PlannedSearch) and head.rows]
+    plan.datasets = list(_valid_datasets(plan, resolve))
     if ask_support:
         _mark_unsupported(plan, resolve, store)
     return plan
@@ -174,6 +179,14 @@ def _plan_head(tune: Tune, request: Request, resolve: Resolver, store: RunStore)
     except UserError as error:
         return error
     return head
+
+
+def _valid_datasets(plan: Plan, resolve: Resolver) -> Iterator[SegmentationDataset]:
+    for name in dict.fromkeys(cell.request.dataset for cell in plan.cells):
+        with suppress(UserError):
+            dataset = resolve.dataset(name)
+            if dataset.digest:  # checks the files
+                yield dataset
 
 
 def _plan_search(

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from harness.data.fit import describe_parts, warnings
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
@@ -31,7 +32,7 @@ def work_left(plan: Plan) -> bool:
 
 
 def describe(plan: Plan) -> list[str]:
-    """The plan in a few lines: its axes, the states of its cells, unsupported pairs, and the estimated time."""
+    """The plan in a few lines: axes, states of the cells, sizes of the parts, warnings, reasons, the estimated time."""
     study = plan.study
     axes = {"methods": study.methods, "backbones": study.backbones, "datasets": study.datasets, "heads": study.heads,
             "seeds": study.seeds}  # fmt: skip
@@ -49,6 +50,9 @@ def describe(plan: Plan) -> list[str]:
                 each = f"{searches[0].trials} trials" + (f" of {len(seeds)} seeds" if len(seeds) > 1 else "")
                 number = "1 search" if len(searches) == 1 else f"{len(searches)} searches"
                 lines.append(f"  {number} {what}, {each} on the dev split, {ended} trials ended")
+    for dataset in plan.datasets:
+        lines.append(f"  {describe_parts(dataset, budget.dev_fraction)}")
+        lines += [f"  warning: {text}" for text in warnings(dataset, budget)]
     lines += [f"  {note}" for note in notes(plan)]
     seconds = plan.seconds_left()
     if work_left(plan):

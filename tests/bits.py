@@ -38,7 +38,7 @@ COMPARE = f"{CHANCE} --json"
 CELL = f"--backbone resnet10t --weights random --dataset ./colours --head fpn:16 {CHANCE}"
 PLAN = "--plan --json"
 UNTUNED = f"{PLAN} --trials 0"  # the fingerprints of tuned cells are known when their searches have ended
-CAMVID = ("lite0", "lite0_ablation", "lite0_long", "lite0_random", "vit")
+CAMVID = ("lite0", "lite0_ablation", "vit")
 TWO_CORES = {
     # Every method on a CNN and a Transformer: each cell alone, then side by side and on kept features.
     "grid": f"compare grid-study.yaml --jobs 2 --together 1 --cache-size 0 {COMPARE}",

@@ -80,7 +80,7 @@ OF_FIELDS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 OF_SHIPPED_BUDGETS = {
     "demo": "f648dbfd5d070868",
-    "small": "c8ca55d66b57b74c",
+    "small": "83f0361ac9a1fecc",
     "20k": "05303b777c096e0c",
     "40k": "218745a4feeedd5c",
     "80k": "d9ebfcce23ffa9d9",

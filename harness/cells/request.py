@@ -27,7 +27,7 @@ class Request:
     seed: int = option(0, "seed of initialisation, data order and augmentation", minimum=0, maximum=2**31 - 1)
     part: Part = option(
         "report",
-        "report: train on train, score on test; dev: hold out a dev split of train and score on it",
+        "report: train on train, score on test; dev: score on the dev split, or on groups that are held out of train",
         type=Literal["report", "dev"],
     )
     settings: dict[str, Any] = option({}, "a hyperparameter; repeatable", flags=("--set",), metavar="KEY=VALUE")

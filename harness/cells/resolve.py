@@ -10,6 +10,7 @@ from harness.cells.plugins import outside_digest
 from harness.cells.request import Request
 from harness.data.base import SegmentationDataset
 from harness.data.catalog import open_dataset
+from harness.data.fit import check_fit
 from harness.method import Method, methods
 from harness.models.backbones.weights import Weights, find_weights
 from harness.models.heads import parse_head
@@ -37,8 +38,9 @@ class Resolver:
     def __init__(self, store: RunStore, data: Path):
         self._budget = cache(budget)
         self._weights = cache(lambda backbone, weights: find_weights(backbone, weights, store.cache))
-        self._dataset = cache(lambda name: open_dataset(name, data, store.cache))
-        self._digest = cache(lambda name: self._dataset(name).digest)
+        self.dataset = cache(lambda name: open_dataset(name, data, store.cache))
+        self._digest = cache(lambda name: self.dataset(name).digest)
+        self._check_fit = cache(lambda name, *of: check_fit(self.dataset(name), *of))
         self._code = cache(lambda name: outside_digest(methods.get(name)))
 
     def __call__(self, request: Request) -> Cell:
@@ -50,7 +52,7 @@ class Resolver:
         hyperparameters = method.Hyperparameters.parse(request.method, request.settings)
         chosen_budget = request.budget if isinstance(request.budget, Budget) else self._budget(request.budget)
         parse_head(request.head)
-        dataset = self._dataset(request.dataset)
+        dataset = self.dataset(request.dataset)
         weights = self._weights(request.backbone, request.weights)
         spec = Spec(
             method=request.method,
@@ -66,6 +68,7 @@ class Resolver:
             part=request.part,
             protocol=PROTOCOL,
         )
+        self._check_fit(request.dataset, chosen_budget, request.part)
         return Cell(spec, method, dataset, weights)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,8 +13,10 @@ import numpy as np
 IGNORE_INDEX = 255
 """The label of pixels that are ignored by the loss and by the metrics."""
 
-Split = Literal["train", "test"]
-"""Methods are trained on `train`; `test` is evaluated once, at the end."""
+Split = Literal["train", "dev", "test"]
+"""`train` is fitted on, hyperparameters are selected on `dev`, and `test` is evaluated once, at the end. Nothing is
+ever fitted on `dev`. Many datasets have no dev split: then a part of train is held out, see `splits.py`."""
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
 class Pair(NamedTuple):
@@ -32,19 +35,45 @@ class Sample:
     name: str
     """Unique within the dataset and the same on every machine; the order of samples is the order of names."""
     group: str
-    """Samples of one group (a scene, a region) are never divided between training and the dev split."""
+    """Samples of one group (a video clip, a patient, a scene) resemble each other: what is held out of train as dev are
+    whole groups."""
     source: Any
     """What the dataset's own `load` needs; never part of a fingerprint."""
 
 
-class SegmentationDataset(ABC):
-    """Pairs of images and labels in two disjoint splits.
+class WorkingSizes(NamedTuple):
+    """The sizes of a dataset's images after they were resized to its `scale`: (height, width) in pixels."""
 
-    Opening a dataset, `samples` and `digest` must not import torch, because planning a study of a thousand cells uses
-    them; `classes`, `palette` and `load` may.
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    """Each side by itself: the two may be of different images."""
+
+    @classmethod
+    def of(cls, sizes: Iterable[tuple[int, int]], scale: tuple[int, int] | None) -> WorkingSizes:
+        """From the sizes of the image files, at least one."""
+        sides = np.array([working_size(size, scale) for size in sizes])
+        (height, width), (tallest, widest) = np.sort(sides, axis=0)[len(sides) // 2], sides.max(axis=0)
+        return cls((int(height), int(width)), (int(tallest), int(widest)))
+
+
+def working_size(size: tuple[int, int], scale: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of an image that is resized to fit `scale` with its aspect ratio, as mmcv's `imrescale` does."""
+    if scale is None:
+        return size
+    factor = min(scale[0] / max(size), scale[1] / min(size))
+    return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
+
+
+class SegmentationDataset(ABC):
+    """Pairs of images and labels in two or three disjoint splits.
+
+    Opening a dataset, `samples`, `digest` and `working_sizes` must not import torch, because planning a study of a
+    thousand cells uses them; `classes`, `palette` and `load` may.
     """
 
     name: str
+    description: Path | None = None
+    """The file that describes the dataset, for errors; None for one without."""
     scale: tuple[int, int] | None = None
     """(long side, short side) in pixels: images are resized to fit, with their aspect ratio, before augmentation and
     evaluation, as by mmsegmentation's `scale` of this benchmark; None: images are not resized."""
@@ -68,9 +97,14 @@ class SegmentationDataset(ABC):
         Raises `UserError` that names the file and what to do.
         """
 
+    @property
+    @abstractmethod
+    def working_sizes(self) -> WorkingSizes:
+        """The sizes of all images at `scale`. Raises `UserError`, as `digest` does."""
+
     @abstractmethod
     def samples(self, split: Split) -> Sequence[Sample]:
-        """The split's samples, sorted by name."""
+        """The split's samples, sorted by name; none for `dev` if the dataset has no dev split of its own."""
 
     @abstractmethod
     def load(self, sample: Sample) -> Pair:

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from harness.data.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset, Split
+from harness.data.base import IGNORE_INDEX, SPLITS, Pair, Sample, SegmentationDataset, Split, WorkingSizes
 from harness.errors import UserError
 from harness.util.files import digest
 from harness.util.json_cache import cached_json
@@ -37,6 +37,8 @@ class Files(NamedTuple):
 class Checked(NamedTuple):
     """The result of checking one pair."""
 
+    size: tuple[int, int]
+    """height, width in pixels"""
     image_sha256: str
     mask_sha256: str
     labels: frozenset[int]
@@ -58,7 +60,10 @@ class PairedFiles(SegmentationDataset):
 
     @abstractmethod
     def find(self, split: Split) -> list[Sample]:
-        """The split's samples in any order, with `Files` as source. Raises `UserError`, as from `refuse`."""
+        """The split's samples in any order, with `Files` as source; none for a dev split that it does not have.
+
+        Raises `UserError`, as from `refuse`.
+        """
 
     def samples(self, split: Split) -> Sequence[Sample]:
         return self._splits[split]
@@ -67,10 +72,19 @@ class PairedFiles(SegmentationDataset):
         image, mask = sample.source
         return Pair(read_image(image.read_bytes()), self._labels(_read_mask(mask.read_bytes())))
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """See the base class. Decodes every file once; later calls only compare the files' sizes and times."""
-        samples = [*self.samples("train"), *self.samples("test")]
+        """See the base class."""
+        return self._contents["digest"]
+
+    @property
+    def working_sizes(self) -> WorkingSizes:
+        return WorkingSizes(*(tuple(size) for size in self._contents["working_sizes"]))
+
+    @cached_property
+    def _contents(self) -> dict[str, Any]:
+        """Decodes every file once; later calls only compare the files' sizes and times."""
+        samples = [sample for split in SPLITS for sample in self.samples(split)]
         settings = {
             "classes": self.classes,
             "labels": self.label_table.tolist(),
@@ -79,7 +93,7 @@ class PairedFiles(SegmentationDataset):
         }
         files = [[self._relative(path), *_size_and_time(path)] for sample in samples for path in sample.source]
         key = {"root": str(self.root.resolve()), "settings": digest(settings), "files": digest(files)}
-        return cached_json(self.cache, "dataset", key, lambda: self._check(samples, settings))
+        return cached_json(self.cache, "dataset-contents", key, lambda: self._check(samples, settings))
 
     def refuse(self, problems: Sequence[str]) -> NoReturn:
         """Raise the first problem as `UserError`, with the number of further ones."""
@@ -88,9 +102,10 @@ class PairedFiles(SegmentationDataset):
 
     @cached_property
     def _splits(self) -> dict[Split, list[Sample]]:
-        return {split: sorted(self.find(split), key=lambda sample: sample.name) for split in ("train", "test")}
+        return {split: sorted(self.find(split), key=lambda sample: sample.name) for split in SPLITS}
 
-    def _check(self, samples: list[Sample], settings: dict) -> str:
+    def _check(self, samples: list[Sample], settings: dict) -> dict[str, Any]:
+        self._check_disjoint()
         # Threads: Pillow's decoders and hashlib release the GIL.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             outcomes = list(pool.map(self._check_pair, samples))
@@ -103,7 +118,22 @@ class PairedFiles(SegmentationDataset):
             # The usual cause is a two-class mask of 0 and 255 where the labels should be 0 and 1.
             only = f"class {min(present)} alone" if present else "ignored pixels alone"
             self.refuse([f"{samples[0].source.mask}: the masks of train hold {only}; labels are class indices"])
-        return digest({**settings, "contents": [[c.image_sha256, c.mask_sha256] for c in checked]})
+        return {
+            "digest": digest({**settings, "contents": [[c.image_sha256, c.mask_sha256] for c in checked]}),
+            "working_sizes": WorkingSizes.of((c.size for c in checked), self.scale),
+        }
+
+    def _check_disjoint(self) -> None:
+        """No image file, links followed, may be in two splits."""
+        owner: dict[str, Split] = {}
+        problems = []
+        for split in SPLITS:
+            for sample in self.samples(split):
+                other = owner.setdefault(os.path.realpath(sample.source.image), split)
+                if other != split:
+                    problems.append(f"{sample.source.image}: is in the {split} split and in the {other} split")
+        if problems:
+            self.refuse(problems)
 
     def _check_pair(self, sample: Sample) -> Checked | str:
         """The pair's hashes and labels, or the problem with it."""
@@ -129,7 +159,7 @@ class PairedFiles(SegmentationDataset):
             row, column = (int(place[0]) for place in np.nonzero(values == value))
             return f"{mask}: label {value} at ({row}, {column}) but {self._known_labels()}"
         image_sha256, mask_sha256 = (hashlib.sha256(content).hexdigest() for content in contents)
-        return Checked(image_sha256, mask_sha256, frozenset(labels.tolist()) - {IGNORE_INDEX})
+        return Checked(values.shape, image_sha256, mask_sha256, frozenset(labels.tolist()) - {IGNORE_INDEX})
 
     def _labels(self, values: np.ndarray) -> np.ndarray:
         # An illegal value would become 255 here, but `digest` has refused it before training.

@@ -1,12 +1,23 @@
-"""A user's own dataset: a folder of images and masks, described by a small YAML file.
+r"""A user's own dataset: a folder of images and masks, described by a small YAML file.
 
 images/<split>/**.jpg|.jpeg|.png|.tif|.tiff|.bmp|.webp
 masks/<split>/**.png|.tif|.tiff        same relative name; one 8-bit channel, or a palette image's indices
+
+`splits: {train, dev, test}` names the folders. Where there is no dev split, a part of train is held out as dev, by
+`group`, so that images that resemble each other are not divided. `group` is a regular expression on an image's name,
+which is its path below the split's folder without the suffix; what the parentheses match is the group:
+
+    clip1_000240.jpg      '^(.+)_\d+$'         clip1: the frames of a video
+    clip1/000240.jpg      '^(.+)/'             clip1: a folder for each
+    patient_03_L.png      '^(patient_\d+)_'    patient_03: both eyes of a patient
+    scene12_r3_c4.png     '^(scene\d+)_'       scene12: the tiles of an image
+    0016E5_07959.jpg      '^(\w+)\d{3}$'      0016E5_07: a thousand frames of a long video, to have more groups
 """
 
 from __future__ import annotations
 
 import colorsys
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.data.base import IGNORE_INDEX, Sample, Split
 from harness.data.file_pairs import ILLEGAL, Files, PairedFiles, files_below
-from harness.errors import InvalidField, UserError, invalid
+from harness.errors import InvalidField, UserError, invalid, located
 from harness.util.files import read_yaml_file
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
@@ -32,7 +43,24 @@ class Splits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: str = "train"
+    dev: str | None = Field(
+        None, description="default: `val` if it and `test` exist and no `test` is named; else dev is held out of train"
+    )
     test: str | None = Field(None, description="default: `test` if it exists, else `val`")
+
+    def folders(self, images: Path) -> dict[Split, str]:
+        """The folder of each split that there is. Raises `UserError` if two splits have one folder."""
+        has_test, has_val = (images / "test").is_dir(), (images / "val").is_dir()
+        dev = self.dev or ("val" if has_test and has_val and self.test is None else None)
+        test = self.test or ("test" if has_test or dev == "val" else "val")
+        folders: dict[Split, str] = {"train": self.train, **({"dev": dev} if dev else {}), "test": test}
+        owner: dict[str, Split] = {}
+        for split, folder in folders.items():
+            other = owner.setdefault(os.path.normpath(folder), split)
+            if other != split:
+                problem = f"is the folder of the {other} split too"
+                raise UserError(problem, field=f"splits.{split}", value=folder, hint="splits must not overlap")
+        return folders
 
 
 class Description(BaseModel):
@@ -54,7 +82,8 @@ class Description(BaseModel):
     )
     group: re.Pattern[str] | None = Field(
         None,
-        description="regular expression on the relative name; its one capture group is the sample's group",
+        description="regular expression on the relative name; its one capture group is the sample's group; default: "
+        "each image is a group of its own",
     )
     splits: Splits = Splits()
 
@@ -94,6 +123,7 @@ class FolderDataset(PairedFiles):
         fields = read_description(description)
         default = description.parent.resolve().name if description.stem == "dataset" else description.stem
         self.name = fields.name or default
+        self.description = description
         self.root = description.parent / fields.root
         self.cache = cache
         self.classes = fields.classes
@@ -103,10 +133,12 @@ class FolderDataset(PairedFiles):
         self.label_table[: len(fields.classes)] = range(len(fields.classes))
         self.label_table[[*fields.ignore, IGNORE_INDEX]] = IGNORE_INDEX
         self._group = fields.group
-        test = fields.splits.test or ("test" if (self.root / "images" / "test").is_dir() else "val")
-        self._folders = {"train": fields.splits.train, "test": test}
+        with located(description):
+            self._folders = fields.splits.folders(self.root / "images")
 
     def find(self, split: Split) -> list[Sample]:
+        if split not in self._folders:
+            return []
         images, masks = (self.root / kind / self._folders[split] for kind in ("images", "masks"))
         for folder in (images, masks):
             if not folder.is_dir():
@@ -118,9 +150,10 @@ class FolderDataset(PairedFiles):
             self.refuse(lonely)
         if not image_of:
             self.refuse([f"{images}: no images ({', '.join(sorted(IMAGES))}); the {split} split is empty"])
+        groups = self._groups(split, list(image_of))
         return [
-            Sample(f"{split}/{stem}", self._group_of(split, stem, image), Files(image, mask_of[stem]))
-            for stem, image in image_of.items()
+            Sample(f"{split}/{stem}", group, Files(image, mask_of[stem]))
+            for (stem, image), group in zip(image_of.items(), groups, strict=True)
         ]
 
     def _by_stem(self, folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
@@ -137,13 +170,19 @@ class FolderDataset(PairedFiles):
             self.refuse(twice)
         return found
 
-    def _group_of(self, split: Split, stem: str, image: Path) -> str:
+    def _groups(self, split: Split, stems: list[str]) -> list[str]:
+        """The group of each name. Raises `UserError` unless the pattern matches all."""
         if self._group is None:
-            return f"{split}/{stem}"
-        match = self._group.search(stem)
-        if match is None or match[1] is None:
-            self.refuse([f"{image}: group: {self._group.pattern!r} does not match {stem!r}"])
-        return match[1]
+            return [f"{split}/{stem}" for stem in stems]
+        matches = [self._group.search(stem) for stem in stems]
+        groups = [match[1] for match in matches if match is not None and match[1] is not None]
+        if len(groups) < len(stems):
+            example = next(s for s, match in zip(stems, matches, strict=True) if match is None or match[1] is None)
+            count, so = (f"only {len(groups)}", "and not") if groups else ("none", "such as")
+            problem = f"matches {count} of the {len(stems)} names of the {split} split, {so} {example!r}"
+            hint = "a name is the path below the split's folder, without suffix"
+            raise UserError(problem, field="group", value=self._group.pattern, hint=hint).at(self.description)
+        return groups
 
 
 def read_description(path: Path) -> Description:

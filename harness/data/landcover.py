@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from harness.data.base import Pair, Sample, SegmentationDataset, Split
+from harness.data.base import SPLITS, Pair, Sample, SegmentationDataset, Split, WorkingSizes
 from harness.errors import UserError
 from harness.util.files import digest, sha256
 
@@ -36,6 +36,8 @@ PERIOD = (None, "test", "test", None, *["train"] * 4)
 """Split of a column, repeated seven times from 180°W, so that every split sees every part of the Earth.
 
 The gaps separate test from train tiles, at the date line too; the four train columns between two gaps are a group.
+There is no dev split of its own: dev is held out of these seven groups. A fixed one would take tiles from every
+reported run.
 """
 
 
@@ -67,6 +69,10 @@ class LandCover(SegmentationDataset):
             }
         )
 
+    @property
+    def working_sizes(self) -> WorkingSizes:
+        return WorkingSizes.of([(TILE, TILE)], self.scale)
+
     def samples(self, split: Split) -> Sequence[Sample]:
         return self._splits[split]
 
@@ -77,7 +83,7 @@ class LandCover(SegmentationDataset):
 
     @cached_property
     def _splits(self) -> dict[str, list[Sample]]:
-        splits: dict[str, list[Sample]] = {"train": [], "test": []}
+        splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
         for tile in self._land_tiles():
             period, place = divmod(tile.column, len(PERIOD))
             split = PERIOD[place]

@@ -1,6 +1,10 @@
 """mmsegmentation's benchmarks by name, laid out under the data folder as its documentation describes.
 
 They are described in `mmseg_catalog.yaml`; this module opens them. mmseg itself is not imported.
+
+Of them, REFUGE alone has three official splits with public labels. The others have two, or the labels of their third
+are not public (ADE20K, BDD100K, Cityscapes, COCO-Stuff 164k, iSAID, LoveDA, Mapillary, Pascal VOC): as in
+mmsegmentation's configs, their `test` is the validation split, and dev is held out of train.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from harness.data.base import IGNORE_INDEX, Sample, Split
+from harness.data.base import IGNORE_INDEX, SPLITS, Sample, Split
 from harness.data.file_pairs import ILLEGAL, Files, PairedFiles, files_below
 from harness.errors import UserError
 from harness.util.files import read_yaml
@@ -41,6 +45,7 @@ class Entry(_Model):
 
     root: Path
     train: tuple[Source, ...]
+    dev: tuple[Source, ...] = ()
     test: tuple[Source, ...]
     image_suffix: str
     mask_suffix: str
@@ -51,7 +56,7 @@ class Entry(_Model):
     classes: dict[str, Colour]
 
     def sources(self, split: Split) -> tuple[Source, ...]:
-        return self.train if split == "train" else self.test
+        return {"train": self.train, "dev": self.dev, "test": self.test}[split]
 
 
 class MMSegmentationDataset(PairedFiles):
@@ -72,7 +77,7 @@ class MMSegmentationDataset(PairedFiles):
                 f"{self.root / source.images}/**/*{found.image_suffix} "
                 f"with {self.root / source.masks}/**/*{found.mask_suffix}"
                 f"{f' listed in {self.root / source.names}' if source.names else ''} ({split})"
-                for split in ("train", "test")
+                for split in SPLITS
                 for source in found.sources(split)
             )
             problem = f"not found under {data}; expected {expected}"
@@ -81,8 +86,8 @@ class MMSegmentationDataset(PairedFiles):
     def find(self, split: Split) -> list[Sample]:
         image_suffix, mask_suffix = self._entry.image_suffix, self._entry.mask_suffix
         found: dict[str, Sample] = {}
-        images = self.root
-        for source in self._entry.sources(split):
+        sources = self._entry.sources(split)
+        for source in sources:
             images, masks = self.root / source.images, self.root / source.masks
             for stem in self._stems(source, images):
                 name = f"{split}/{stem}"
@@ -91,7 +96,7 @@ class MMSegmentationDataset(PairedFiles):
                 match = self._entry.group.search(stem)
                 files = Files(images / f"{stem}{image_suffix}", masks / f"{stem}{mask_suffix}")
                 found[name] = Sample(name, match[1] if match else name, files)
-        if not found:
+        if sources and not found:
             self.refuse([f"{images}: no *{image_suffix}; the {split} split is empty"])
         return list(found.values())
 
@@ -130,7 +135,8 @@ def entry(name: str) -> Entry:
 def is_present(name: str, data: Path) -> bool:
     """Whether all folders and lists of names of the dataset are under `data`."""
     found = entry(name)
-    paths = [path for source in (*found.train, *found.test) for path in (source.images, source.masks, source.names)]
+    sources = (source for split in SPLITS for source in found.sources(split))
+    paths = [path for source in sources for path in (source.images, source.masks, source.names)]
     return all((data / found.root / path).exists() for path in paths if path)
 
 

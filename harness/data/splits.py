@@ -1,4 +1,13 @@
-"""Selects the samples that a run is trained on and those that it is evaluated on."""
+"""Selects the samples that a run is trained on and those that it is evaluated on.
+
+| part | fitted on | evaluated on |
+| --- | --- | --- |
+| `report` | train | test |
+| `dev`, of a dataset with a dev split | train | dev |
+| `dev`, of another | train without the groups held out | the groups held out |
+
+A dev split is never fitted on, also not for `report`: fit on train, select on dev, report on test.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +22,19 @@ from harness.spec import Part
 def split_samples(dataset: SegmentationDataset, part: Part, dev_fraction: float) -> tuple[list[Sample], list[Sample]]:
     """The samples for training and the samples for evaluation.
 
-    `report`: all of train, all of test. `dev`: both from train. Groups, in the order of their names' SHA-256, go to the
-    dev split until it has at least `dev_fraction` of the samples; one group always remains for training.
-    Raises `UserError` for `dev` if train is one group.
+    Where dev is held out of train: groups, in the order of their names' SHA-256, go to dev until it has at least
+    `dev_fraction` of the samples; one group always remains for training.
+    Raises `UserError` if dev must be held out and train is one group.
     """
     train = list(dataset.samples("train"))
-    if part == "report":
-        return train, list(dataset.samples("test"))
+    own = list(dataset.samples("test" if part == "report" else "dev"))
+    if own:
+        return train, own
     sizes = Counter(sample.group for sample in train)
     if len(sizes) < 2:
-        problem = f"cannot split off a dev split: train is one group ({train[0].group})"
-        raise UserError(problem, field="dataset", value=dataset.name, hint="define smaller groups")
+        problem = f"dev cannot be held out of train, which is one group ({train[0].group})"
+        hint = "write a `group` pattern of smaller groups, or give it a dev split"
+        raise UserError(problem, field="dataset", value=dataset.name, hint=hint).at(dataset.description)
     dev: set[str] = set()
     for group in sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())[:-1]:
         if sum(sizes[other] for other in dev) >= dev_fraction * len(train):

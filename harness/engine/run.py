@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from harness.cells.resolve import Cell
 from harness.data.augmentation import TrainStream
 from harness.data.base import Pair
+from harness.data.fit import HELD_OUT, warnings
 from harness.data.splits import split_samples
 from harness.engine import cost, training
 from harness.engine.attempt import RunAttempt
@@ -125,17 +126,20 @@ def train(prepared: Prepared, expected_reuses: int = 0) -> Trained:
 
 
 def begin(prepared: Prepared) -> TrainState:
-    """Open the run folder; `training.train` takes the state."""
+    """Open the run folder and its log; `training.train` takes the state."""
     attempt, network = prepared.attempt, prepared.network
-    spec = attempt.cell.spec
+    spec, dataset = attempt.cell.spec, attempt.cell.dataset
     attempt.begin()
     kind, colon, content = spec.weights.partition("sha256:")
     weights = f"weights sha256:{content[:12]}" if colon else f"weights {kind}"
+    evaluated_on = "test" if spec.part == "report" else "dev" if dataset.samples("dev") else f"dev, {HELD_OUT}"
     attempt.reporter.line(
-        f"{spec.method} on {spec.backbone} ({weights}), {attempt.cell.dataset.name}: training on "
-        f"{len(prepared.train_samples)} images, evaluating on {len(prepared.evaluation_samples)}; head {spec.head}, "
+        f"{spec.method} on {spec.backbone} ({weights}), {dataset.name}: training on {len(prepared.train_samples)} "
+        f"images, evaluating on {len(prepared.evaluation_samples)} ({evaluated_on}); head {spec.head}, "
         f"budget {spec.budget.name}, seed {spec.seed}, {provenance.device_name(attempt.fabric.device)}"
     )
+    for text in warnings(dataset, spec.budget):
+        attempt.reporter.line(f"warning: {text}")
     if attempt.fabric.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(attempt.fabric.device)
     return TrainState(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +28,44 @@ def test_run_prints_results_to_stdout_and_progress_to_stderr(colours: Path, tiny
     assert (Path(path) / "result.json").is_file()
     assert runs_in(tmp_path / "runs") == [Path(path).name]
     first, *steps, last = output.err.splitlines()
-    assert first.startswith("linear on resnet10t (weights random), colours: training on 8 images, ")
+    assert first.startswith(
+        "linear on resnet10t (weights random), colours: training on 8 images, evaluating on 5 (test); "
+    )
     figures = r"step \d+/12  loss \d\.\d{3}  lr \d\.\de-\d\d  train mIoU 0\.\d{3}  [\d.]+ img/s  \d+ s left"
     assert all(re.fullmatch(figures, line) or line.startswith("evaluate ") for line in steps)
     assert re.fullmatch(r"evaluate (\d+)/\1", last)
     assert "\x1b" not in output.err
+
+
+def test_run_warns_of_shared_groups_and_small_crops_on_stderr_and_in_its_log(colours: Path, tmp_path: Path) -> None:
+    shutil.copytree(colours, tmp_path / "shared")
+    with (tmp_path / "shared" / "dataset.yaml").open("a") as description:
+        description.write("group: (.)")  # train and test have both images of 0 to 4
+    budget = make_budget(tmp_path / "small.yaml", steps=1, warmup=0, crop=[32, 24])
+    command = run_arguments(tmp_path / "shared", budget, tmp_path / "runs", "--method", "linear")
+    output = call(*command)
+    assert output.code == 0
+    told = [line.removeprefix("warning: ") for line in output.err.splitlines() if line.startswith("warning: ")]
+    assert [line.partition(" (")[0] for line in told] == [
+        "shared: train and test share 5 groups",
+        "shared: the crop [32, 24] covers 38 % of the images' width, 24 of 64 pixels, at working size; use one closer "
+        "to [64, 64], or a smaller `scale`",
+    ]
+    log = Path(output.out.splitlines()[-1], "log.txt").read_text()
+    assert all(f"warning: {line}" in log for line in told)
+
+
+def test_run_on_the_dev_part_says_where_it_comes_from(colours: Path, tmp_path: Path) -> None:
+    budget = make_budget(tmp_path / "b.yaml", steps=1, warmup=0)
+    shutil.copytree(colours, tmp_path / "three")
+    for kind in ("images", "masks"):
+        shutil.copytree(colours / kind / "test", tmp_path / "three" / kind / "val")
+    for dataset, expected in (
+        (colours, "training on 6 images, evaluating on 2 (dev, held out of train by group)"),
+        (tmp_path / "three", "training on 8 images, evaluating on 5 (dev)"),
+    ):
+        output = call(*run_arguments(dataset, budget, tmp_path / "runs", "--method", "linear", "--part", "dev"))
+        assert output.code == 0 and expected in output.err
 
 
 def test_finished_run_is_printed_and_not_trained(finished: list[str | Path]) -> None:

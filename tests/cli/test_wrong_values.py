@@ -110,6 +110,22 @@ def test_budget_with_too_small_batches_for_the_head_is_refused(
     assert runs_in(tmp_path / "runs") == []
 
 
+def test_windows_larger_than_the_images_are_refused(colours: Path, tmp_path: Path) -> None:
+    budget = make_budget(tmp_path / "wide.yaml", crop=[64, 96], evaluation="slide", stride=[32, 32])
+    line = refusal(*run_arguments(colours, budget, tmp_path / "runs"))
+    assert line.startswith("--budget wide: the windows of `evaluation: slide`, [64, 96], are larger than the images of")
+    assert runs_in(tmp_path / "runs") == []
+
+
+def test_dev_part_of_one_group_is_refused(colours: Path, tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(colours, tmp_path / "one")
+    with (tmp_path / "one" / "dataset.yaml").open("a") as description:
+        description.write("group: ^()")
+    line = refusal(*run_arguments(tmp_path / "one", tiny, tmp_path / "runs", "--part", "dev"))
+    assert line.startswith(f"{tmp_path}/one/dataset.yaml: dataset: one: dev cannot be held out of train, which is one")
+    assert runs_in(tmp_path / "runs") == []
+
+
 def runs_that_cannot_be(tmp_path: Path) -> dict[str, tuple[Path | str, str]]:
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data.base import Pair, Sample, SegmentationDataset
+from harness.data.base import Pair, Sample, SegmentationDataset, Split, WorkingSizes
 from harness.data.catalog import dataset_names, open_dataset
+from harness.data.fit import describe_parts, warnings
 from harness.data.splits import split_samples
+from harness.spec import Budget
 
 REPOSITORY = Path(__file__).parents[2]
 CAMVID = REPOSITORY / "../shared/data/camvid"
@@ -21,20 +23,24 @@ CAMVID_CLASSES = "[sky, building, pole, road, pavement, tree, sign, fence, car, 
 
 
 class Groups(SegmentationDataset):
-    """A dataset with one sample per group."""
+    """A dataset with one sample per group of train and of dev."""
 
     name = "groups"
     classes, palette, digest = ("a", "b"), ((0, 0, 0), (1, 1, 1)), ""
+    working_sizes = WorkingSizes((1, 1), (1, 1))
 
-    def __init__(self, groups: Sequence[str]) -> None:
-        self._groups = groups
+    def __init__(self, train: Sequence[str], dev: Sequence[str] = ()) -> None:
+        self._groups = {"train": train, "dev": dev, "test": ["elsewhere"]}
 
-    def samples(self, split: str) -> list[Sample]:
-        groups = self._groups if split == "train" else ["elsewhere"]
-        return [Sample(f"{split}/{n:03}", group, None) for n, group in enumerate(groups)]
+    def samples(self, split: Split) -> list[Sample]:
+        return [Sample(f"{split}/{n:03}", group, None) for n, group in enumerate(self._groups[split])]
 
     def load(self, sample: Sample) -> Pair:
         return Pair(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8))
+
+
+def make_budget(crop: tuple[int, int]) -> Budget:
+    return Budget(name="test", steps=1, batch_size=1, crop=crop)
 
 
 @pytest.mark.parametrize("name", ["shapes", "{root}", "{root}/dataset.yaml"])
@@ -78,6 +84,7 @@ def test_listing_opening_and_digest_do_not_import_torch(folder, tmp_path):
 import json, sys
 from pathlib import Path
 from harness.data.catalog import dataset_names, open_dataset
+from harness.data.fit import describe_parts, warnings
 from harness.data.splits import split_samples
 data = Path({str(tmp_path)!r})
 present = {{entry.name for entry in dataset_names(data) if entry.present}} & {{"shapes", "landcover"}}
@@ -121,18 +128,50 @@ def test_dev_split_is_the_same_on_every_machine():
 
 def test_one_group_cannot_be_split(refusal):
     message = refusal(lambda: split_samples(Groups("aaaa"), "dev", 0.2))
-    assert message.startswith("dataset groups: cannot split off a dev split") and "(a)" in message
+    assert message.startswith(
+        "dataset groups: dev cannot be held out of train, which is one group (a); write a `group`"
+    )
 
 
-@pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not in ../shared/data/camvid")
-def test_camvid_opens_through_a_separate_description(tmp_path):
+def test_own_dev_split_is_evaluated_on_and_never_fitted_on():
+    dataset = Groups("aabb", dev="cd")
+    train, dev, test = (dataset.samples(split) for split in ("train", "dev", "test"))
+    assert split_samples(dataset, "dev", 0.2) == (train, dev)
+    assert split_samples(dataset, "report", 0.2) == (train, test)
+
+
+def test_own_dev_split_needs_no_second_group_in_train():
+    assert len(split_samples(Groups("aaaa", dev="b"), "dev", 0.2)[0]) == 4
+
+
+@pytest.fixture
+def camvid(tmp_path) -> SegmentationDataset:
+    """The shipped studies' CamVid: its three official splits."""
+    if not CAMVID.is_dir():
+        pytest.skip("CamVid is not in ../shared/data/camvid")
     description = tmp_path / "camvid.yaml"
-    group = r"^([^_]+)_"
-    description.write_text(f"root: {CAMVID.resolve()}\nclasses: {CAMVID_CLASSES}\ngroup: {group!r}\n")
-    dataset = open_dataset(str(description), tmp_path, tmp_path / "cache")
-    assert len(dataset.digest) == 64
-    assert [len(dataset.samples(split)) for split in ("train", "test")] == [367, 233]
-    image, mask = dataset.load(dataset.samples("train")[0])
+    description.write_text(
+        f"root: {CAMVID.resolve()}\nclasses: {CAMVID_CLASSES}\nsplits: {{train: train, dev: val, test: test}}\n"
+        r"group: '^(\w+_f?\d+)\d{3}$'"
+        "\nscale: [240, 180]\n"
+    )
+    return open_dataset(str(description), tmp_path, tmp_path / "cache")
+
+
+def test_camvid_is_fitted_on_train_selected_on_val_and_reported_on_test(camvid):
+    assert len(camvid.digest) == 64
+    sizes = {part: [len(samples) for samples in split_samples(camvid, part, 0.2)] for part in ("dev", "report")}
+    assert sizes == {"dev": [367, 101], "report": [367, 233]}
+    assert {sample.name.split("_")[0] for sample in camvid.samples("dev")} == {"dev/0016E5"}
+    image, mask = camvid.load(camvid.samples("train")[0])
     assert (image.shape, mask.shape) == ((360, 480, 3), (360, 480))
-    fitted, held = split_samples(dataset, "dev", 0.2)
-    assert fitted and held
+
+
+def test_camvid_shares_half_a_minute_of_one_clip_between_train_and_test(camvid):
+    assert describe_parts(camvid, 0.2) == (
+        "camvid: train 367 images in 15 groups; dev 101 images in 2 groups; test 233 images in 9 groups"
+    )
+    (_, to_test) = warnings(camvid, make_budget(crop=(180, 240)))
+    assert to_test.startswith("camvid: train and test share 1 group (0001TP_008): 15 of 233 images of test")
+    assert len(warnings(camvid, make_budget(crop=(96, 128)))) == 2  # just above half
+    assert "40 % of the images' width, 96 of 240 pixels" in warnings(camvid, make_budget(crop=(96, 96)))[2]

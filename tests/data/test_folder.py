@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.data import folder as folder_module
 from harness.data.base import IGNORE_INDEX
 from harness.data.folder import FolderDataset, distinct_colours
+from harness.data.splits import split_samples
 from tests.support.tiny_files import labels, picture, save
 
 
@@ -54,8 +56,103 @@ def test_test_split_defaults_to_val_without_a_test_folder(folder):
     for kind in ("images", "masks"):
         (folder / kind / "test").rename(folder / kind / "val")
     assert len(opened(folder).samples("test")) == 2
-    describe(folder, "classes: [sky, road, tree]\nsplits: {test: train}\n")
-    assert len(opened(folder).samples("test")) == 4
+    assert opened(folder).samples("dev") == []
+
+
+CLASSES = "classes: [sky, road, tree]\n"
+
+
+def add_dev(folder: Path, name: str) -> None:
+    for number in range(3):
+        save(folder / "images" / name / f"dev{number}.png", picture(number + 10))
+        save(folder / "masks" / name / f"dev{number}.png", labels(number + 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "splits", "sizes"),
+    [
+        ("val", "", [4, 3, 2]),
+        ("val", "splits: {train: train, dev: val, test: test}", [4, 3, 2]),
+        ("dev", "splits: {dev: dev}", [4, 3, 2]),
+        ("val", "splits: {train: train, test: test}", [4, 0, 2]),  # as the file says: dev is held out
+        ("val", "splits: {train: train, test: val}", [4, 0, 3]),
+        ("other", "", [4, 0, 2]),
+    ],
+)
+def test_dev_split_is_the_named_one_or_val_beside_test(folder, name, splits, sizes):
+    add_dev(folder, name)
+    describe(folder, CLASSES + splits)
+    dataset = opened(folder)
+    assert [len(dataset.samples(split)) for split in ("train", "dev", "test")] == sizes
+    assert dataset.digest
+    fitted, held = split_samples(dataset, "dev", 0.2)
+    assert (len(fitted), len(held)) == ((4, 3) if sizes[1] else (3, 1))
+
+
+def test_digest_covers_the_dev_split(folder):
+    without = opened(folder).digest
+    add_dev(folder, "val")
+    before = opened(folder).digest
+    assert before != without
+    save(folder / "masks/val/dev0.png", labels(7))
+    assert opened(folder).digest != before
+
+
+def test_damaged_file_of_the_dev_split_is_named(folder, refusal):
+    add_dev(folder, "val")
+    truncate(folder / "images/val/dev1.png")
+    assert re.search(r"images/val/dev1.png: .*(truncated|broken)", refusal(lambda: opened(folder).digest))
+
+
+@pytest.mark.parametrize(
+    ("splits", "complaint"),
+    [
+        ("{test: train}", "splits.test: train: is the folder of the train split too; splits must not overlap"),
+        ("{dev: ./train/}", "splits.dev: ./train/: is the folder of the train split too"),
+        ("{dev: test}", "splits.test: test: is the folder of the dev split too"),
+    ],
+)
+def test_two_splits_of_one_folder_are_an_error(folder, refusal, splits, complaint):
+    describe(folder, f"{CLASSES}splits: {splits}\n")
+    assert refusal(lambda: opened(folder)).startswith(f"{folder / 'dataset.yaml'}: {complaint}")
+
+
+def test_split_folder_inside_another_overlaps(folder, refusal):
+    describe(folder, f"{CLASSES}splits: {{train: ., test: test}}\n")
+    message = refusal(lambda: opened(folder).digest)
+    assert "images/test/scene0/0.png: is in the test split and in the train split (and 1 more such problems)" in message
+
+
+def test_val_as_dev_without_a_test_folder_asks_for_one(folder, refusal):
+    add_dev(folder, "val")
+    for kind in ("images", "masks"):
+        (folder / kind / "test").rename(folder / kind / "holdout")
+    describe(folder, f"{CLASSES}splits: {{dev: val}}\n")
+    assert "images/test: no such folder; `splits` and `root` say where the test" in refusal(
+        lambda: opened(folder).digest
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "complaint"),
+    [
+        ("(city.)/", "matches none of the 4 names of the train split, such as 'scene0/0'"),
+        ("(scene0)/", "matches only 2 of the 4 names of the train split, and not 'scene1/1'"),
+        ("scene(9)?", "matches none of the 4 names of the train split, such as 'scene0/0'"),
+    ],
+)
+def test_group_pattern_that_does_not_match_is_an_error(folder, refusal, pattern, complaint):
+    describe(folder, f"{CLASSES}group: {pattern}\n")
+    message = refusal(lambda: opened(folder).digest)
+    assert message.startswith(f"{folder / 'dataset.yaml'}: group: {pattern}: {complaint}; a name is the path below")
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "group"), re.findall(r"^    (\S+)\.\w+ +'(.+)' +(\w+): ", folder_module.__doc__ or "", re.M)
+)
+def test_documented_group_patterns_give_the_documented_groups(name, pattern, group):
+    found = re.search(pattern, name)
+    assert found and found[1] == group
 
 
 def test_classes_with_colours_give_names_and_palette(folder):
@@ -97,6 +194,11 @@ def test_invalid_description_is_a_one_line_error_with_the_field(folder, refusal,
 def empty_the_train_split(folder: Path) -> None:
     for path in folder.glob("*/train/*/*"):
         path.unlink()
+
+
+def link(path: Path, target: Path) -> None:
+    path.unlink()
+    path.symlink_to(target)
 
 
 def truncate(path: Path) -> None:
@@ -154,9 +256,9 @@ BROKEN = {
         lambda f: [save(path, labels(0, classes=2) * 255) for path in f.glob("masks/train/*/*")],
         r"masks/train/scene0/0.png: the masks of train hold class 0 alone; labels are class indices$",
     ),
-    "a group that does not match": (
-        lambda f: describe(f, "classes: [sky, road, tree]\ngroup: (city.)/\n"),
-        r"images/train/scene0/0.png: group: '\(city.\)/' does not match 'scene0/0'$",
+    "a file of train that test links to": (
+        lambda f: link(f / "images/test/scene0/0.png", f / "images/train/scene1/1.png"),
+        r"images/test/scene0/0.png: is in the test split and in the train split$",
     ),
 }
 

@@ -13,6 +13,7 @@ from harness.data import mmseg_catalog
 from harness.data.base import IGNORE_INDEX
 from harness.data.catalog import open_dataset
 from harness.data.file_pairs import ILLEGAL
+from harness.data.splits import split_samples
 from harness.util.quiet import quiet_imports
 from tests.support.tiny_files import labels, picture, save
 
@@ -83,7 +84,8 @@ def test_entry_matches_the_installed_mmseg(installed: dict[str, dict], name: str
     for module, name_ in ((fileio, "exists"), (os.path, "isfile")):  # some classes look for their files at once
         monkeypatch.setattr(module, name_, lambda *_, **__: True)
     entry, root = mmseg_catalog.entry(name), Path("data") / mmseg_catalog.entry(name).root
-    for split, part in (("train", "train"), ("test", "val")):
+    # Most configs test on the validation split, whose labels are public.
+    for split, part in (("train", "train"), *((("dev", "val"),) if entry.dev else ()), ("test", "test")):
         configs = unwrapped(installed[name][f"{part}_dataloader"]["dataset"])
         for source, config in zip(entry.sources(split), configs, strict=True):
             real = DATASETS.build({**config, "pipeline": [], "lazy_init": True})
@@ -178,6 +180,24 @@ def test_files_in_a_folder_of_a_scene_are_one_group(tmp_path):
 def test_classes_that_a_config_leaves_out_are_ignored():
     table = mmseg_catalog.label_table(("a", "b", "c"), ("a", "c"), reduce_zero_label=False)
     assert table[:4].tolist() == [0, IGNORE_INDEX, 1, ILLEGAL]
+
+
+def test_refuge_is_selected_on_validation_and_reported_on_test(tmp_path, refusal):
+    for number, split in enumerate(("training", "validation", "test")):
+        assert "not found" in refusal(lambda: opened("refuge", tmp_path))
+        save(tmp_path / "REFUGE/images" / split / "a.png", picture(number))
+        save(tmp_path / "REFUGE/annotations" / split / "a.png", labels(number))
+    dataset = opened("refuge", tmp_path)
+    assert dataset.digest
+    for part, evaluated in (("dev", "validation"), ("report", "test")):
+        (fitted,), (held,) = split_samples(dataset, part, 0.2)
+        assert [Path(sample.source.image).parent.name for sample in (fitted, held)] == ["training", evaluated]
+
+
+def test_image_listed_in_two_splits_is_an_error(voc, refusal):
+    (voc / VOC / "ImageSets/Segmentation/val.txt").write_text("v0\nt1\n")
+    message = refusal(lambda: opened("pascal_voc12", voc).digest)
+    assert message.endswith("JPEGImages/t1.jpg: is in the test split and in the train split")
 
 
 def test_coco_stuff_is_its_larger_edition(tmp_path, refusal):

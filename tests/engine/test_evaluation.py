@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.data.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset, Split
+from harness.data.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset, Split, WorkingSizes
 from harness.engine.evaluation import Predictor, confusion, confusion_matrices
 from harness.runs.metrics import load_confusions, metrics, save_confusions
 from harness.spec import Budget
@@ -160,6 +160,7 @@ class InMemory(SegmentationDataset):
     classes: tuple[str, ...] = ("a", "b", "c")
     palette: tuple[tuple[int, int, int], ...] = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
     digest: str = "0"
+    working_sizes: WorkingSizes = WorkingSizes((8, 8), (8, 8))
 
     def samples(self, split: Split) -> list[Sample]:
         return [Sample(str(number), "all", number) for number in range(len(self.pairs))]

@@ -1,0 +1,90 @@
+"""Whether a budget fits a dataset, and whether the dataset's splits are independent: what to tell before training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+
+from harness.data.base import SPLITS, Sample, SegmentationDataset
+from harness.data.splits import split_samples
+from harness.errors import UserError
+from harness.spec import Budget, Part
+from harness.util.text import list_some
+
+LEAST_COVERAGE = 0.5
+"""Of each side of an image by the crop. With smaller crops, methods that train much of the backbone lose more than
+those that train little, which can turn the order of methods round."""
+
+HELD_OUT = "held out of train by group"
+
+
+def check_fit(dataset: SegmentationDataset, budget: Budget, part: Part) -> None:
+    """Raises `UserError` if windows are larger than every image, or if dev must be held out and cannot be."""
+    largest = dataset.working_sizes.largest
+    if budget.evaluation == "slide" and any(c > side for c, side in zip(budget.crop, largest, strict=True)):
+        problem = (
+            f"the windows of `evaluation: slide`, {list(budget.crop)}, are larger than the images of {dataset.name}, "
+            f"at most {list(largest)} at working size"
+        )
+        hint = "use a smaller crop, or `evaluation: whole`"
+        raise UserError(problem, field="budget", value=budget.name, hint=hint)
+    if part == "dev":
+        split_samples(dataset, part, budget.dev_fraction)
+
+
+def describe_parts(dataset: SegmentationDataset, dev_fraction: float) -> str:
+    """One line: the images and groups of train, dev and test, and where dev comes from."""
+    train, test = dataset.samples("train"), dataset.samples("test")
+    own = dataset.samples("dev")
+    if own:
+        dev = _size(own)
+    else:
+        try:
+            dev = f"{_size(split_samples(dataset, 'dev', dev_fraction)[1])} {HELD_OUT}"
+        except UserError:
+            dev = "none, since train is one group"
+    return f"{dataset.name}: train {_size(train)}; dev {dev}; test {_size(test)}"
+
+
+def warnings(dataset: SegmentationDataset, budget: Budget) -> list[str]:
+    """What makes scores on this dataset under this budget misleading; one line each."""
+    return [*_shared_groups(dataset), *_small_crop(dataset, budget)]
+
+
+def _shared_groups(dataset: SegmentationDataset) -> list[str]:
+    lines = []
+    counts = {split: Counter(sample.group for sample in dataset.samples(split)) for split in SPLITS}
+    for first, second in combinations(SPLITS, 2):
+        shared = sorted(counts[first].keys() & counts[second].keys())
+        if shared:
+            images = sum(counts[second][group] for group in shared)
+            lines.append(
+                f"{dataset.name}: {first} and {second} share {_count(len(shared), 'group')} ({list_some(shared)}): "
+                f"{images} of {counts[second].total()} images of {second} may resemble images of {first}"
+            )
+    return lines
+
+
+def _small_crop(dataset: SegmentationDataset, budget: Budget) -> list[str]:
+    sizes = dataset.working_sizes
+    median = " (median)" if sizes.median != sizes.largest else ""
+    covered = [
+        f"{100 * crop / side:.0f} % of the images' {name}, {crop} of {side} pixels{median}"
+        for name, crop, side in zip(("height", "width"), budget.crop, sizes.median, strict=True)
+        if crop < LEAST_COVERAGE * side
+    ]
+    if not covered:
+        return []
+    return [
+        f"{dataset.name}: the crop {list(budget.crop)} covers {' and '.join(covered)}, at working size; "
+        f"use one closer to {list(sizes.median)}, or a smaller `scale`"
+    ]
+
+
+def _size(samples: Sequence[Sample]) -> str:
+    return f"{_count(len(samples), 'image')} in {_count(len({sample.group for sample in samples}), 'group')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
