@@ -185,7 +185,8 @@ class Method(ABC):
     def auxiliary_loss(self, masks: Tensor) -> Tensor | None:
         """A scalar that is added to the head's loss after each training forward pass; None adds nothing.
 
-        `masks` are the labels [B, H, W] at the crop's size, with `IGNORE_INDEX` where there are none.
+        `masks` are the labels [B, H', W'] on the backbone's canvas, which every map covers exactly, with `IGNORE_INDEX`
+        where there are none: `losses.labels_at` samples them at a map's size.
         """
         return None
 

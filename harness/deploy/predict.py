@@ -37,9 +37,10 @@ def predict_images(
         _read(path)
     network, header = load_delta(delta, weights or run_weights, store.cache)
     fabric = make_fabric(device, header.spec.budget.precision)
+    apply_memory_format(fabric.to_device(network), header.spec.budget)
     backbone = network.backbone
     predictor = Predictor(
-        apply_memory_format(fabric.to_device(network), header.spec.budget),
+        network,
         backbone.mean,
         backbone.std,
         header.scale,

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.data.augmentation import prepare
 from harness.data.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset
 from harness.models.backbones.backbone import StageOutputs
 from harness.models.losses import upsample
+from harness.models.network import Segmenter
 from harness.spec import Budget
 
 
@@ -36,7 +37,7 @@ LOADERS = 4
 class Predictor:
     """A network with its preprocessing: turns images of any size into labels of that size."""
 
-    network: nn.Module
+    network: Segmenter
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: tuple[int, int] | None
@@ -51,14 +52,17 @@ class Predictor:
         """uint8 images [H, W, 3] of one size -> uint8 labels [H, W] each, on the device."""
         height, width = images[0].shape[:2]
         batch = torch.stack([torch.from_numpy(prepare(image, self.scale, self.mean, self.std)) for image in images])
-        logits = self._logits(batch.to(self.device))
         # One image at a time: at 150 classes the upsampled logits of a single large image are a gigabyte.
+        logits = self._logits(batch.to(self.device))
         return [upsample(one[None], (height, width))[0].argmax(0).byte() for one in logits]
 
-    def _logits(self, images: Tensor) -> Tensor:
-        if self.budget.evaluation == "whole":
-            return self._forward(images)
-        return self._slide(images)
+    def _logits(self, images: Tensor) -> Iterator[Tensor]:
+        """[K, H, W] of each image, at the size of the network's input."""
+        if self.budget.evaluation == "slide":
+            yield from self._slide(images)
+            return
+        for one in self._forward(images):
+            yield self.network.image_logits(one[None], (images.shape[-2], images.shape[-1]))[0]
 
     def _forward(self, images: Tensor) -> Tensor:
         if self.budget.channels_last:
@@ -91,7 +95,7 @@ class Predictor:
             if total is None:
                 total = images.new_zeros(len(images), logits.shape[1], height, width, dtype=torch.float32)
             for (image, place), one in zip(together, logits, strict=True):
-                total[image][..., *place] += upsample(one[None], window)[0]
+                total[image][..., *place] += self.network.image_logits(one[None], window)[0]
         assert total is not None
         return total / count
 

@@ -185,7 +185,7 @@ class TrainState:
                 loss, logits = self._model(batch.behind(self.frozen_stages), batch.masks)
                 fabric.backward(loss / budget.accumulate)
             loss_value += loss.item() / budget.accumulate
-            _count(meters, logits, batch.masks)
+            _count(meters, logits, self.network.canvas_labels(batch.masks))
         if not math.isfinite(loss_value):
             rates = self.hyperparameters.model_dump(include={"lr", "head_lr"})
             now = " and ".join(f"{name}={rate:g}" for name, rate in sorted(rates.items(), reverse=True))
@@ -286,7 +286,7 @@ def interrupted(step: int) -> RunEnded:
 
 
 def _count(meters: Meters, logits: Tensor, masks: Tensor) -> None:
-    """Count the crops' predictions at the head's own resolution, which is cheap."""
+    """Count the crops' predictions at the head's own resolution, which is cheap; the masks are the canvas's."""
     classes = logits.shape[1]
     if meters.matrix.numel() == 0:
         meters.matrix = torch.zeros(classes, classes, dtype=torch.int64)

@@ -34,7 +34,8 @@ def parse_head(head: str) -> tuple[str, int | None]:
 
 
 def build_head(head: str, backbone: StagedBackbone, num_classes: int, seed: int) -> nn.Module:
-    """The head for a backbone: list of maps [B, C_i, H/s_i, W/s_i] -> logits [B, classes, h, w] at a size of its own.
+    """The head for a backbone: list of maps [B, C_i, H'/s_i, W'/s_i] -> logits [B, classes, h, w] at a size of its own.
+    Both cover the canvas H'×W' exactly.
 
     Its initialisation depends only on the seed and the shapes, not on the method.
     Raises `UserError` where the head does not fit the backbone.
@@ -82,13 +83,31 @@ def _decoder(num_classes: int) -> dict[str, object]:
     return {"num_classes": num_classes, "out_channels": num_classes, "align_corners": False}
 
 
-def _pyramid(backbone: StagedBackbone) -> list[nn.Module]:
-    """Four maps of one resolution (ViT) -> maps at 4, 2, 1 and 1/2 of it, as mmsegmentation does for BEiT and MAE."""
-    if backbone.hierarchical:
-        return []
-    from mmseg.models.necks import Feature2Pyramid
+def _on_last_output(backbone: StagedBackbone, decoder: nn.Module) -> nn.Module:
+    """A decoder that reads the last map."""
+    from torch import nn
 
-    return [Feature2Pyramid(backbone.channels[0], rescales=[4, 2, 1, 0.5], norm_cfg=_norm())]
+    from harness.models.head_inputs import OutputNorms
+
+    if not backbone.outputs_lack_norm:
+        return decoder
+    return nn.Sequential(OutputNorms(backbone.channels, [len(backbone.channels) - 1]), decoder)
+
+
+def _on_pyramid(backbone: StagedBackbone, *decoder: nn.Module) -> nn.Module:
+    """A decoder that reads all maps of a pyramid. Of four maps of one resolution (ViT) one is made, at 4, 2, 1 and 1/2
+    of it, as mmsegmentation does for BEiT and MAE."""
+    from mmseg.models.necks import Feature2Pyramid
+    from torch import nn
+
+    from harness.models.head_inputs import OnEvenGrid, OutputNorms
+
+    if not backbone.hierarchical:
+        pyramid = Feature2Pyramid(backbone.channels[0], rescales=[4, 2, 1, 0.5], norm_cfg=_norm())
+        return OnEvenGrid(pyramid, *decoder)
+    if backbone.outputs_lack_norm:
+        return nn.Sequential(OutputNorms(backbone.channels, range(len(backbone.channels))), *decoder)
+    return nn.Sequential(*decoder)
 
 
 @heads.register("linear")
@@ -98,7 +117,7 @@ def _linear(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn
         raise UserError("takes no width, it is one convolution", field="head", value=f"linear:{width}")
     from mmseg.models.decode_heads import FCNHead
 
-    return FCNHead(
+    decoder = FCNHead(
         in_channels=backbone.channels[-1],
         in_index=len(backbone.channels) - 1,
         channels=backbone.channels[-1],
@@ -107,6 +126,7 @@ def _linear(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn
         dropout_ratio=0,
         **_decoder(num_classes),
     )
+    return _on_last_output(backbone, decoder)
 
 
 @heads.register("fcn")
@@ -114,7 +134,7 @@ def _fcn(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn.Mo
     """Two 3×3 convolutions on the last map, its input concatenated: Long et al., arXiv 1411.4038."""
     from mmseg.models.decode_heads import FCNHead
 
-    return FCNHead(
+    decoder = FCNHead(
         in_channels=backbone.channels[-1],
         in_index=len(backbone.channels) - 1,
         channels=width or 512,
@@ -123,6 +143,7 @@ def _fcn(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn.Mo
         norm_cfg=_norm(),
         **_decoder(num_classes),
     )
+    return _on_last_output(backbone, decoder)
 
 
 @heads.register("fpn")
@@ -130,12 +151,11 @@ def _fpn(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn.Mo
     """Semantic FPN: Kirillov et al., arXiv 1901.02446. The width is the pyramid's; the head inside has half of it."""
     from mmseg.models.decode_heads import FPNHead
     from mmseg.models.necks import FPN
-    from torch import nn
 
     width = width or 256
     levels = len(backbone.channels)
-    return nn.Sequential(
-        *_pyramid(backbone),
+    return _on_pyramid(
+        backbone,
         FPN(in_channels=list(backbone.channels), out_channels=width, num_outs=levels),
         FPNHead(
             in_channels=[width] * levels,
@@ -152,10 +172,9 @@ def _fpn(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn.Mo
 def _uper(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn.Module:
     """UPerNet: Xiao et al., arXiv 1807.10221."""
     from mmseg.models.decode_heads import UPerHead
-    from torch import nn
 
-    return nn.Sequential(
-        *_pyramid(backbone),
+    return _on_pyramid(
+        backbone,
         UPerHead(
             in_channels=list(backbone.channels),
             in_index=list(range(len(backbone.channels))),

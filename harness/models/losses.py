@@ -28,4 +28,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [B, K, h, w] -> float32 [B, K, H, W], bilinear, corners not aligned."""
+    if logits.shape[-2:] == size:
+        return logits.float()
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness.data.base import IGNORE_INDEX
 from harness.method import Method
-from harness.models.backbones.backbone import StagedBackbone, StageOutputs
+from harness.models.backbones.backbone import StagedBackbone, StageOutputs, pad_to
 from harness.models.heads import build_auxiliary_head, build_head
 from harness.models.losses import cross_entropy, upsample
 from harness.spec import Budget
@@ -56,7 +57,8 @@ class Segmenter(nn.Module):
         self.auxiliary_weight = auxiliary_weight
 
     def forward(self, images: Tensor | StageOutputs, masks: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """images [B, 3, H, W], or their `backbone.prefix` -> logits [B, classes, h, w] at the head's size.
+        """images [B, 3, H, W], or their `backbone.prefix` -> logits [B, classes, h, w] at the head's size, which cover
+        the backbone's canvas.
 
         With masks [B, H, W]: (loss, logits), the loss being the mean cross-entropy over labelled pixels at the
         masks' size plus the losses of the auxiliary head and of the method, in float32; the logits are detached.
@@ -65,14 +67,20 @@ class Segmenter(nn.Module):
         logits = self.head(maps)
         if masks is None:
             return logits
-        loss = self._cross_entropy(logits, masks)
+        size = masks.shape[-2], masks.shape[-1]
+        loss = cross_entropy(self.image_logits(logits, size), masks)
         if self.auxiliary is not None:
-            loss = loss + self.auxiliary_weight * self._cross_entropy(self.auxiliary(maps), masks)
-        of_method = self.method.auxiliary_loss(masks)
+            loss = loss + self.auxiliary_weight * cross_entropy(self.image_logits(self.auxiliary(maps), size), masks)
+        of_method = self.method.auxiliary_loss(self.canvas_labels(masks))
         return (loss if of_method is None else loss + of_method), logits.detach()
 
-    def _cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
-        return cross_entropy(upsample(logits, (masks.shape[-2], masks.shape[-1])), masks)
+    def image_logits(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits [B, K, h, w] of images of `size` (H, W) -> float32 [B, K, H, W]: upsampled to the canvas, cropped."""
+        return upsample(logits, self.backbone.canvas(size))[..., : size[0], : size[1]]
+
+    def canvas_labels(self, masks: Tensor) -> Tensor:
+        """Labels [B, H, W] -> [B, H', W'] on the canvas, ignored outside the image: to sample at a map's size."""
+        return pad_to(masks, self.backbone.canvas((masks.shape[-2], masks.shape[-1])), IGNORE_INDEX)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)

@@ -59,7 +59,7 @@ class Border(nn.Module):
         return F.pad(framed, (self.margin - self.width,) * 4)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """[B, C_i, (H + 2·margin)/s_i, ...] -> [B, C_i, H/s_i, ...]"""
+        """[B, C_i, (H' + 2·margin)/s_i, ...] -> [B, C_i, H'/s_i, ...] for a canvas H'×W' of the image."""
         cells = [self.margin // stride for stride in self.strides]
         return [x[..., n : x.shape[-2] - n, n : x.shape[-1] - n] for x, n in zip(maps, cells, strict=True)]
 

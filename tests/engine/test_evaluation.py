@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.data.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset, Split, WorkingSizes
 from harness.engine.evaluation import Predictor, confusion, confusion_matrices
+from harness.models.losses import upsample
 from harness.runs.metrics import load_confusions, metrics, save_confusions
 from harness.spec import Budget
 from harness.util.quiet import quiet_imports
@@ -98,7 +99,14 @@ def test_saved_confusions_load_unchanged(tmp_path: Path) -> None:
 # Predicting
 
 
-class Pixelwise(nn.Module):
+class Unpadded(nn.Module):
+    """A network whose canvas is the image."""
+
+    def image_logits(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        return upsample(logits, size)
+
+
+class Pixelwise(Unpadded):
     """Three logits a pixel, from that pixel alone; records the sizes of its inputs."""
 
     def __init__(self, stride: int = 1) -> None:
@@ -133,7 +141,7 @@ def test_windows_predict_the_same_as_whole_images(size: tuple[int, int], stride:
     assert slid[0].dtype == torch.uint8
 
 
-class Window(nn.Module):
+class Window(Unpadded):
     """Class 1 in the middle of each window and class 0 at its rim."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -211,7 +219,9 @@ def test_predictions_are_counted_at_the_size_of_the_labels() -> None:
 
 
 def test_evaluation_leaves_the_network_in_evaluation_mode() -> None:
-    dataset, network = in_memory(SIZES[:1]), nn.Sequential(Pixelwise(), nn.BatchNorm2d(3))
+    dataset, network = in_memory(SIZES[:1]), Pixelwise()
+    network.norm = nn.BatchNorm2d(3)
+    network.register_forward_hook(lambda module, inputs, logits: module.norm(logits))
     network.train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     confusion_matrices(predictor(network), dataset, dataset.samples("test"))

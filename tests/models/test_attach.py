@@ -111,8 +111,7 @@ def test_attached_module_sees_the_stated_channels_and_grid(pristine, name):
     for height, width in ((64, 96), (50, 75)):
         backbone(images(height, width))
         for branch, view, probe in probes:
-            stride = backbone.strides[branch.stage]
-            grid = (-(-height // stride), -(-width // stride))
+            grid = tuple(side // backbone.strides[branch.stage] for side in backbone.canvas((height, width)))
             if view == "map":
                 assert probe.seen == (2, branch.channels, *grid)
             else:

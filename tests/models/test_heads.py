@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
 
 from harness.errors import UserError
 from harness.method import methods
 from harness.models.backbones.weights import Weights, load_backbone
+from harness.models.head_inputs import OutputNorms
 from harness.models.heads import build_head, heads
 from harness.models.network import build_segmenter
+from tests.support.tiny_methods import segmenter, shapes
 
 CNN, VIT = "resnet10t", "vit_tiny_patch16_224"
 
@@ -49,6 +52,40 @@ def test_head_sizes_are_those_of_mmsegmentation():
     assert size("fpn") == pyramid + blocks + (128 + 1) * k
     # FCN: two 3×3 and one over the concatenation with its input.
     assert size("fcn") == 9 * 512 * (512 + 512 + 1024) + 3 * 2 * 512 + (512 + 1) * k
+
+
+UNNORMED = ["convnext_atto", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "poolformer_s12"]
+NORMED = [CNN, VIT, "pvt_v2_b0", "eva02_base_patch14_224", "tf_efficientnet_lite0"]
+
+
+@pytest.mark.parametrize("name", [*UNNORMED, *NORMED])
+def test_head_trains_a_norm_for_each_output_that_it_reads_and_that_has_none(name):
+    built = shapes(name)
+    for head, stages in (("linear", [3]), ("fcn:8", [3]), ("fpn:8", range(4)), ("uper:8", range(4))):
+        norms = [part for part in build_head(head, built, 5, seed=0).modules() if isinstance(part, nn.LayerNorm)]
+        assert [norm.normalized_shape for norm in norms] == [
+            (built.channels[stage],) for stage in stages if name in UNNORMED
+        ]
+        assert all(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_output_norm_normalises_each_position_and_keeps_the_memory_layout(channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    norms = OutputNorms((6, 8), [1])
+    maps = [torch.randn(2, channels, 5, 7).to(memory_format=layout) for channels in (6, 8)]
+    unread, normed = norms(maps)
+    assert unread is maps[0] and normed.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(normed.mean(1), torch.zeros(2, 5, 7), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normed.var(1, correction=0), torch.ones(2, 5, 7), atol=1e-3, rtol=0)
+
+
+def test_output_norms_are_the_heads_and_in_its_delta():
+    network = segmenter("linear", "convnext_atto")
+    counts = network.count_parameters()
+    assert counts.method == 0 and {"head.0.0.weight", "head.0.3.bias"} <= network.trained_state().keys()
+    norms = 2 * sum(network.backbone.channels)
+    assert counts.head == norms + sum(p.numel() for part in network.head[1:] for p in part.parameters())
 
 
 def test_head_depends_on_the_seed_and_not_on_the_method():

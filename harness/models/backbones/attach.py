@@ -7,7 +7,6 @@ own modules, their names and their frozen tensors do not change.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,7 +171,7 @@ class AttachPoints(FormerNames, nn.Module):
         self._attach(module, block.module, "after", block.module.register_forward_hook(hook))
 
     def insert_after_stage(self, stage: int, module: nn.Module) -> None:
-        """The map behind `stage` (0-based), [B, C_i, H/s_i, W/s_i], passes through `module`.
+        """The map behind `stage` (0-based), [B, C_i, H'/s_i, W'/s_i] of the canvas, passes through `module`.
 
         Raises `IndexError` for a stage that does not exist, `ValueError` if there already is a module.
         """
@@ -305,7 +304,7 @@ class AttachPoints(FormerNames, nn.Module):
         if self._state.size is None:
             raise RuntimeError("the grid is only known during a forward pass")
         height, width = self._state.size
-        return math.ceil(height / self.strides[stage]), math.ceil(width / self.strides[stage])
+        return height // self.strides[stage], width // self.strides[stage]
 
     def count_prefix_tokens(self, x: Tensor) -> int:
         """The number of prefix tokens, which only networks with one sequence of tokens have."""

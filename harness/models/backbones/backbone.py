@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from harness.models.backbones.attach import AttachPoints
 from harness.models.backbones.family import CutNetwork, Family
@@ -39,8 +41,11 @@ class StagedBackbone(AttachPoints):
 
     Where methods attach their modules is in `AttachPoints`: stages, blocks, branches, layers, the output.
 
-    A module after a stage sees and returns the stage's output as a map [B, C_i, H/s_i, W/s_i], whatever the network's
-    own layout; prefix tokens (class, register) pass unchanged. Its result goes to the next stage and to the head.
+    Images are padded to the `canvas` before the stem, so no layer drops or invents a row by itself: the map of stage i
+    is [B, C_i, H'/s_i, W'/s_i] for a canvas H'×W', and covers exactly the canvas.
+
+    A module after a stage sees and returns the stage's output as such a map, whatever the network's own layout; prefix
+    tokens (class, register) pass unchanged. Its result goes to the next stage and to the head.
 
     On construction every parameter is frozen and every module is in evaluation mode. `.train()` does not change that:
     batch-norm statistics do not move and dropout stays off; only `unfreeze` does. Modules that a method adds later are
@@ -59,6 +64,7 @@ class StagedBackbone(AttachPoints):
         self.strides = tuple(network.strides)
         self.layout = network.layout
         self.prefix_tokens = network.prefix_tokens
+        self.outputs_lack_norm = network.outputs_lack_norm
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.pretrained_parameters = sum(parameter.numel() for parameter in self.parameters())
@@ -75,8 +81,17 @@ class StagedBackbone(AttachPoints):
         """Whether the stages have different resolutions (CNN, Swin) or one (ViT)."""
         return len(set(self.strides)) > 1
 
+    def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H', W') for images of `size` (H, W): rounded up to multiples of the coarsest stride.
+
+        The image is its upper left part; the rest has the mean colour. Logits and labels register with an image only
+        through the canvas: see `Segmenter.image_logits` and `Segmenter.canvas_labels`.
+        """
+        multiple = math.lcm(*self.strides)
+        return math.ceil(size[0] / multiple) * multiple, math.ceil(size[1] / multiple) * multiple
+
     def forward(self, images: Tensor | StageOutputs) -> list[Tensor]:
-        """images [B, 3, H, W], normalised, or their `prefix` -> one map [B, C_i, H/s_i, W/s_i] a stage."""
+        """images [B, 3, H, W], normalised, or their `prefix` -> one map [B, C_i, H'/s_i, W'/s_i] a stage."""
         x, known = self._begin(images)
         maps = []
         for i, stage in enumerate(self.stages):
@@ -112,17 +127,15 @@ class StagedBackbone(AttachPoints):
         for stage in self.stages[len(outputs) : stages]:
             x = stage(x)
             outputs.append(x)
-        assert self._state.size is not None
-        return StageOutputs(outputs, self._state.size)
+        return StageOutputs(outputs, _size_of(images))
 
     def _begin(self, images: Tensor | StageOutputs) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The input of the first stage to compute, and the outputs of the stages before it."""
+        canvas = self._state.size = self.canvas(_size_of(images))
         if isinstance(images, Tensor):
-            self._state.size = (images.shape[-2], images.shape[-1])
-            return self.stem(images), ()
-        self._state.size = images.size
+            return self.stem(pad_to(images, canvas)), ()
         if hasattr(self.stem, "prepare"):
-            self.stem.prepare(images.size)
+            self.stem.prepare(canvas)
         return images.outputs[-1], images.outputs
 
     def _is_as_pretrained(self, module: nn.Module) -> bool:
@@ -158,6 +171,16 @@ class StagedBackbone(AttachPoints):
     def _from_map(self, feature_map: Tensor, x: Tensor) -> Tensor:
         """The inverse of `_to_map`; prefix tokens are taken from `x`, the stage's own output."""
         return feature_map if self.layout == "NCHW" else self.from_map(feature_map, x)
+
+
+def pad_to(x: Tensor, size: tuple[int, int], value: float = 0) -> Tensor:
+    """[..., H, W] with `value` at the lower and right border up to `size`. Zero is the mean colour of an image."""
+    bottom, right = size[0] - x.shape[-2], size[1] - x.shape[-1]
+    return F.pad(x, (0, right, 0, bottom), value=value) if bottom or right else x
+
+
+def _size_of(images: Tensor | StageOutputs) -> tuple[int, int]:
+    return (images.shape[-2], images.shape[-1]) if isinstance(images, Tensor) else images.size
 
 
 def _is_intercepted(module: nn.Module) -> bool:

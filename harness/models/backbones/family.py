@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
 """How a network stores activations: a map with channels first or last, or a sequence of tokens."""
@@ -45,6 +44,9 @@ class CutNetwork:
     output_norm: nn.Module | None = None
     """Applied to a stage's output for the head, not for the next stage (the final norm of a ViT, as in DINOv2's
     `get_intermediate_layers`)."""
+    outputs_lack_norm: bool = False
+    """Whether the network's classifier brings the only norm that its residual stream meets, so that a head that reads
+    the outputs trains a LayerNorm for each. Not where they end in a norm of their own (batch norm, `output_norm`)."""
 
     @classmethod
     def described(
@@ -114,7 +116,7 @@ class Family(ABC):
     modules: ClassVar[Mapping[str, TinyNetwork]]
     """timm module -> its tiny network. Every architecture that the module registers belongs to the family."""
     options: ClassVar[Mapping[str, Any]] = {}
-    """Arguments for timm, so that a network accepts images of any size."""
+    """Arguments for timm, so that a network accepts any canvas: images of multiples of its coarsest stride."""
     layer_roles: ClassVar[Mapping[str, str]] = {}
     """Role by the last part, or the last two parts, of a layer's name."""
     attention_gates: ClassVar[frozenset[str]] = frozenset()
@@ -150,21 +152,6 @@ class Family(ABC):
         if path[2:3] == ["downsample"]:  # of the stage; a ResNet has its own inside blocks
             return "merge"
         return "conv" if layer.groups == 1 else "grouped"
-
-
-# ---- helpers of several families -------------------------------------------------------------------------------------
-
-
-class PadToMultiple(nn.Module):
-    """Zeros at the lower and right border up to multiples of `multiple`, so that a strided layer drops no pixel."""
-
-    def __init__(self, multiple: int):
-        super().__init__()
-        self.multiple = multiple
-
-    def forward(self, x: Tensor) -> Tensor:
-        bottom, right = -x.shape[-2] % self.multiple, -x.shape[-1] % self.multiple
-        return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
 
 def call_fused_projections(network: nn.Module) -> None:

@@ -41,7 +41,7 @@ class ForwardState:
     """State of one forward pass; not copied with the network."""
 
     size: tuple[int, int] | None = None
-    """(H, W) of the images."""
+    """(H', W') of the canvas."""
     inputs: dict[int, Tensor] = field(default_factory=dict)
     """Inputs of branches that have not reached their exit, by the `BranchInput` that holds them."""
 

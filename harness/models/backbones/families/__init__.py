@@ -10,7 +10,6 @@ import pkgutil
 from typing import Any
 
 import timm
-from torch import nn
 
 from harness.errors import UserError, did_you_mean
 from harness.models.backbones.backbone import StagedBackbone
@@ -72,9 +71,6 @@ def create(name: str, **changes: Any) -> Any:
 def cut(name: str, network: Any) -> StagedBackbone:
     """Cut a timm network into a frozen `StagedBackbone`."""
     config = network.pretrained_cfg
-    for module in network.modules():
-        if isinstance(module, nn.AvgPool2d):  # some drop the last row or column of an odd map, as anti-aliasing does
-            module.ceil_mode = module.ceil_mode or module.padding in (0, (0, 0))
     family = _family_of(name)
     return StagedBackbone(name, family, family.cut(network), mean=config["mean"], std=config["std"])
 

@@ -27,7 +27,7 @@ class Eva(Family):
     """
 
     modules = {"eva": TinyNetwork("eva02_tiny_patch14_224", {"depth": 4})}
-    options = {"dynamic_img_size": True, "dynamic_img_pad": True}
+    options = {"dynamic_img_size": True}
     layer_roles = {"q_proj": "q", "k_proj": "k", "v_proj": "v"}
 
     def cut(self, network: Any) -> CutNetwork:
@@ -66,8 +66,8 @@ class RotaryStem(nn.Module):
         return self.network.norm_pre(x)
 
     def prepare(self, size: tuple[int, int]) -> None:
-        """Compute the embeddings that the stem provides, for a forward pass that starts after a stage; `size`: (H, W)
-        of the images."""
+        """Compute the embeddings that the stem provides, for a forward pass that starts after a stage; `size`: (H', W')
+        of the canvas."""
         weight = next(self.network.patch_embed.parameters())
         with torch.no_grad():
             self(weight.new_zeros(1, 3, *size))

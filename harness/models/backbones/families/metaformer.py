@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from harness.models.backbones.family import BranchPath, CutNetwork, Family, Kind, Layout, PadToMultiple, TinyNetwork
+from harness.models.backbones.family import BranchPath, CutNetwork, Family, Kind, Layout, TinyNetwork
 from harness.models.backbones.family import branch_path as path
 
 
@@ -16,9 +16,9 @@ class MetaFormer(Family):
     modules = {"metaformer": TinyNetwork("caformer_s18")}
 
     def cut(self, network: Any) -> CutNetwork:
-        """The border is padded and the final norm left out, as in ConvNeXt."""
-        stem = nn.Sequential(PadToMultiple(4), network.stem)
-        return CutNetwork.described(stem, list(network.stages), network.feature_info)
+        """The final norm is left out and the head trains one for each output, as in ConvNeXt. PoolFormer's own code for
+        segmentation has a group norm of one group there, whose statistics are those of the whole map."""
+        return CutNetwork.described(network.stem, list(network.stages), network.feature_info, outputs_lack_norm=True)
 
     def branches(self, block: Any) -> list[BranchPath]:
         layout: Layout = "NCHW" if isinstance(block.mlp.fc1, nn.Conv2d) else "NLC"

@@ -21,8 +21,7 @@ class Swin(Family):
     """Swin Transformer: Liu et al., arXiv 2103.14030.
 
     Every second block shifts its windows in all stages, also where the pre-training image was one window, as in
-    mmsegmentation. The outputs have no norm: mmsegmentation trains new ones, and the pre-trained one only fits the last
-    stage.
+    mmsegmentation. The head trains a norm for each output, as there; the pre-trained one only fits the last stage.
     """
 
     modules = {"swin_transformer": TinyNetwork("swin_tiny_patch4_window7_224", _TINY)}
@@ -30,8 +29,8 @@ class Swin(Family):
     layer_roles = {"reduction": "merge"}
 
     def cut(self, network: Any) -> CutNetwork:
-        network.patch_embed.dynamic_img_pad = True
-        return CutNetwork.described(network.patch_embed, list(network.layers), network.feature_info, layout="NHWC")
+        stages, features = list(network.layers), network.feature_info
+        return CutNetwork.described(network.patch_embed, stages, features, layout="NHWC", outputs_lack_norm=True)
 
     def branches(self, block: Any) -> list[BranchPath]:
         return pre_norm_branches(attention="NHWC")

@@ -25,7 +25,7 @@ class VisionTransformer(Family):
         "vision_transformer": TinyNetwork("test_vit"),
         "deit": TinyNetwork("deit_tiny_distilled_patch16_224", {"depth": 4}),
     }
-    options = {"dynamic_img_size": True, "dynamic_img_pad": True}
+    options = {"dynamic_img_size": True}
     layer_roles = {
         "in_proj": "joint_in",
         "out_proj": "joint_out",
