@@ -71,7 +71,7 @@ def build_auxiliary_head(backbone: StagedBackbone, num_classes: int, seed: int) 
             **_decoder(num_classes),
         )
         head.init_weights()
-    return head
+    return _on_output(backbone, stage, head)
 
 
 def _norm() -> dict[str, object]:
@@ -83,15 +83,15 @@ def _decoder(num_classes: int) -> dict[str, object]:
     return {"num_classes": num_classes, "out_channels": num_classes, "align_corners": False}
 
 
-def _on_last_output(backbone: StagedBackbone, decoder: nn.Module) -> nn.Module:
-    """A decoder that reads the last map."""
+def _on_output(backbone: StagedBackbone, stage: int, decoder: nn.Module) -> nn.Module:
+    """A decoder that reads one map."""
     from torch import nn
 
     from harness.models.head_inputs import OutputNorms
 
-    if not backbone.outputs_lack_norm:
+    if not backbone.trains_output_norms:
         return decoder
-    return nn.Sequential(OutputNorms(backbone.channels, [len(backbone.channels) - 1]), decoder)
+    return nn.Sequential(OutputNorms(backbone.channels, [stage]), decoder)
 
 
 def _on_pyramid(backbone: StagedBackbone, *decoder: nn.Module) -> nn.Module:
@@ -105,7 +105,7 @@ def _on_pyramid(backbone: StagedBackbone, *decoder: nn.Module) -> nn.Module:
     if not backbone.hierarchical:
         pyramid = Feature2Pyramid(backbone.channels[0], rescales=[4, 2, 1, 0.5], norm_cfg=_norm())
         return OnEvenGrid(pyramid, *decoder)
-    if backbone.outputs_lack_norm:
+    if backbone.trains_output_norms:
         return nn.Sequential(OutputNorms(backbone.channels, range(len(backbone.channels))), *decoder)
     return nn.Sequential(*decoder)
 
@@ -126,7 +126,7 @@ def _linear(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn
         dropout_ratio=0,
         **_decoder(num_classes),
     )
-    return _on_last_output(backbone, decoder)
+    return _on_output(backbone, len(backbone.channels) - 1, decoder)
 
 
 @heads.register("fcn")
@@ -143,7 +143,7 @@ def _fcn(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn.Mo
         norm_cfg=_norm(),
         **_decoder(num_classes),
     )
-    return _on_last_output(backbone, decoder)
+    return _on_output(backbone, len(backbone.channels) - 1, decoder)
 
 
 @heads.register("fpn")

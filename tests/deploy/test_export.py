@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from harness.deploy.export import load_exported
-from harness.models.delta import load_delta
+from harness.deploy.export import export, load_exported
+from harness.models.delta import load_delta, read_delta_header
+from harness.runs.store import RunStore
 from tests.support.in_process import call, refusal
+from tests.support.oracle import attainable, batch, miou, oracle_network, world
 from tests.support.tiny_cell import run_arguments
 
 
@@ -56,6 +61,28 @@ def test_torchscript_gives_the_same_logits(run: Path, tmp_path: Path) -> None:
     loaded = torch.jit.load(output.out.splitlines()[0])
     with torch.inference_mode():
         torch.testing.assert_close(loaded(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit"])
+def test_torchscript_with_the_recipe_registers(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An oracle in place of the trained network, whose output is used as the recipe says, at a crop of no multiple."""
+    size, worlds = (97, 131), [world(seed) for seed in range(3)]
+    labels = [one[: size[0], : size[1]] for one in worlds]
+    network, header = oracle_network(name, "fpn:8"), read_delta_header(run / "delta.safetensors")
+    spec = header.spec.model_copy(update={"budget": header.spec.budget.model_copy(update={"crop": size})})
+    monkeypatch.setattr("harness.deploy.export.load_delta", lambda *_: (network, replace(header, spec=spec)))
+    script, path = export(RunStore(run.parent), str(run), tmp_path, "torchscript", merge=False, weights=None)
+    recipe = json.loads(path.read_text())
+    assert recipe["size"] == list(size)
+    multiple = recipe["canvas_multiple"]
+    canvas = [math.ceil(side / multiple) * multiple for side in size]
+    with torch.inference_mode():
+        logits = [torch.jit.load(script)(batch([one], network.backbone)[0]) for one in labels]
+    upsampled = [F.interpolate(one, canvas, mode="bilinear", align_corners=False) for one in logits]
+    predicted = [one[0, :, : size[0], : size[1]].argmax(0) for one in upsampled]
+    assert miou(predicted, labels) >= attainable(worlds, 4, size) - 1
 
 
 def test_unmergeable_method_is_refused_and_nothing_is_written(run: Path, tmp_path: Path) -> None:

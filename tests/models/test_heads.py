@@ -8,7 +8,7 @@ from harness.errors import UserError
 from harness.method import methods
 from harness.models.backbones.weights import Weights, load_backbone
 from harness.models.head_inputs import OutputNorms
-from harness.models.heads import build_head, heads
+from harness.models.heads import build_auxiliary_head, build_head, heads
 from harness.models.network import build_segmenter
 from tests.support.tiny_methods import segmenter, shapes
 
@@ -61,8 +61,10 @@ NORMED = [CNN, VIT, "pvt_v2_b0", "eva02_base_patch14_224", "tf_efficientnet_lite
 @pytest.mark.parametrize("name", [*UNNORMED, *NORMED])
 def test_head_trains_a_norm_for_each_output_that_it_reads_and_that_has_none(name):
     built = shapes(name)
-    for head, stages in (("linear", [3]), ("fcn:8", [3]), ("fpn:8", range(4)), ("uper:8", range(4))):
-        norms = [part for part in build_head(head, built, 5, seed=0).modules() if isinstance(part, nn.LayerNorm)]
+    read = {"linear": [3], "fcn:8": [3], "fpn:8": range(4), "uper:8": range(4)}
+    modules = [(build_head(head, built, 5, seed=0), stages) for head, stages in read.items()]
+    for module, stages in [*modules, (build_auxiliary_head(built, 5, seed=0), [2])]:
+        norms = [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
         assert [norm.normalized_shape for norm in norms] == [
             (built.channels[stage],) for stage in stages if name in UNNORMED
         ]

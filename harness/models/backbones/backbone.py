@@ -64,7 +64,7 @@ class StagedBackbone(AttachPoints):
         self.strides = tuple(network.strides)
         self.layout = network.layout
         self.prefix_tokens = network.prefix_tokens
-        self.outputs_lack_norm = network.outputs_lack_norm
+        self.trains_output_norms = network.trains_output_norms
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.pretrained_parameters = sum(parameter.numel() for parameter in self.parameters())

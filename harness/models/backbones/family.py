@@ -44,9 +44,10 @@ class CutNetwork:
     output_norm: nn.Module | None = None
     """Applied to a stage's output for the head, not for the next stage (the final norm of a ViT, as in DINOv2's
     `get_intermediate_layers`)."""
-    outputs_lack_norm: bool = False
-    """Whether the network's classifier brings the only norm that its residual stream meets, so that a head that reads
-    the outputs trains a LayerNorm for each. Not where they end in a norm of their own (batch norm, `output_norm`)."""
+    trains_output_norms: bool = False
+    """Whether the head trains a LayerNorm for each output that it reads, as mmsegmentation does for hierarchical
+    networks whose stages end in no norm. Convolutional networks end theirs in batch norm, PVTv2 in its own; a ViT has
+    its `output_norm`, or none where it belongs to the pooled features (EVA-02), as mmsegmentation's BEiT."""
 
     @classmethod
     def described(

@@ -15,7 +15,7 @@ class ConvNeXt(Family):
     def cut(self, network: Any) -> CutNetwork:
         """The final norm belongs to the classifier and is left out, as in timm's own `features_only`. The head trains
         one for each output instead, as mmpretrain's ConvNeXt does for mmsegmentation."""
-        return CutNetwork.described(network.stem, list(network.stages), network.feature_info, outputs_lack_norm=True)
+        return CutNetwork.described(network.stem, list(network.stages), network.feature_info, trains_output_norms=True)
 
     def branches(self, block: Any) -> list[BranchPath]:
         return [BranchPath("conv", "", "norm", "drop_path", "NCHW", "NCHW" if block.use_conv_mlp else "NHWC")]

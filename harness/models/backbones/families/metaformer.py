@@ -18,7 +18,7 @@ class MetaFormer(Family):
     def cut(self, network: Any) -> CutNetwork:
         """The final norm is left out and the head trains one for each output, as in ConvNeXt. PoolFormer's own code for
         segmentation has a group norm of one group there, whose statistics are those of the whole map."""
-        return CutNetwork.described(network.stem, list(network.stages), network.feature_info, outputs_lack_norm=True)
+        return CutNetwork.described(network.stem, list(network.stages), network.feature_info, trains_output_norms=True)
 
     def branches(self, block: Any) -> list[BranchPath]:
         layout: Layout = "NCHW" if isinstance(block.mlp.fc1, nn.Conv2d) else "NLC"

@@ -30,7 +30,7 @@ class Swin(Family):
 
     def cut(self, network: Any) -> CutNetwork:
         stages, features = list(network.layers), network.feature_info
-        return CutNetwork.described(network.patch_embed, stages, features, layout="NHWC", outputs_lack_norm=True)
+        return CutNetwork.described(network.patch_embed, stages, features, layout="NHWC", trains_output_norms=True)
 
     def branches(self, block: Any) -> list[BranchPath]:
         return pre_norm_branches(attention="NHWC")
