@@ -21,8 +21,8 @@ class ConvAdapter(Method):
 
     - bottleneck (ResNet, also RegNet, ResNeSt, SKNet): from the input of the K×K convolution to behind the norm and
       activation that follow it; basic block: beside its first convolution, before the norm.
-    - inverted residual, edge residual and convolution blocks (EfficientNet, MobileNet): beside the whole block, from its
-      input to its output, with the block's stride. None beside a depth-wise separable block.
+    - inverted residual, edge residual and convolution blocks (EfficientNet, MobileNet): beside the whole block, from
+      its input to its output, with the block's stride. None beside a depth-wise separable block.
     - ConvNeXt: beside the 7×7 convolution and beside the convolutions between stages.
 
     Ours, in families that it has not: Res2Net beside each of the 3×3 convolutions that share a bottleneck's channels,
