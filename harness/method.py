@@ -154,7 +154,7 @@ class Method(ABC):
     changes_start: ClassVar[str | None] = None
     """Why the attached network's outputs differ from the frozen one's before training; None: they are equal."""
     head_only: ClassVar[bool] = False
-    """The method trains only the head, by design. Without it, a method that trains nothing violates the contract."""
+    """By design the method trains only the head, by default. Without it, training nothing violates the contract."""
     decayed: ClassVar[tuple[str, ...]] = ()
     """Names of trained parameters, or of modules that hold them, with weight decay beside the weights of linear and
     convolutional layers, which always have it: the factors of a weight, for example."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness import method
 from harness.method import Unsupported, hyperparameter
-from methods.selection import ModuleSelection
+from methods.selection import ModuleSelection, statistics
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ class Partial(ModuleSelection):
             3e-4, "learning rate of the backbone (AdamW)", gt=0, le=10, search=(1e-6, 1e-3, "log")
         )
         blocks: int = hyperparameter(1, "how many blocks, counted from the end", ge=1, le=1000, search=[1, 2, 4])
-        freeze_statistics: bool = hyperparameter(False, "keep the running statistics of batch norms as pre-trained")
+        statistics: Literal["train", "frozen"] = statistics()
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
         blocks, available = self.hyperparameters.blocks, len(backbone.blocks)

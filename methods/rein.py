@@ -23,8 +23,10 @@ class Rein(Method):
     blocks, a network whose resolution changes over each stage (as in the released ConvNeXt and ResNet forms). Where the
     width changes inside a stage (EfficientNet), blocks of one width share; that is ours.
 
-    Left out: the link from the tokens to the queries of a Mask2Former head (0.46 M of the 2.99 M that the paper counts
-    on ViT-L); every method of a table has the same head here.
+    Ours is without `link_token_to_query`, which the released Mask2Former configurations switch on: it adds a projection
+    of the tokens to that head's queries (0.46 M of the 2.99 M that the paper counts on ViT-L). The heads here have no
+    queries, and every method of a table has the same head. It is the code's own form for other heads
+    (`link_token_to_query=False`).
     """
 
     name = "rein"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.method import Method, Unsupported
+from harness.method import Method, Unsupported, hyperparameter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,14 +40,29 @@ class Selection(Method):
 
 
 class ModuleSelection(Selection):
-    """Selects whole modules; their running statistics move unless `freeze_statistics` is set."""
+    """Selects whole modules. Its hyperparameter `statistics` decides on their batch norms: `train` normalises by the
+    batch and updates the running statistics; `frozen` normalises by the pre-trained ones, and trains scale and shift.
+
+    On a network without batch norms the two are equal. Ranges belong to methods and are read without building a
+    network, so a search still draws it there: a random or TPE trial is not lost, as its other values differ, while a
+    grid has every point twice. Leave it out of such a grid (`parameters`).
+    """
 
     @abstractmethod
     def modules(self, backbone: StagedBackbone) -> list[nn.Module]: ...
 
     def selected(self, backbone: StagedBackbone) -> Sequence[nn.Module | nn.Parameter]:
         modules = self.modules(backbone)
-        return list(_parameters(modules)) if self.hyperparameters.freeze_statistics else modules
+        return list(_parameters(modules)) if self.hyperparameters.statistics == "frozen" else modules
+
+
+def statistics() -> Any:
+    """The hyperparameter of what un-freezes whole modules."""
+    return hyperparameter(
+        "train",
+        "batch norms: update their running statistics, or keep the pre-trained ones",
+        search=["train", "frozen"],
+    )
 
 
 def _parameters(selected: Sequence[nn.Module | nn.Parameter]) -> Iterator[nn.Parameter]:

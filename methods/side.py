@@ -18,16 +18,24 @@ if TYPE_CHECKING:
 class Side(Method):
     """A side network of 1 / reduction of the backbone's width climbs along its blocks on detached activations.
 
-    From the paper (section 3) and its code (github.com/ylsung/Ladder-Side-Tuning): one side block a backbone block;
-    a linear layer brings the backbone's activation h to the side's width; a learned gate mixes it with the side's own
+    From the paper (section 3) and its code (github.com/ylsung/Ladder-Side-Tuning): one side block a backbone block; a
+    linear layer brings the backbone's activation h to the side's width; a learned gate mixes it with the side's own
     state s, μ s + (1 − μ) down(h), μ = sigmoid(α / 0.1), α zero at the start; norm and a linear layer back to full
     width at the end; reduction 8. The paper drops some ladders to save more: `every`.
 
-    Ours, as the paper is about language transformers: the side block is a ConvNeXt-like one (depth-wise 3×3, MLP), the
-    same for every family, and not a pruned copy of the backbone's, so there are no pruned weights to start from; the
-    side follows the backbone's pyramid by average pooling and a 1×1 convolution between stages; each stage's map gets
-    the side's state added through a zero-initialised layer, while the paper's head only reads the side network; no
-    stage's side is narrower than eight channels.
+    Departures from that code, which is for language transformers of one width (T5, BART, CLIP-ViL's encoder):
+
+    - The side block is a ConvNeXt-like one (depth-wise 3×3, MLP), the same for every family, and no narrower copy of
+      the backbone's block; so there are no weights pruned by Fisher information to start from, as in the released
+      scripts (`fisher-v2`), and the side starts at random.
+    - The first ladder starts the state. The code starts it with a layer of its own on the token embeddings and has a
+      gate at the first block too.
+    - The side follows the backbone's pyramid, by average pooling and a 1×1 convolution between stages.
+    - Each stage's map gets the side's state added, through a layer that starts at zero; in the code the head reads the
+      side network alone, which does not start as the frozen network.
+    - No dropout in the side network; no stage's side is narrower than eight channels.
+
+    The scripts' learning rate is 3e-3, which the range holds.
     """
 
     name = "side"

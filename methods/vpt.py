@@ -5,7 +5,7 @@ This file declares and attaches; the modules are in `methods/modules/vpt.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness import method
 from harness.method import Method, Unsupported, hyperparameter
@@ -93,6 +93,9 @@ class VPTPad(Method):
     dense prediction keeps the maps in place and meets images of any size, where the code has one crop and pools:
     the maps are cut back to the image; the border is filled with the mean colour up to whole cells of the coarsest
     map; and the pixels are kept for one side (the code's crop of 224) and resampled along the borders of others.
+
+    `pixels=fixed` is a control: the same margin with the same first draw of pixels, of which nothing is trained. What
+    `learned` gains over it is the pixels' doing; what it gains over `linear` is that of the larger canvas.
     """
 
     name = "vpt_pad"
@@ -103,16 +106,22 @@ class VPTPad(Method):
     class Hyperparameters(method.Hyperparameters):
         width: int = hyperparameter(5, "learned pixels on each side of the image", ge=1, le=128, search=(1, 32, "log"))
         side: int = hyperparameter(224, "side of the image for which the pixels are stored", ge=16, le=2048)
+        pixels: Literal["learned", "fixed"] = hyperparameter(
+            "learned", "train the pixels, or leave them as drawn: a control for the larger canvas"
+        )
 
     def attach(self, backbone: StagedBackbone, num_classes: int) -> None:
         from methods.modules.vpt import Border, Surround
 
         options = self.hyperparameters
-        border = Border(options.width, options.side, backbone.strides, backbone.mean, backbone.std)
+        learned = options.pixels == "learned"
+        border = Border(options.width, options.side, backbone.strides, backbone.mean, backbone.std, learned)
         backbone.insert_at_output(border)
         backbone.register_forward_pre_hook(Surround(border))
 
     def parameter_count(self, backbone: StagedBackbone, num_classes: int) -> int:
-        """Top and bottom with the corners, then left and right, in three colours."""
+        """Top and bottom with the corners, then left and right, in three colours; none of them if they are fixed."""
         width, side = self.hyperparameters.width, self.hyperparameters.side
+        if self.hyperparameters.pixels == "fixed":
+            return 0
         return 3 * 2 * width * (side + 2 * width) + 3 * side * 2 * width

@@ -21,6 +21,7 @@ from reports.read.collect import Collected, SearchRecord
 from reports.render import formats, page, plots, tables
 from reports.render.formats import Table
 from reports.render.numbers import NumberFormat
+from studies.study import shown_label
 
 MARKER = ".harness-report"
 ABSENT = "Runs without a score"
@@ -46,18 +47,21 @@ def write_report(collected: Collected, published: Sequence[PublishedScore], out:
     left as it is.
     """
     check_metric(collected, options.metric)
-    references = _references(collected.reported, options.reference)
+    heads = set(collected.runs["head"])
+    references = [shown_label(name, heads) for name in _references(collected.reported, options.reference)]
+    labels = [shown_label(label, heads) for label in collected.runs["label"]]
+    shown = replace(collected, runs=collected.runs.assign(label=labels))
     with replacing(out) as folder:
-        comparison = compare(collected, options.metric, references)
-        in_miou = comparison if options.metric == "miou" else compare(collected, "miou", references)
+        comparison = compare(shown, options.metric, references)
+        in_miou = comparison if options.metric == "miou" else compare(shown, "miou", references)
         cited = match(published, comparison, options.metric)
         cited_miou = cited if options.metric == "miou" else match(published, in_miou, "miou")
-        sections = _tables(comparison, cited, collected, options)
-        _write_tables(folder / "tables", comparison, cited, collected, sections)
+        sections = _tables(comparison, cited, shown, options)
+        _write_tables(folder / "tables", comparison, cited, shown, sections)
         _write_data(folder / "data.parquet", collected)
-        saved = plots.draw_all(collected, cited_miou, in_miou.significance, folder / "plots")
+        saved = plots.draw_all(shown, cited_miou, in_miou.significance, folder / "plots")
         page.write_page(
-            folder / "index.html", collected, saved, cited_miou, comparison.significance,
+            folder / "index.html", shown, saved, cited_miou, comparison.significance,
             tables=[page.Section(some[0].name, heading, some) for heading, some in sections.items()
                     if some and heading != ABSENT],
             title=options.title, reference=references[0] if references else options.reference,

@@ -17,6 +17,7 @@ from harness.util.text import duration
 from studies.plan import Plan, PlannedCell, PlannedSearch, rows_of
 from studies.scheduler import SearchTask
 from studies.search.spec import TrialState
+from studies.study import shown_label
 
 if TYPE_CHECKING:
     from rich.live import Live as RichLive
@@ -95,7 +96,7 @@ def _head_line(head: PlannedSearch) -> dict[str, str]:
         "backbone": display_name(request.backbone, request.weights),
         "dataset": Path(request.dataset).name,
         "head": request.head,
-        "method": head.label,
+        "method": shown_label(head.label, [request.head]),
         "mIoU": "-",
         "seeds": "-",
         "trials": _trials(head),
@@ -118,7 +119,7 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
         "backbone": row["backbone"],
         "dataset": row["dataset"],
         "head": row["head"],
-        "method": row["label"],
+        "method": shown_label(row["label"], [row["head"]]),
         "mIoU": f"{statistics.fmean(values):.4f}{spread}" if values else "-",
         "seeds": f"{states[RunState.DONE]}/{len(cells)}",
         **({"trials": _trials(search) if search else "-"} if tuned else {}),
@@ -252,7 +253,8 @@ def trials_so_far(search: Search) -> str:
 
 def _title(cell: PlannedCell) -> str:
     request = cell.request
-    return f"{cell.label} on {request.backbone}, {Path(request.dataset).name}, {request.head}, seed {request.seed}"
+    label = shown_label(cell.label, [request.head])
+    return f"{label} on {request.backbone}, {Path(request.dataset).name}, {request.head}, seed {request.seed}"
 
 
 def _escaped(line: dict[str, str]) -> list[str]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -48,6 +48,15 @@ class _Model(BaseModel):
 
 HEAD_METHOD, HEAD_LR = "linear", "head_lr"
 """`tune.head` searches this hyperparameter with this method."""
+
+
+def shown_label(label: str, heads: Iterable[str]) -> str:
+    """A row's label in print. `linear` is "head only" where one of the heads is more than a 1×1 convolution: then it is
+    no linear probe. Plans, filters and a report's data keep the label itself."""
+    probe = label == HEAD_METHOD or label.startswith(f"{HEAD_METHOD}(")
+    if not probe or all(head.partition(":")[0] == "linear" for head in heads):
+        return label
+    return "head only" + label.removeprefix(HEAD_METHOD)
 
 
 class MethodArm(_Model):

@@ -61,7 +61,7 @@ ONE_CORE = {
     "bf16": f"run --method spm --budget bf16.yaml {CELL}",
     "bf16-vit": f"run --method vpt_deep --budget bf16.yaml {CELL} --backbone test_vit",
     "channels-last": f"run --method conv_adapter --budget channels_last.yaml {CELL}",
-    "no-clip": f"run --method full --set freeze_statistics=true --budget no_clip.yaml {CELL}",
+    "no-clip": f"run --method full --set statistics=frozen --budget no_clip.yaml {CELL}",
     "dev": f"run --method linear --part dev --seed 3 --budget plain.yaml {CELL}",
     "uper": f"run --method spm --set relative=true --set gaps=2,3 --budget plain.yaml {CELL} --head uper:16",
     "plan-landcover-tuned": f"compare landcover {PLAN}",

@@ -28,22 +28,40 @@ class PromptTokens(nn.Module):
 
 
 class Border(nn.Module):
-    """Learned pixels around the image, and the maps cut back to the image.
+    """Pixels around the image, and the maps cut back to the image.
 
-    `surround` makes the image larger by `margin` pixels on each side: `width` learned ones, next to the image, and
+    `surround` makes the image larger by `margin` pixels on each side: `width` of its own, next to the image, and
     outside of them the mean colour (zero), so that `margin` is a multiple of every stride. `forward`, the other end,
     takes the cells of the margin off the maps. What is left is as large as the image's own maps and lies where they do.
 
-    The pixels are stored for an image of `side`; along its borders they are resampled to the size of each image.
+    The pixels are stored for an image of `side`; along its borders they are resampled to the size of each image. They
+    are parameters if they are `learned`, and else buffers, which a delta stores as well.
     """
 
-    def __init__(self, width: int, side: int, strides: Sequence[int], mean: Sequence[float], std: Sequence[float]):
+    top_bottom: Tensor
+    left_right: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        side: int,
+        strides: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        learned: bool = True,
+    ):
         super().__init__()
         self.width = width
         self.strides = tuple(strides)
         self.margin = math.ceil(width / max(strides)) * max(strides)
-        self.top_bottom = nn.Parameter(torch.rand(1, 3, 2 * width, side + 2 * width))
-        self.left_right = nn.Parameter(torch.rand(1, 3, side, 2 * width))
+        top_bottom, left_right = torch.rand(1, 3, 2 * width, side + 2 * width), torch.rand(1, 3, side, 2 * width)
+        for name, pixels in (("top_bottom", top_bottom), ("left_right", left_right)):
+            if learned:
+                self.register_parameter(name, nn.Parameter(pixels))
+            else:
+                self.register_buffer(name, pixels)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 

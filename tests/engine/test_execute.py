@@ -106,7 +106,7 @@ def assert_row_without_result(run: RunFolder, state: str, reason: str) -> None:
 def test_loss_that_is_not_finite_ends_as_diverged(start: Starter, colours: Path, tiny: Path, tmp_path: Path) -> None:
     # Frozen statistics cannot hold back what a weight of thousands in every layer multiplies up to.
     explosive = ["--method", "full"]
-    for setting in ("freeze_statistics=true", "lr=10", "head_lr=10"):
+    for setting in ("statistics=frozen", "lr=10", "head_lr=10"):
         explosive += ["--set", setting]
     command = start(*run_arguments(colours, tiny, tmp_path, *explosive))
     assert command.wait() == 1, command.stderr

@@ -32,7 +32,7 @@ from tests.support.tiny_jobs import (
     wait_until,
 )
 
-EXPLOSIVE = {"freeze_statistics": True, "lr": 10, "head_lr": 10}
+EXPLOSIVE = {"statistics": "frozen", "lr": 10, "head_lr": 10}
 LIMIT = 0.1
 """Minutes."""
 

@@ -145,28 +145,78 @@ def test_lorand_shares_the_kernels_of_its_two_projections():
 
 
 @torch.no_grad()
-def test_conv_adapter_is_added_to_the_convolutions_output():
-    adapted = segmenter("conv_adapter", "resnet10t").backbone.eval()
-    adapter = adapted.added["stages_1_0_conv1_beside"]
+def adapted_place(name: str, first: str, last: str) -> tuple[ConvAdapterModule, dict[str, torch.Tensor]]:
+    """The disturbed adapter at `first`; what enters `first` and leaves `last`, adapted (y) and in the network as it
+    came, with the same input (plain)."""
+    adapted = segmenter("conv_adapter", name).backbone.eval()
+    adapter = adapted.added[f"{first.replace('.', '_')}_beside"]
     nn.init.normal_(adapter.point.weight)
-    seen = {}
-    layer = adapted.get_submodule("stages.1.0.conv1")
-    layer.register_forward_hook(lambda module, inputs, output: seen.update(x=inputs[0], y=output))
-    adapted(images())
-    plain = F.conv2d(seen["x"], layer.weight, None, layer.stride, layer.padding)
-    inner = F.relu(F.conv2d(seen["x"], adapter.depth.weight, adapter.depth.bias, 2, 1, groups=8))
-    expected = plain + adapter.scale * F.conv2d(inner, adapter.point.weight, adapter.point.bias)
-    torch.testing.assert_close(seen["y"], expected, rtol=1e-4, atol=1e-4)
+    seen: dict[str, torch.Tensor] = {}
+    adapted.get_submodule(first).register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0].clone()))
+    adapted.get_submodule(last).register_forward_hook(lambda module, inputs, output: seen.update(y=output.clone()))
+    adapted(images(65, 47))
+    bare = backbone(name)
+    bare.get_submodule(first).register_forward_pre_hook(lambda module, inputs: (seen["x"].clone(),))
+    bare.get_submodule(last).register_forward_hook(lambda module, inputs, output: seen.update(plain=output.clone()))
+    bare(images(65, 47))
+    return adapter, seen
 
 
-def test_conv_adapter_has_the_geometry_of_its_convolution():
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "first", "last", "stride"),
+    [
+        ("resnet10t", "stages.1.0.conv1", "stages.1.0.conv1", 2),  # before the norm
+        ("resnet26t", "stages.1.0.conv2", "stages.1.0.act2", 2),  # behind norm and activation
+        ("resnest14d", "stages.1.0.conv2", "stages.1.0.act2", 1),  # its stride is in the pooling behind
+        ("regnety_002", "stages.1.b1.conv2", "stages.1.b1.conv2", 2),
+        ("regnetv_040", "stages.1.b1.conv2", "stages.1.b1.norm3", 2),
+        ("skresnet18", "stages.1.0.conv1", "stages.1.0.conv1", 2),
+        ("tf_efficientnet_lite0", "stages.1.2.0", "stages.1.2.0", 2),  # the whole block
+        ("tf_mixnet_s", "stages.1.2.0", "stages.1.2.0", 2),
+        ("mobilenetv2_035", "stages.0.1.1", "stages.0.1.1", 1),
+        ("mobilenetv4_conv_small", "stages.2.2.0", "stages.2.2.0", 2),  # the second of its two is strided
+        ("convnext_atto", "stages.1.downsample.1", "stages.1.downsample.1", 2),
+        ("convformer_s18", "stages.1.blocks.0.token_mixer", "stages.1.blocks.0.token_mixer", 1),
+    ],
+)
+def test_conv_adapter_is_added_to_what_leaves_its_place(name, first, last, stride):
+    adapter, seen = adapted_place(name, first, last)
+    inner = F.relu(adapter.depth(seen["x"]))
+    change = adapter.scale * F.conv2d(inner, adapter.point.weight, adapter.point.bias)
+    assert change.abs().max() > 0.01 and adapter.depth.stride == (stride, stride)
+    torch.testing.assert_close(seen["y"], seen["plain"] + change, rtol=1e-4, atol=1e-4)
+
+
+def test_conv_adapter_of_an_inverted_residual_is_as_wide_as_an_eighth_of_the_blocks_input():
     network = backbone("tf_efficientnet_lite0")
     plain = network(images(65, 47))
     build("conv_adapter", network)
     assert all(torch.equal(one, other) for one, other in zip(plain, network(images(65, 47)), strict=True))
     adapters = [module for module in network.added.values() if isinstance(module, ConvAdapterModule)]
-    assert len(adapters) == len(network.blocks)
+    assert len(adapters) == len(network.blocks) - 1  # none beside the depth-wise separable block
     assert {adapter.depth.kernel_size for adapter in adapters} == {(3, 3), (5, 5)}
+    block = adapters[0]
+    assert (block.depth.in_channels, block.depth.out_channels, block.point.out_channels) == (16, 2, 24)
+
+
+LITE0 = [  # of each inverted residual block of EfficientNet-Lite0: input, output, kernel
+    *[(16, 24, 3), (24, 24, 3), (24, 40, 5), (40, 40, 5), (40, 80, 3), (80, 80, 3), (80, 80, 3), (80, 112, 5)],
+    *[(112, 112, 5), (112, 112, 5), (112, 192, 5), (192, 192, 5), (192, 192, 5), (192, 192, 5), (192, 320, 3)],
+]
+
+
+def test_conv_adapter_count_in_efficientnet_lite0_follows_the_blocks():
+    def by_hand(expansion_kernel: bool) -> int:
+        total = 0
+        for inputs, outputs, kernel in LITE0:
+            width = inputs // 8
+            total += inputs * (1 if expansion_kernel else kernel**2) + width  # depth-wise: inputs / width · width
+            total += width * outputs + outputs + outputs  # point-wise and scale
+        return total
+
+    assert count("conv_adapter", "tf_efficientnet_lite0") == by_hand(expansion_kernel=False) == 64_946
+    assert by_hand(expansion_kernel=True) == 36_146  # the released code to the letter: the kernel of the expansion
 
 
 def test_merged_repadapter_is_exact_in_convolutional_mixers():

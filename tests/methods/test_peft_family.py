@@ -16,6 +16,8 @@ from harness.errors import UserError
 from harness.models.network import UnsupportedMethod
 from methods.modules.peft_family import Rows, SplitProjection, Target, find_targets, nearest_divisor, weight_of
 from methods.peft_family import HRA, IA3, OFT, DoRA, LoHa, LoKr, LoRA
+from reports.read.cited import load_published
+from studies.search.spec import declared_space
 from tests.support.tiny_methods import assert_merges, backbone, build, count, segmenter, train
 
 FAMILY = [LoRA, DoRA, LoHa, LoKr, IA3, OFT, HRA]
@@ -171,3 +173,48 @@ def test_building_prints_nothing(capfd, recwarn):
     segmenter(OFT, "mobilenetv2_035")
     assert capfd.readouterr() == ("", "")
     assert [str(w.message) for w in recwarn if "peft" in str(w.filename)] == []
+
+
+def test_rslora_scales_by_the_root_of_the_rank():
+    def update(rank, alpha, **settings):
+        """What factors of ones add to a layer, over the rank: the scale."""
+        network = segmenter(LoRA, "vit_tiny_patch16_224", rank=rank, alpha=alpha, **settings)
+        layer = next(module for module in network.backbone.modules() if hasattr(module, "lora_A"))
+        for factor in (layer.lora_A, layer.lora_B):
+            torch.nn.init.ones_(factor["default"].weight)
+        return float(layer.get_delta_weight("default").detach()[0, 0]) / rank
+
+    assert update(64, 1.0) == pytest.approx(1 / 64)  # the published Swin-L row
+    assert update(64, 1.0, rslora=True) == pytest.approx(1 / 8)
+    assert update(16, 8.0) == pytest.approx(8 / 16) and update(16, 8.0, rslora=True) == pytest.approx(2)
+
+
+def test_merged_rslora_is_exact():
+    network = segmenter(LoRA, "vit_tiny_patch16_224", rank=16, rslora=True)
+    train(network)
+    assert_merges(network, backbone("vit_tiny_patch16_224"))
+
+
+def test_lora_of_the_published_swin_l_row_trains_what_its_code_trains():
+    """`MergedLinear(dim, 3 dim, r=64, enable_lora=[True, False, True])` in each of the 24 blocks: 256 C parameters."""
+    widths = [192] * 2 + [384] * 2 + [768] * 18 + [1536] * 2
+    assert count(LoRA, "swin_large_patch4_window7_224", rank=64, alpha=1) == 256 * sum(widths) == 4_620_288
+    (row,) = [score for score in load_published() if (score.method, score.head) == ("lora", "uper")]
+    assert "1/64" in row.note and "lora_alpha" in row.note
+
+
+AUTHORS_RATES = {
+    # microsoft/LoRA: GPT-2, RoBERTa-base; NVlabs/DoRA: LLaMA 3, VL-BART; r-three/t-few; Zeju1997/oft: ControlNet,
+    # DreamBooth, text to image; DaShenZi721/HRA: LLaMA, DreamBooth, CoLA
+    LoRA: (2e-4, 5e-4), DoRA: (1e-4, 1e-3), IA3: (3e-3,), OFT: (1e-5, 6e-5, 1e-4), HRA: (1e-5, 1e-4, 4e-3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", AUTHORS_RATES)
+def test_searched_rates_hold_those_of_the_authors(method):
+    searched = declared_space(method)["lr"]
+    assert all(searched.low <= rate <= searched.high for rate in AUTHORS_RATES[method])
+
+
+def test_default_rate_of_oft_is_within_ten_times_of_its_authors():
+    assert OFT.Hyperparameters().lr <= 10 * 6e-5

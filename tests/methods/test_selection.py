@@ -7,13 +7,15 @@ as it is commonly restated; the tables themselves were not available.
 from __future__ import annotations
 
 import pytest
+import torch
 
 from harness.models.network import UnsupportedMethod
 from methods.bias import Bias
 from methods.full import Full
 from methods.norm import Norm
 from methods.partial import Partial
-from tests.support.tiny_methods import backbone, count, segmenter, train
+from studies.search.spec import declared_space
+from tests.support.tiny_methods import backbone, count, logits, segmenter, train
 
 
 def method_names(network):
@@ -48,17 +50,31 @@ def test_partial_count_in_a_vit_b_is_a_block_and_a_norm():
     assert count(Partial, "vit_base_patch16_224") == block + 2 * c
 
 
-@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("statistics", ["train", "frozen"])
 @pytest.mark.parametrize(("method", "first"), [(Full, 0), (Partial, 3)])
-def test_statistics_of_trained_stages_move_unless_frozen(method, first, freeze):
-    network = segmenter(method, "resnet10t", freeze_statistics=freeze)
+def test_statistics_of_trained_stages_move_unless_frozen(method, first, statistics):
+    network = segmenter(method, "resnet10t", statistics=statistics)
     before = {key: tensor.clone() for key, tensor in network.state_dict().items() if "running_mean" in key}
     train(network, steps=1)
     after = network.state_dict()
     moved = [key for key, tensor in before.items() if (tensor != after[key]).any()]
     stages = {int(key.split(".")[2]) for key in moved if key.startswith("backbone.stages")}
-    assert stages == (set() if freeze else set(range(first, 4)))
-    assert any("running_mean" in key for key in network.trained_state() if key.startswith("backbone.")) != freeze
+    assert stages == (set(range(first, 4)) if statistics == "train" else set())
+    stored = any("running_mean" in key for key in network.trained_state() if key.startswith("backbone."))
+    assert stored == (statistics == "train")
+
+
+@pytest.mark.parametrize("method", [Full, Partial])
+def test_statistics_are_searched(method):
+    assert declared_space(method)["statistics"].choices == ("train", "frozen")
+
+
+def test_statistics_change_nothing_without_batch_norms():
+    one, other = (segmenter(Full, "vit_tiny_patch16_224", statistics=choice) for choice in ("train", "frozen"))
+    train(one)
+    train(other)
+    assert one.trained_state().keys() == other.trained_state().keys()
+    assert torch.equal(logits(one), logits(other))
 
 
 def test_partial_refuses_more_blocks_than_there_are():

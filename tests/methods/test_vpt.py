@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from harness.models.network import build_segmenter
 from methods.modules.vpt import Border
 from methods.vpt import VPTDeep, VPTPad, VPTShallow
-from tests.support.tiny_methods import backbone, count, segmenter
+from tests.support.tiny_methods import CLASSES, backbone, count, logits, segmenter, train
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
@@ -65,3 +66,24 @@ def test_vpt_counts_are_those_of_the_paper():
 def test_vpt_pad_count_is_that_of_the_released_code():
     """`setup_prompt_pad` of the released ResNet: [3, 2p, 224 + 2p] and [3, 224, 2p]; p = 5."""
     assert count(VPTPad, "resnet50", width=5) == 3 * 10 * 234 + 3 * 224 * 10 == 13_740
+
+
+def test_fixed_pixels_are_the_control_that_trains_nothing():
+    learned, fixed = (segmenter(VPTPad, "resnet10t", pixels=pixels) for pixels in ("learned", "fixed"))
+    assert count(VPTPad, "resnet10t", pixels="fixed") == 0 == fixed.count_parameters().method
+    assert torch.equal(logits(learned), logits(fixed))  # the same margin and the same first draw
+    drawn = fixed.backbone.added["output"].top_bottom.clone()
+    assert not train(learned) and not train(fixed)
+    assert torch.equal(fixed.backbone.added["output"].top_bottom, drawn)
+    assert not torch.equal(learned.backbone.added["output"].top_bottom, drawn)
+
+
+def test_fixed_pixels_are_part_of_the_delta():
+    network = segmenter(VPTPad, "resnet10t", pixels="fixed")
+    train(network)
+    with torch.random.fork_rng():
+        rebuilt = build_segmenter(
+            backbone("resnet10t"), VPTPad(VPTPad.Hyperparameters(pixels="fixed")), "fpn:8", CLASSES, seed=7
+        )
+    rebuilt.load_trained_state(network.trained_state())
+    assert torch.equal(logits(rebuilt), logits(network))

@@ -242,6 +242,33 @@ def test_module_parallel_to_a_layer_gets_its_input(pristine):
     torch.testing.assert_close(seen["y"], 2 * beside(seen["x"]))
 
 
+def test_module_parallel_to_several_layers_gets_the_input_of_the_first(pristine):
+    backbone = pristine("resnet10t")
+    seen, probe = {}, Probe(0.5)
+    plain = backbone.get_submodule("stages.0.0.act1")
+    plain.register_forward_hook(lambda m, inputs, output: seen.update(plain=output.clone()))
+    backbone.add_to_layer("stages.0.0.bn1", probe, through="stages.0.0.act1")
+    plain.register_forward_hook(lambda m, inputs, output: seen.update(y=output))
+    other = copy.deepcopy(backbone)
+    backbone(images())
+    assert torch.equal(seen["y"], seen["plain"] + 0.5 * probe.input)
+    backbone.remove(probe)
+    backbone(images())
+    assert torch.equal(seen["y"], seen["plain"])
+    with torch.no_grad():
+        next(iter(other.added.values())).scale.fill_(2.0)  # the copy has a module of its own
+    assert probe.scale == 0.5
+
+
+def test_block_channels_are_those_of_the_map_where_convolutions_are_split(pristine):
+    backbone = pristine("tf_mixnet_s")
+    seen = []
+    for block in backbone.blocks:
+        block.module.register_forward_hook(lambda m, inputs, output: seen.append(output.shape[1]))
+    backbone(images())
+    assert seen == [block.channels for block in backbone.blocks]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

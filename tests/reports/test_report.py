@@ -40,6 +40,23 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def test_linear_with_a_larger_head_is_called_head_only_in_print(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", ["linear", "spm"], seeds=[0, 1])
+    write_report(collect(tmp_path / "runs"), (), tmp_path / "report", Options(reference="linear"))
+    results = (tmp_path / "report/tables/all.md").read_text()
+    assert "head only" in results and "linear" not in results
+    assert set(pd.read_csv(tmp_path / "report/tables/significance.csv").reference) == {"head only"}
+    assert "head only" in (tmp_path / "report/index.html").read_text()
+    assert set(pd.read_parquet(tmp_path / "report/data.parquet").label) == {"linear", "spm"}
+
+
+def test_linear_with_a_linear_head_keeps_its_name(tmp_path: Path) -> None:
+    for method in ("linear", "spm"):
+        make_run(tmp_path / "runs", make_spec(method, head="linear"))
+    write_report(collect(tmp_path / "runs"), (), tmp_path / "report", Options())
+    assert set(pd.read_csv(tmp_path / "report/tables/results.csv").label) == {"linear", "spm"}
+
+
 @pytest.fixture(scope="module")
 def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of many states, folders that are no runs, and names that are markup, formulas or commands."""

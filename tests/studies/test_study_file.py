@@ -11,6 +11,7 @@ from harness.errors import UserError
 from harness.runs.store import RunStore
 from studies import shipped_studies
 from studies.plan import make_plan
+from studies.progress import table
 from studies.study import Replacements, Study, load_study
 from tests.support.studies_at_hand import write_study
 
@@ -134,3 +135,18 @@ def test_every_shipped_study_can_be_planned(name: str, tmp_path: Path) -> None:
     assert len(plan.cells) == prod(sizes)
     reasons = {cell.reason for cell in plan.cells if cell.state == "failed"}
     assert all(str(reason).startswith("dataset ") for reason in reasons), reasons  # files that are not there
+
+
+def test_compare_calls_linear_with_a_larger_head_head_only(tmp_path: Path, colours: Path) -> None:
+    rows = [
+        "linear",
+        {"method": "linear", "settings": {"head_lr": 0.1}},
+        {"method": "linear", "label": "frozen", "settings": {"head_lr": 0.2}},
+        "spm",
+    ]
+    path = write_study(tmp_path / "s.yaml", colours, methods=rows, heads=["fpn:16", "linear"], seeds=1)
+    plan = make_plan(load_study(path), RunStore(tmp_path / "runs"), tmp_path)
+    shown = {head: [line["method"] for line in table(plan) if line["head"] == head] for head in ("fpn:16", "linear")}
+    assert shown["fpn:16"] == ["head only", "head only(head_lr=0.1)", "frozen", "spm"]
+    assert shown["linear"] == ["linear", "linear(head_lr=0.1)", "frozen", "spm"]
+    assert {cell.label for cell in plan.cells} == {"linear", "linear(head_lr=0.1)", "frozen", "spm"}

@@ -249,10 +249,15 @@ class AttachPoints(FormerNames, nn.Module):
         add = target.register_forward_hook(hooks.ParallelBranch(module, view, branch_input, shape, self))
         self._attach(module, target, "parallel", keep, add)
 
-    def add_to_layer(self, layer: str, module: nn.Module) -> None:
-        """Parallel to any layer by its name: y = layer(x) + module(x)."""
-        target = self.get_submodule(layer)
-        self._attach(module, target, "beside", target.register_forward_hook(hooks.ParallelLayer(module)))
+    def add_to_layer(self, layer: str, module: nn.Module, through: str | None = None) -> None:
+        """Parallel to any layer or block by its name: y = layer(x) + module(x).
+
+        `through` names the last of several layers that run one after another: y = through(... layer(x)) + module(x).
+        """
+        first, last = self.get_submodule(layer), self.get_submodule(through or layer)
+        hook = hooks.ParallelLayers(module, self._state)
+        keep, add = first.register_forward_pre_hook(hook.before), last.register_forward_hook(hook.after)
+        self._attach(module, first, "beside", keep, add)
 
     def add_to_stream(self, place: Branch | Block, module: nn.Module) -> None:
         """After a block, or after a branch's residual addition: the stream x becomes x + module(x), as tokens.
@@ -351,5 +356,7 @@ def _blocks_in(container: nn.Module) -> Iterator[nn.Module]:
 
 
 def _out_channels(block: nn.Module) -> int:
-    named = ((name.split("."), module) for name, module in block.named_modules())
-    return [module for path, module in named if hasattr(module, "out_channels") and "se" not in path][-1].out_channels
+    """Of the last layer outside of channel attention, which may be a container of convolutions; 0: there is none."""
+    children = [child for name, child in block.named_children() if name != "se"]
+    channels = (int(getattr(child, "out_channels", 0)) or _out_channels(child) for child in reversed(children))
+    return next((found for found in channels if found), 0)

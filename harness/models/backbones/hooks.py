@@ -43,7 +43,7 @@ class ForwardState:
     size: tuple[int, int] | None = None
     """(H', W') of the canvas."""
     inputs: dict[int, Tensor] = field(default_factory=dict)
-    """Inputs of branches that have not reached their exit, by the `BranchInput` that holds them."""
+    """Inputs of branches and layers that have not reached their end, by the hook that takes them there."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ForwardState, ()
@@ -134,13 +134,17 @@ class AfterLayer:
 
 
 @dataclass(eq=False)
-class ParallelLayer:
-    """Forward hook: y = layer(x) + module(x), in the layer's own layout."""
+class ParallelLayers:
+    """y = last(... first(x)) + module(x), in the layers' own layout: `before` the first, `after` the last."""
 
     module: nn.Module
+    state: ForwardState
 
-    def __call__(self, target: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + self.module(inputs[0])
+    def before(self, first: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.state.inputs[id(self)] = inputs[0]
+
+    def after(self, last: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output + self.module(self.state.inputs.pop(id(self)))
 
 
 @dataclass(eq=False)
