@@ -8,11 +8,9 @@ as an uninterrupted one; with several workers it also depends on which trials ha
 from __future__ import annotations
 
 import contextlib
-import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.cells.resolve import Request, Resolver
@@ -20,7 +18,6 @@ from harness.errors import UserError
 from harness.runs import locks
 from harness.runs.folder import RunFolder
 from harness.runs.locks import AlreadyLocked, LockLost, RunLock
-from harness.runs.result import RunResult
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.util.text import innermost_reason, safe_url
@@ -35,7 +32,18 @@ from studies.search.samplers import (
     replay,
 )
 from studies.search.sharing import LockWatch, Outage, exclusive
-from studies.search.spec import OBJECTIVES, Range, SearchFolder, SearchSpec, Trial, TrialState
+from studies.search.spec import Range, SearchFolder, SearchSpec, Trial, TrialState
+from studies.search.stored import (
+    FINGERPRINT,
+    OTHERS,
+    REASON,
+    STEPS,
+    WORKER,
+    as_trial,
+    mean_objectives,
+    runs_of,
+    steps_of,
+)
 from studies.search.summary import Conclusion, conclude
 
 if TYPE_CHECKING:
@@ -44,11 +52,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
-
-FINGERPRINT, OTHERS, WORKER = "fingerprint", "others", "worker"
-"""User attributes of a trial in Optuna's storage: its run, its runs at further seeds, and its responsible worker."""
-STEPS, REASON = "steps", "reason"
-"""User attributes of a trial that has ended."""
 
 _TURN_SECONDS = 1.0
 """Seconds that a call waits for the lock of the search before it gives up for now."""
@@ -247,7 +250,7 @@ class Search:
         return trials
 
     def _is_behind(self) -> bool:
-        self.trials = [_as_trial(trial) for trial in self._load()]
+        self.trials = [as_trial(trial) for trial in self._load()]
         return self.folder.trials() != self.trials
 
     def _refresh(self) -> None:
@@ -284,7 +287,7 @@ class Search:
 
     def _is_free(self, trial: FrozenTrial) -> bool:
         """Whether no worker executes the trial or is about to."""
-        fingerprints, worker = _runs_of(trial), trial.user_attrs[WORKER]
+        fingerprints, worker = runs_of(trial), trial.user_attrs[WORKER]
         if not self._assigned.keys().isdisjoint(
             fingerprints
         ):  # possibly by another trial with the same hyperparameters
@@ -293,7 +296,7 @@ class Search:
 
     def _assign(self, trial: FrozenTrial, wanted: int | None) -> TrialJob | bool:
         """As for `_next_in_turn`. The runs of a trial are executed one after another, in the order of the seeds."""
-        for seed, fingerprint in zip(self.spec.seeds, _runs_of(trial), strict=True):
+        for seed, fingerprint in zip(self.spec.seeds, runs_of(trial), strict=True):
             if self._run(fingerprint).result() is not None:
                 continue
             if wanted not in (None, seed):
@@ -324,7 +327,7 @@ class Search:
         fingerprint = trials[number].user_attrs[FINGERPRINT]
         if trials[number].state.is_finished():
             return
-        runs = [self._run(one) for one in _runs_of(trials[number])]
+        runs = [self._run(one) for one in runs_of(trials[number])]
         results = [run.result() for run in runs]
         values: list[float] | None = None
         reason: str | None = None
@@ -333,27 +336,20 @@ class Search:
             if results[0] is None:
                 self._write_reason(runs[0], reason)
         elif None not in results:
-            state, values = TrialState.COMPLETE, self._objective_values([result for result in results if result])
+            state, values = TrialState.COMPLETE, mean_objectives(self.spec, [result for result in results if result])
             if values is None:
                 state, reason = TrialState.FAILED, f"its result has no value for {' or '.join(self.spec.objectives)}"
         elif outcome.state in (RunState.INTERRUPTED, RunState.RUNNING, RunState.DONE):  # done, but damaged since
             return
         else:
             state, reason = TrialState.FAILED, str(outcome)
-        steps = sum(_steps_of(run) for run in runs)
+        steps = sum(steps_of(run) for run in runs)
         twin = next((t.number for t in trials[:number] if t.user_attrs[FINGERPRINT] == fingerprint), None)
         if twin is not None:
             steps, reason = 0, reason or f"the same hyperparameters as trial {twin}"
         self._set_attribute(number, STEPS, steps)
         self._set_attribute(number, REASON, reason)
         self._study.tell(number, values, OptunaState[state.optuna])
-
-    def _objective_values(self, results: Sequence[RunResult]) -> list[float] | None:
-        """The mean of each objective over the runs; None if one is undefined."""
-        found = [[OBJECTIVES[name].of(result) for result in results] for name in self.spec.objectives]
-        if any(value is None or not math.isfinite(value) for values in found for value in values):
-            return None
-        return [fmean(value for value in values if value is not None) for values in found]
 
     def _pruned(self) -> list[str]:
         trials = self._load()
@@ -390,27 +386,3 @@ class Search:
 
     def _request_of(self, params: dict[str, Any], seed: int) -> Request:
         return replace(self._request, settings={**self._request.settings, **params}, seed=seed)
-
-
-def _runs_of(trial: FrozenTrial) -> list[str]:
-    """The fingerprints of its runs, in the order of the seeds."""
-    return [trial.user_attrs[FINGERPRINT], *trial.user_attrs[OTHERS]]
-
-
-def _steps_of(run: RunFolder) -> int:
-    result, status = run.result(), run.status()
-    return result.steps if result else status.step if status else 0
-
-
-def _as_trial(trial: FrozenTrial) -> Trial:
-    state = TrialState.of(trial.state.name)
-    return Trial(
-        number=trial.number,
-        state=state,
-        settings=trial.params,
-        fingerprint=trial.user_attrs[FINGERPRINT],
-        others=tuple(trial.user_attrs[OTHERS]),
-        values=trial.values if state is TrialState.COMPLETE else None,
-        steps=trial.user_attrs.get(STEPS, 0),
-        reason=trial.user_attrs.get(REASON),
-    )
