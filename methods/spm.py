@@ -40,8 +40,11 @@ class SPM(Method):
     source = "Liu et al., Prompt-Matched Semantic Segmentation, arXiv 2208.10159"
 
     class Hyperparameters(method.Hyperparameters):
+        lr: float = hyperparameter(
+            1e-3, "learning rate of all but the classifiers (AdamW)", gt=0, le=10, search=(1e-4, 3e-2, "log")
+        )
         hidden: int = hyperparameter(32, "channels d of a matcher's state", ge=1, le=1024, search=(8, 64, "log"))
-        iterations: int = hyperparameter(3, "refinements T of the prompt; 1: no recurrence", ge=1, le=16, search=(1, 5))
+        iterations: int = hyperparameter(2, "refinements T of the prompt; 1: no recurrence", ge=1, le=16, search=(1, 5))
         kernel: int = hyperparameter(3, "side of the depth-wise convolutions, odd", ge=1, le=15, search=[3, 5, 7])
         working_stride: int = hyperparameter(
             16,

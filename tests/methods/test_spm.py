@@ -142,6 +142,7 @@ ABLATIONS: list[dict[str, Any]] = [
     {"hidden": 8, "kernel": 5},
     {"iterations": 1},
     {"iterations": 4, "share_weights": False},
+    {"share_weights": False},
     {"guidance": False},
     {"auxiliary": 0},
     {"guidance": False, "auxiliary": 0},
