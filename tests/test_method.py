@@ -5,16 +5,20 @@ from __future__ import annotations
 import pytest
 
 import harness.method
-from harness.method import methods
+from harness import method
+from harness.method import hyperparameter
+
+
+class Grown(method.Hyperparameters):
+    gate: bool = hyperparameter(False, "added when runs existed", later=True)
 
 
 def test_later_hyperparameter_at_its_default_is_not_in_the_spec():
     """So that runs from before it stay valid."""
-    hyperparameters = methods.get("spm").Hyperparameters
-    before = hyperparameters.parse("spm", {"relative": "false"})
-    assert "relative" not in before.spec_values()
-    assert hyperparameters.parse("spm", {"relative": "true"}).spec_values() == before.spec_values() | {"relative": True}
-    assert hyperparameters.parse("spm", before.spec_values()) == before
+    before = Grown.parse("grown", {"gate": "false"})
+    assert "gate" not in before.spec_values()
+    assert Grown.parse("grown", {"gate": "true"}).spec_values() == before.spec_values() | {"gate": True}
+    assert Grown.parse("grown", before.spec_values()) == before
 
 
 OLD_PLUGIN = """

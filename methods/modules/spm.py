@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,31 +12,40 @@ from torch.nn import functional as F
 from harness.models.losses import cross_entropy, labels_at
 
 
+class OnePass(list[Tensor]):
+    """Tensors of one forward pass; a copy of the network starts without them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnePass, ()
+
+    def take(self) -> list[Tensor]:
+        taken = list(self)
+        self.clear()
+        return taken
+
+
 class Matcher(nn.Module):
-    """f [B, C, h, w] -> f + p, where the prompt p is refined over T iterations at a coarser working resolution.
+    """f [B, C, h, w] -> f + s f + r p, where the prompts s and p are refined over T iterations at a coarser resolution.
 
-    With P average pooling by `pool`, and all maps [B, ., h/pool, w/pool]:
+    With P average pooling by `pool`, r the root mean square of P f over all of an image, and P f / r a constant to the
+    gradient; h_T' and m_T' are what the matcher before hands on with `carry`, else 0; maps are [B, ., h/pool, w/pool]:
 
-        x   = conv1x1(P f)                                   C -> d
-        h_0 = tanh(x)
-        m_t = conv1x1(h_{t-1})                               d -> classes
-        h_t = ConvGRU(h_{t-1}, [x, softmax(m_t)])            t = 1 .. T
-        p   = upsample(conv1x1(h_T))                         d -> C, zero at the start
+        x       = conv1x1(P f / r)                           C -> d
+        h_0     = tanh(x + h_T')
+        m_t     = conv1x1(h_t) + m_T'                        d -> classes, t = 0 .. T
+        h_t     = ConvGRU(h_{t-1}, [x, softmax(m_{t-1})])    t = 1 .. T
+        s, p    = upsample(conv1x1(h_T))                     d -> 2 C, zero at the start
+
+    How large a network's maps are is its own convention: a ViT's can have r = 0.05 after its first blocks, an
+    EfficientNet's r = 8. The matcher is invariant to it: a f instead of f changes its output by the factor a. As no
+    gradient passes what it reads, its semantic maps teach it and, through what is carried, the matchers before it.
 
     The GRU is the convolutional one of Ballas et al. (arXiv 1511.06432, section 3) with each convolution depth-wise
     separable. What does not change over t, the convolution of x, is computed once. The 1×1 convolutions to and from
-    d commute with pooling and with bilinear upsampling, and so run at the working resolution.
+    d commute with pooling and with bilinear upsampling, and so run at the working resolution. What is carried is
+    resized bilinearly where the working resolutions differ: from one that is twice as fine, that is average pooling.
 
-    `relative`, with r the root mean square of P f over all of an image, and P f / r a constant to the gradient:
-
-        x    = conv1x1(P f / r)                              C -> d
-        s, p = upsample(conv1x1(h_T))                        d -> 2 C, zero at the start
-        f -> f + s f + r p
-
-    How large a network's maps are is its own convention: a ViT's can have r = 0.05 after its first blocks, where the
-    plain matcher sees next to nothing and outputs the same prompt everywhere, an EfficientNet's r = 8, where its tanh
-    is saturated. The relative matcher is invariant to it: a f instead of f changes its output by the factor a. And as
-    no gradient passes what it reads, a matcher's semantic maps only teach that matcher, not the ones before it.
+    Without `relative`, x = conv1x1(P f), with its gradient, and the output is f + p: d -> C channels.
     """
 
     def __init__(
@@ -46,55 +58,84 @@ class Matcher(nn.Module):
         pool: int,
         share_weights: bool,
         guidance: bool,
-        relative: bool = False,
+        relative: bool,
+        supervised: bool,
     ):
-        """`num_classes` 0 leaves the semantic map out; `guidance` feeds it back into the recurrence."""
+        """`guidance`: the semantic maps enter the recurrence; `supervised`: they are kept for the loss."""
         super().__init__()
         self.iterations = iterations
         self.pool = pool
         self.guidance = guidance
         self.relative = relative
+        self.supervised = supervised
         self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.semantic = nn.Conv2d(hidden, num_classes, 1) if num_classes else None
+        self.semantic = nn.Conv2d(hidden, num_classes, 1) if guidance or supervised else None
         cells = 1 if share_weights else iterations
         guided = num_classes if guidance else 0
         self.cells = nn.ModuleList(SeparableGRUCell(hidden, guided, kernel) for _ in range(cells))
         self.expand = nn.Conv2d(hidden, 2 * channels if relative else channels, 1)
         nn.init.zeros_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
-        self.semantic_maps: list[Tensor] = []
-        """m_1 .. m_T of the last training forward pass, for the auxiliary loss."""
+        self.received: OnePass | None = None
+        """h_T and m_T of the matcher before: the list that is its `handed_on`; None: nothing is carried."""
+        self.handed_on: OnePass | None = None
+        self.semantic_maps = OnePass()
+        """m_0 .. m_T of the last training forward pass, for the auxiliary loss."""
 
     def forward(self, feature_map: Tensor) -> Tensor:
         pooled = feature_map
         if self.pool > 1:
             pooled = F.avg_pool2d(feature_map, self.pool, ceil_mode=True, count_include_pad=False)
-        size = None
         if self.relative:
             pooled = pooled.detach()
             size = _size_of(pooled)
             pooled = pooled / size
-        x = self.reduce(pooled)
-        state = torch.tanh(x)
+        state = self._refine(self.reduce(pooled))
+        if not self.relative:
+            return feature_map + _resize(self.expand(state), feature_map)
+        scale, shift = self.expand(state).chunk(2, dim=1)
+        shifted = feature_map + _resize(size * shift, feature_map)
+        return torch.addcmul(shifted, _resize(scale, feature_map), feature_map)
+
+    def _refine(self, x: Tensor) -> Tensor:
+        """x [B, d, h, w] -> h_T. Takes what the matcher before hands on, and hands on."""
+        carried = [] if self.received is None else [_resize(tensor, x) for tensor in self.received.take()]
+        context = carried[1] if len(carried) > 1 else None
+        state = torch.tanh(x + carried[0] if carried else x)
         inputs = [cell.project_input(x) for cell in self.cells]
-        self.semantic_maps = []
+        kept = self.supervised and self.training
+        maps: list[Tensor] = []
         for t in range(self.iterations):
-            shared = min(t, len(self.cells) - 1)
             guide = None
-            if self.semantic is not None:
-                semantic_map = self.semantic(state)
-                if self.training:
-                    self.semantic_maps.append(semantic_map)
-                if self.guidance:
-                    guide = semantic_map.softmax(dim=1)
+            if self.guidance or kept:
+                maps.append(self._classify(state, context))
+            if self.guidance:
+                guide = maps[-1].softmax(dim=1)
+            shared = min(t, len(self.cells) - 1)
             state = self.cells[shared](state, inputs[shared], guide)
-        prompt = self.expand(state)
-        if prompt.shape[-2:] != feature_map.shape[-2:]:
-            prompt = F.interpolate(prompt, feature_map.shape[-2:], mode="bilinear", align_corners=False)
-        if size is None:
-            return feature_map + prompt
-        scale, shift = prompt.chunk(2, dim=1)
-        return feature_map + scale * feature_map + size * shift
+        if kept or (self.guidance and self.handed_on is not None):
+            maps.append(self._classify(state, context))
+        if kept:
+            self.semantic_maps[:] = maps
+        if self.handed_on is not None:
+            self.handed_on[:] = [state, *maps[-1:]]
+        return state
+
+    def _classify(self, state: Tensor, context: Tensor | None) -> Tensor:
+        assert self.semantic is not None
+        semantic_map = self.semantic(state)
+        return semantic_map if context is None else semantic_map + context
+
+
+def hand_on(matchers: list[Matcher]) -> None:
+    """Each matcher receives the last state and semantic map of the one before it."""
+    for before, after in itertools.pairwise(matchers):
+        before.handed_on = after.received = OnePass()
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    size = like.shape[-2:]
+    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def _size_of(feature_map: Tensor) -> Tensor:
@@ -150,19 +191,19 @@ def matcher_parameters(
     kernel: int,
     share_weights: bool,
     guidance: bool,
-    relative: bool = False,
+    relative: bool,
+    supervised: bool,
 ) -> int:
     """The number of a matcher's parameters in closed form; arguments as for `Matcher`."""
     inner = hidden + (num_classes if guidance else 0)
     cell = hidden * kernel**2 + 3 * hidden * (hidden + 1) + 2 * inner * kernel**2 + 3 * hidden * inner
     reduce = (channels + 1) * hidden
-    semantic = (hidden + 1) * num_classes
+    semantic = (hidden + 1) * num_classes if guidance or supervised else 0
     expand = (hidden + 1) * channels * (2 if relative else 1)
     return reduce + semantic + cell * (1 if share_weights else iterations) + expand
 
 
 def semantic_loss(semantic_maps: list[Tensor], masks: Tensor) -> Tensor:
-    """Σ_t cross-entropy of m_t [B, K, h, w] with the labels [B, H, W] at the maps' size."""
+    """The mean over t of the cross-entropy of m_t [B, K, h, w] with the labels [B, H, W] at the maps' size."""
     labels = labels_at(masks, semantic_maps[0].shape[-2:])
-    stacked = torch.cat(semantic_maps)
-    return len(semantic_maps) * cross_entropy(stacked, labels.repeat(len(semantic_maps), 1, 1))
+    return cross_entropy(torch.cat(semantic_maps), labels.repeat(len(semantic_maps), 1, 1))
