@@ -152,7 +152,7 @@ def test_sorting_from_the_keyboard_with_visible_focus(page: WebDriver) -> None:
     outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     press(page, Keys.ENTER)
-    assert column(page, "method") == ["full", "full", "linear", "linear", "lora", "spm", "spm", "vpt_deep"]
+    assert column(page, "method") == ["full", "full", "head only", "head only", "lora", "spm", "spm", "vpt_deep"]
     assert page.switch_to.active_element.text == "method"
 
 
@@ -195,7 +195,7 @@ def test_samples_are_shown(page: WebDriver) -> None:
 
 def test_method_without_parameters_is_at_zero(page: WebDriver) -> None:
     places = {link.get_attribute("aria-label").split(",")[0]: link.rect["x"] for link in find(page, "#scatter a")}
-    assert places["linear"] < places["spm"] < places["full"]
+    assert places["head only"] < places["spm"] < places["full"]
     assert "0" in [text.text for text in find(page, "#scatter text")]
 
 

@@ -34,7 +34,7 @@ CLASSES = 3
 @functools.cache
 def _built(name: str) -> StagedBackbone:
     torch.manual_seed(0)
-    built = families.cut(name, families.create(name, **NETWORKS.get(name, {})))
+    built = families.cut(name, families.create(name, drop_path_rate=0.0, **NETWORKS.get(name, {})))
     for parameter in built.parameters():
         if parameter.abs().max() < 1e-3:  # a branch that timm starts at zero would hide what is inside it
             parameter.copy_(torch.rand(parameter.shape) / 10)
