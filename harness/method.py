@@ -40,7 +40,7 @@ class HeadHyperparameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     head_lr: float = hyperparameter(
-        1e-3, "learning rate of the head (AdamW), the same for every row of a table", gt=0, le=10,
+        3e-3, "learning rate of the head (AdamW), the same for every row of a table", gt=0, le=10,
         search=(1e-4, 1e-1, "log"),
     )  # fmt: skip
     weight_decay: float = hyperparameter(

@@ -133,11 +133,11 @@ def test_folder_without_runs_is_an_error(tmp_path: Path) -> None:
 
 
 def test_labels_name_the_hyperparameters_that_differ(tmp_path: Path) -> None:
-    defaults = {"head_lr": 1e-3, "weight_decay": 0.01}
-    for changed in ({}, {"head_lr": 0.0031234567}, {"weight_decay": 0.0}):
+    defaults = {"head_lr": 3e-3, "weight_decay": 0.01}
+    for changed in ({}, {"head_lr": 0.0041234567}, {"weight_decay": 0.0}):
         make_run(tmp_path, make_spec("linear", hyperparameters=defaults | changed))
     make_run(tmp_path, make_spec("lora", hyperparameters=defaults | {"rank": 32}))
-    assert labels(collect(tmp_path)) == ["linear", "linear(head_lr=0.003123)", "linear(weight_decay=0)", "lora"]
+    assert labels(collect(tmp_path)) == ["linear", "linear(head_lr=0.004123)", "linear(weight_decay=0)", "lora"]
 
 
 def test_labels_of_nearly_equal_hyperparameters_differ(tmp_path: Path) -> None:

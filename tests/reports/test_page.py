@@ -79,7 +79,7 @@ def test_every_run_has_spec_command_and_provenance(small: tuple[Collected, str])
     by_id = {run["id"]: run for run in data_of(html)["runs"]}
     assert set(by_id) == set(collected.runs.fingerprint)
     for fingerprint, run in by_id.items():
-        assert ["method", run["label"]] in run["spec"] and ["head_lr", "0.001"] in run["spec"]
+        assert ["method", run["label"]] in run["spec"] and ["head_lr", "0.003"] in run["spec"]
         folder = collected.root / fingerprint
         assert run["command"] == f"harness run --from {folder}/spec.yaml --runs {collected.root}"
         assert ["device", "a made-up processor"] in run["provenance"]

@@ -39,7 +39,7 @@ def make_spec(method: str = "linear", **fields: Any) -> Spec:
     """A complete spec; `fields` replace the defaults."""
     dataset = fields.get("dataset", "meadow")
     values = {
-        "hyperparameters": {"head_lr": 1e-3, "weight_decay": 0.01},
+        "hyperparameters": {"head_lr": 3e-3, "weight_decay": 0.01},
         "protocol": PROTOCOL,
         "backbone": "resnet18",
         "weights": "package:made==1",
@@ -156,7 +156,7 @@ def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: 
     )  # fmt: skip
     definition["seeds"] = [base.seed]
     space = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "hidden": {"low": 8, "high": 64, "integer": True}}
-    fixed = {"head_lr": 1e-3, "weight_decay": 0.01}
+    fixed = {"head_lr": 3e-3, "weight_decay": 0.01}
     write_json(folder / "search.json", {**definition, "fixed": fixed, "space": space})
     write_json(folder / "trials.json", rows)
     write_json(folder / "importances.json", {"lr": 0.8, "hidden": 0.2})
