@@ -59,7 +59,7 @@ def test_override_changes_matching_cells_only(tmp_path: Path, colours: Path) -> 
     ]
     path = write_study(tmp_path / "s.yaml", colours, overrides=overrides, seeds=1)
     plan = make_plan(load_study(path), RunStore(tmp_path), tmp_path)
-    assert [cell.spec and cell.spec.hyperparameters["head_lr"] for cell in plan.cells] == [0.5, 0.001]
+    assert [cell.spec and cell.spec.hyperparameters["head_lr"] for cell in plan.cells] == [0.5, 0.003]
     path = write_study(tmp_path / "t.yaml", colours, overrides=[{"method": "spm", "budget": "20k"}])
     assert refused(path).startswith("overrides[0].settings: ") or "budget" in refused(path)
 
