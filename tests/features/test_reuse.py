@@ -170,17 +170,17 @@ def test_damaged_and_lost_features_are_recomputed(run: Run, alone: Alone, tmp_pa
             content[(number * 7919) % len(content)] ^= 0x40
             path.write_bytes(content if number % 3 == 1 else content[: len(content) // 2])
     for rate in (0.002, 0.003):
-        found = run(tmp_path, GIGABYTE, expected_reuses=9, settings={"lr": rate})
-        assert outcome(found) == alone(settings={"lr": rate})
+        found = run(tmp_path, GIGABYTE, expected_reuses=9, settings={"head_lr": rate})
+        assert outcome(found) == alone(settings={"head_lr": rate})
     assert reuse(found)["training"] > 0.4
 
 
 def stopping(at: dict[float, int]) -> Callable[..., None]:
-    """A `TrainState.learn` that stops as a signal would, at a step for each learning rate."""
+    """A `TrainState.learn` that stops as a signal would, at a step for each learning rate of the head."""
     learn = TrainState.learn
 
     def act(learner: TrainState, *args: Any) -> None:
-        if learner.step == at.get(learner.hyperparameters.lr):
+        if learner.step == at.get(learner.hyperparameters.head_lr):
             learner.save()
             raise interrupted(learner.step)
         learn(learner, *args)
@@ -222,7 +222,7 @@ def test_changed_frozen_layer_is_not_cached(run: Run, tmp_path: Path, always_pay
         backbone.stages[2][0].downsample[-1].eps = 0.5
 
     monkeypatch.setattr(Linear, "attach", secretly)
-    changed = run(tmp_path, GIGABYTE, expected_reuses=9, settings={"lr": 0.002})
+    changed = run(tmp_path, GIGABYTE, expected_reuses=9, settings={"head_lr": 0.002})
     assert reuse(changed) == {**reuse(changed), "frozen_stages": 2}
 
 
@@ -246,14 +246,14 @@ def test_failure_of_one_cell_leaves_the_others_unchanged(
     alone: Alone, cell: Callable[..., tuple[Cell, RunStore]], tmp_path: Path, monkeypatch: Any
 ) -> None:
     rates = (0.001, 0.002, 9.0, 0.004, 0.003)
-    made = [cell(tmp_path, settings={"lr": rate})[0] for rate in rates]
+    made = [cell(tmp_path, settings={"head_lr": rate})[0] for rate in rates]
     store = RunStore(tmp_path)
     learn = TrainState.learn
 
     def failing(learner: TrainState, *args: Any) -> None:
-        if learner.hyperparameters.lr == 0.002 and learner.step == 5:
+        if learner.hyperparameters.head_lr == 0.002 and learner.step == 5:
             raise torch.OutOfMemoryError("no memory left")
-        if learner.hyperparameters.lr == 9.0 and learner.step == 8:
+        if learner.hyperparameters.head_lr == 9.0 and learner.step == 8:
             next(learner.network.head.parameters()).data.fill_(float("nan"))
         learn(learner, *args)
 
@@ -271,7 +271,7 @@ def test_failure_of_one_cell_leaves_the_others_unchanged(
             assert (status["state"], status["reason"]) == (ended.state, ended.reason)
     monkeypatch.setattr(TrainState, "learn", learn)
     for index in (0, 4):
-        assert outcome(store.folder(made[index].spec)) == alone(settings={"lr": rates[index]})
+        assert outcome(store.folder(made[index].spec)) == alone(settings={"head_lr": rates[index]})
 
 
 def test_interrupted_cells_resume_from_their_own_steps(
@@ -279,7 +279,7 @@ def test_interrupted_cells_resume_from_their_own_steps(
 ) -> None:
     store = RunStore(tmp_path)
     rates = (0.001, 0.002, 0.003)
-    made = [cell(tmp_path, settings={"lr": rate})[0] for rate in rates]
+    made = [cell(tmp_path, settings={"head_lr": rate})[0] for rate in rates]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainState, "learn", stopping({0.001: 4, 0.002: 9, 0.003: 15}))
         first = execute_side_by_side(made, store, options(tmp_path), quiet=True)
@@ -287,7 +287,7 @@ def test_interrupted_cells_resume_from_their_own_steps(
     second = execute_side_by_side(made, store, options(tmp_path), quiet=True)
     assert second == [Outcome(RunState.DONE)] * 3
     for one, rate in zip(made, rates, strict=True):
-        assert outcome(store.folder(one.spec)) == alone(settings={"lr": rate})
+        assert outcome(store.folder(one.spec)) == alone(settings={"head_lr": rate})
 
 
 def test_seeds_share_a_cached_sliding_evaluation(run: Run, alone: Alone, tmp_path: Path, budget: Path) -> None:
@@ -321,5 +321,5 @@ def test_features_of_other_data_are_not_shared(run: Run, tmp_path: Path, always_
     path.write_bytes(sorted(changed.iterdir())[1].read_bytes())
     for fields in ({"dataset": str(other)}, {"part": "dev"}, {"seed": 1}):
         assert reuse(run(tmp_path, GIGABYTE, **fields))["training"] == 0
-    assert reuse(run(tmp_path, GIGABYTE, settings={"lr": 0.5}))["training"] == 1
+    assert reuse(run(tmp_path, GIGABYTE, settings={"head_lr": 0.5}))["training"] == 1
     assert reuse(first)["training"] == 0
