@@ -63,7 +63,7 @@ ONE_CORE = {
     "channels-last": f"run --method conv_adapter --budget channels_last.yaml {CELL}",
     "no-clip": f"run --method full --set statistics=frozen --budget no_clip.yaml {CELL}",
     "dev": f"run --method linear --part dev --seed 3 --budget plain.yaml {CELL}",
-    "uper": f"run --method spm --set relative=true --set gaps=2,3 --budget plain.yaml {CELL} --head uper:16",
+    "uper": f"run --method spm --set relative=false --set gaps=2,3 --budget plain.yaml {CELL} --head uper:16",
     "plan-landcover-tuned": f"compare landcover {PLAN}",
     **{f"plan-{name}": f"compare {name} {UNTUNED}" for name in ("demo", "landcover", "tradeoff", "spm_ablation")},
     **{  # studies of data that are not here, with the tiny data in their place
@@ -98,8 +98,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "methods": ["linear", {"method": "bias", "label": "biases", "settings": {"weight_decay": 0.0}}],
         "backbones": ["test_vit"],
         "seeds": 2,
-        "overrides": [{"settings": {"head_lr": 0.01}}],
-        "tune": {"trials": 2, "parameters": ["lr"], "space": {"lr": "0.001|0.003"}, "sampler": "grid"},
+        "tune": {"trials": 2, "parameters": ["head_lr"], "space": {"head_lr": "0.001|0.003"}, "sampler": "grid"},
     },
 }
 BUDGETS: dict[str, dict[str, Any]] = {
@@ -207,7 +206,7 @@ def read_result(run: Path) -> dict[str, Any]:
 def name_of(run: Path) -> str:
     """Without the fingerprint, so that a run which has another one is found."""
     spec = yaml.safe_load((run / "spec.yaml").read_text())
-    rate = spec["hyperparameters"]["lr"]
+    rate = spec["hyperparameters"].get("lr", spec["hyperparameters"]["head_lr"])
     return f"{spec['method']} on {spec['backbone']}, {spec['part']}, seed {spec['seed']}, lr {rate:.6g}"
 
 

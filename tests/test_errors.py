@@ -88,7 +88,7 @@ def test_wrong_hyperparameter_by_flag_recipe_and_study(tmp_path: Path, colours: 
     assert refusal("run", "--from", recipe, *where).startswith(f"{recipe}: settings.lr: {wrong}")
     for fields, key in (
         ({"methods": ["linear", {"method": "spm", "settings": {"lr": "x"}}]}, "methods[1].settings.lr"),
-        ({"overrides": [{"settings": {"lr": "x"}}]}, "overrides[0].settings.lr"),
+        ({"overrides": [{"method": "spm", "settings": {"lr": "x"}}]}, "overrides[0].settings.lr"),
     ):
         study = write_study(tmp_path / "s.yaml", colours, tiny, **fields)
         assert refusal("compare", study, *where).startswith(f"{study}: {key}: {wrong}")

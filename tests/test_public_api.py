@@ -49,13 +49,13 @@ def test_run_executes_a_cell_and_returns_its_result(colours: Path, tiny: Path, t
     options = ExecutionOptions(runs=tmp_path, tracking="off", device="cpu", workers=0)
     cell = {
         "method": "linear", "backbone": "resnet10t", "weights": "random", "dataset": str(colours), "head": "fpn:16",
-        "budget": str(tiny), "settings": {"lr": 0.01},
+        "budget": str(tiny), "settings": {"head_lr": 0.01},
     }  # fmt: skip
     result = harness.run(**cell, options=options)
     assert harness.run(**cell, options=options) == result
     store = harness.RunStore(tmp_path)
     (folder,) = store
     assert folder.read_result() == result
-    assert result.spec.hyperparameters["lr"] == 0.01
+    assert result.spec.hyperparameters["head_lr"] == 0.01
     with pytest.raises(UserError, match=r"^method liner: no such method; did you mean linear\?"):
         harness.run(**{**cell, "method": "liner"}, options=options)

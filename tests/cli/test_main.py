@@ -66,7 +66,7 @@ for module in pkgutil.iter_modules(methods.__path__):
         importlib.import_module(f"methods.{module.name}")
 print(registry.get("spm").Hyperparameters.describe()[0]["name"], "torch" in sys.modules)
 """
-    assert fresh_python(code) == "lr False\n"
+    assert fresh_python(code) == "head_lr False\n"
 
 
 def test_shell_completion() -> None:

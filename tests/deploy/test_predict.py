@@ -231,7 +231,7 @@ def forged(run: Path, path: Path, change: Callable[[dict], object]) -> Path:
         (lambda header: header["spec"].update(backbone="resnet18"), "does not fit resnet18: missing: conv1.weight"),
         (lambda header: header["spec"].update(backbone="resnet10"), "backbone: resnet10: unknown; did you mean"),
         (lambda header: header["spec"].update(method="smp"), "method: smp: no such method; did you mean spm?"),
-        (lambda header: header["spec"].update(method="linear"), "auxiliary: no such|hidden: no such|guidance: no such"),
+        (lambda header: header["spec"].update(method="linear"), "no such hyperparameter of method linear"),
         (
             lambda header: header["spec"]["hyperparameters"].update(hidden=8),
             "tensors do not fit, the first is backbone",

@@ -104,8 +104,8 @@ def assert_row_without_result(run: RunFolder, state: str, reason: str) -> None:
 
 
 def test_loss_that_is_not_finite_ends_as_diverged(start: Starter, colours: Path, tiny: Path, tmp_path: Path) -> None:
-    # Frozen statistics cannot hold back what a weight of thousands in every layer multiplies up to.
-    explosive = ["--method", "full"]
+    # Neither frozen statistics nor a head without norms hold back what a large weight in every layer multiplies up to.
+    explosive = ["--method", "full", "--head", "linear"]
     for setting in ("statistics=frozen", "lr=10", "head_lr=10"):
         explosive += ["--set", setting]
     command = start(*run_arguments(colours, tiny, tmp_path, *explosive))
@@ -113,7 +113,7 @@ def test_loss_that_is_not_finite_ends_as_diverged(start: Starter, colours: Path,
     run = only_run(tmp_path)
     status = run.status()
     assert status is not None and 1 < status.step <= STEPS
-    reason = f"the loss was not finite at step {status.step}; try a smaller learning rate (--set lr=, now 10)"
+    reason = f"the loss was not finite at step {status.step}; try smaller learning rates (now lr=10 and head_lr=10)"
     assert one_line(command.stderr) == f"error: diverged: {reason}"
     assert_row_without_result(run, "diverged", reason)
 

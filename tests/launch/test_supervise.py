@@ -40,7 +40,7 @@ LIMIT = 0.1
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "raises": ({}, "failed", r"LookupError: no such thing"),
     "full": (
-        {"settings": EXPLOSIVE},
+        {"settings": EXPLOSIVE, "head": "linear"},
         "diverged",
         r"the loss was not finite at step \d+; try smaller learning rates.*",
     ),

@@ -109,7 +109,7 @@ def test_cells_of_the_same_images_share_a_job(
     assert {job.options.cache_size for job in found.jobs} == {123}
     assert {cell.state for cell in found.plan.cells} == {"done"}
     lines = capsys.readouterr().err.splitlines()
-    for label in ("linear", "spm", "full", "bias"):  # one line when it starts and one when it ends
+    for label in ("head only", "spm", "full", "bias"):  # one line when it starts and one when it ends
         own = [line.rpartition("seed ")[2] for line in lines if line.startswith(f"{label} on ")]
         assert sorted(own) == [f"{seed}: {state}" for seed in (0, 1) for state in ("done, mIoU 0.5000", "running")]
 

@@ -150,10 +150,10 @@ class Cells:
     plugin: Path
 
     def job(self, runs: Path, method: str = "spm", seed: int = 0, settings: dict[str, Any] | None = None,
-            **options: Any) -> Job:  # fmt: skip
+            head: str = "fpn:16", **options: Any) -> Job:  # fmt: skip
         """`options`: fields of `ExecutionOptions`."""
         request = Request(
-            method, "resnet10t", "random", str(self.dataset), "fpn:16", str(self.budget), seed, settings=settings or {}
+            method, "resnet10t", "random", str(self.dataset), head, str(self.budget), seed, settings=settings or {}
         )
         fingerprint = resolve(request, RunStore(runs), self.dataset).spec.fingerprint
         usual = {"device": "cpu", "tracking": "off", "workers": 0, "threads": 1, "plugins": (self.plugin,)}
