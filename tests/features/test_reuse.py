@@ -153,7 +153,7 @@ def test_interrupted_run_resumes_with_and_without_cached_features(
     run: Run, alone: Alone, tmp_path: Path, always_pays: None, first_size: int, second_size: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunEnded, match="interrupted"):
-        patch.setattr(TrainState, "learn", stopping({0.001: 11}))  # within the second file
+        patch.setattr(TrainState, "learn", stopping({0.003: 11}))  # within the second file
         run(tmp_path, first_size, expected_reuses=9)
     assert outcome(run(tmp_path, second_size, expected_reuses=9)) == alone()
 
@@ -169,7 +169,7 @@ def test_damaged_and_lost_features_are_recomputed(run: Run, alone: Alone, tmp_pa
             content = bytearray(path.read_bytes())
             content[(number * 7919) % len(content)] ^= 0x40
             path.write_bytes(content if number % 3 == 1 else content[: len(content) // 2])
-    for rate in (0.002, 0.003):
+    for rate in (0.002, 0.004):
         found = run(tmp_path, GIGABYTE, expected_reuses=9, settings={"head_lr": rate})
         assert outcome(found) == alone(settings={"head_lr": rate})
     assert reuse(found)["training"] > 0.4
