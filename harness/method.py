@@ -5,6 +5,7 @@ This module and the top of every shipped method are free of torch, so that a stu
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -49,7 +50,7 @@ class HeadHyperparameters(BaseModel):
     )  # fmt: skip
 
     @property
-    def shown_lr(self) -> float:
+    def main_lr(self) -> float:
         """The learning rate that curves and messages show: the method's, or the head's if only the head is trained."""
         return self.head_lr
 
@@ -71,16 +72,16 @@ class HeadHyperparameters(BaseModel):
     @classmethod
     def _replacement(cls, name: str, settings: dict[str, Any]) -> str | None:
         """What to write in place of a hyperparameter that was removed, or that the method has no use for."""
+        if name not in ("lr", "head_lr_scale"):
+            return None
+        old = [settings[part] for part in ("lr", "head_lr_scale") if part in settings]
+        try:  # the head's rate was their product; lr had another default in each method
+            value = f"={math.prod(map(float, old)):g}" if "lr" in settings else ""
+        except (TypeError, ValueError):
+            value = ""
         if name == "lr":
-            return "it trains only the head; use head_lr"
-        if name == "head_lr_scale":
-            lr = settings.get("lr", cls.model_fields["lr"].default if "lr" in cls.model_fields else 1e-3)
-            try:
-                value = f"={float(lr) * float(settings[name]):g}"
-            except (TypeError, ValueError):
-                value = ""
-            return f"use head_lr{value}, the head's own learning rate, which lr does not change"
-        return None
+            return f"it trains only the head; use head_lr{value}"
+        return f"use head_lr{value}, the head's own learning rate, which lr does not change"
 
     def spec_values(self) -> dict[str, bool | int | float | str]:
         """The values in the spec and the fingerprint: all except `later` ones at their defaults."""
@@ -120,7 +121,7 @@ class Hyperparameters(HeadHyperparameters):
     )
 
     @property
-    def shown_lr(self) -> float:
+    def main_lr(self) -> float:
         return self.lr
 
 

@@ -33,7 +33,7 @@ that is held out of train; see `harness/data/splits.py`."""
 class Budget(BaseModel):
     """The budget of every method in a table: steps, batches, crops, schedule, evaluation. See `budgets.yaml`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     steps: int = Field(ge=1, description="optimiser steps")
@@ -99,10 +99,7 @@ class Budget(BaseModel):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The fields that can change a score, as plain values.
-
-        A field that is added later is left out at its default, so that fingerprints of this protocol stay valid.
-        """
+        """The fields that can change a score, as plain values: all but the name."""
         return self.model_dump(mode="json", exclude={"name"})
 
     def learning_rate_factor(self, step: int) -> float:

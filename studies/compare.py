@@ -73,10 +73,10 @@ def _searches(
     from studies.search.search import Search
 
     for planned, *others in rows.values():
-        tune = planned.tune
+        tune, sampler = planned.tune, planned.tune.sampler_of(planned.space, planned.trials)
         search = Search(
             planned.request, planned.space, planned.trials, store, resolve,
-            sampler=tune.sampler, pruner=tune.pruner, seeds=tune.seeds, storage=storage, warn=warn,
+            sampler=sampler, pruner=tune.pruner, seeds=tune.seeds, storage=storage, warn=warn,
         )  # fmt: skip
         yield search, [planned, *others]
 

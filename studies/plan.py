@@ -16,13 +16,13 @@ from typing import Any
 from harness.cells.resolve import Cell, Request, Resolver
 from harness.data.base import SegmentationDataset
 from harness.errors import UserError
-from harness.method import methods
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from harness.spec import Spec
-from studies.search.spec import Range, SearchFolder, SearchSpec, make_space
-from studies.study import HEAD_LR, HEAD_METHOD, MethodArm, Study, Tune
+from studies.search.spec import Range, SearchFolder, SearchSpec
+from studies.study import Row, Study
+from studies.tune import HEAD_LR, HEAD_METHOD, Tune
 
 
 @dataclass
@@ -51,27 +51,25 @@ class PlannedSearch:
     label: str
     request: Request
     tune: Tune
+    trials: int
     space: dict[str, Range]
     """Empty where the row has nothing to search: it only waits for the head's learning rate."""
-    is_head: bool = False
     cells: list[PlannedCell] = field(default_factory=list)
-    """The row's seeds, which use the best hyperparameters."""
+    """The row's seeds, which use the chosen hyperparameters; none where it is the head's search."""
     head: PlannedSearch | None = None
     """The search of the head's learning rate that must end first."""
     rows: list[PlannedSearch] = field(default_factory=list)
-    """With `is_head`: the rows that wait for it."""
+    """Where this is the head's search: the rows that wait for it."""
     folder: SearchFolder | None = None
     """None where it is not known yet, or where there is nothing to search."""
-
-    @property
-    def trials(self) -> int:
-        if not self.space:
-            return 0
-        return self.tune.head.trials if self.is_head and self.tune.head is not None else self.tune.trials
+    chosen: dict[str, Any] | None = None
+    """The best hyperparameters, the head's among them. None until the search is settled, or if no trial is complete."""
 
     @property
     def finished(self) -> bool:
-        if self.head is not None and (not self.head.finished or self.head.best is None):
+        if self.chosen is not None:
+            return True
+        if self.head is not None and self.head.chosen is None:
             return self.head.finished
         return not self.space or (self.folder is not None and self.folder.is_finished(self.trials))
 
@@ -80,25 +78,15 @@ class PlannedSearch:
         """Number of trials that have ended."""
         return 0 if self.folder is None else self.folder.count_ended(self.trials)
 
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The hyperparameters that were chosen, the head's among them; None if the search has none (yet)."""
-        if not self.finished:
-            return None
-        of_head = {} if self.head is None else self.head.best
-        own = {} if self.folder is None else getattr(self.folder.best(self.trials), "settings", None)
-        return None if of_head is None or own is None else {**of_head, **own}
-
     def edges(self) -> list[str]:
         """The chosen hyperparameters at an edge of their range: `lr=0.01 is the highest`."""
-        best = self.best or {}
         ranges = self.space | ({} if self.head is None else self.head.space)
-        found = ((name, value, ranges[name].edge(value)) for name, value in best.items() if name in ranges)
+        found = ((name, value, ranges[name].edge(value)) for name, value in (self.chosen or {}).items())
         return [f"{name}={value:g} is the {edge}" for name, value, edge in found if edge]
 
     def reason_for_none(self) -> str:
-        """Why `best` is None although the search has ended."""
-        if self.head is not None and self.head.best is None:
+        """Why there are no chosen hyperparameters although the search has ended."""
+        if self.head is not None and self.head.chosen is None:
             return f"no {HEAD_LR}: {self.head.reason_for_none()}"
         reasons = Counter(trial.reason for trial in self.folder.trials() if trial.reason) if self.folder else Counter()
         first = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
@@ -126,7 +114,9 @@ class Plan:
 
     def seconds_left(self) -> float | None:
         """Estimated training time of the remaining cells in one process; None if no cell is done yet."""
-        trials = sum(search.trials - search.ended for search in (*self.heads, *self.searches))
+        trials = sum(
+            (search.trials - search.ended) * len(search.tune.seeds) for search in (*self.heads, *self.searches)
+        )
         known = [cell.seconds for cell in self.cells if cell.seconds is not None]
         return fmean(known) * (len(self.left) + trials) if known else None
 
@@ -141,23 +131,19 @@ def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = Fal
     resolve = Resolver(store, data)
     plan = Plan(study)
     study.check(data, store.cache)
-    heads: dict[tuple[Any, ...], PlannedSearch | UserError] = {}
-    for arm, request in study.requests():
-        seeds = [replace(request, seed=seed) for seed in study.seeds]
+    heads: dict[tuple[Any, ...], PlannedSearch | UserError | None] = {}
+    for row in study.rows():
+        seeds = [replace(row.request, seed=seed) for seed in study.seeds]
         if study.tune is None:
-            plan.cells += [_plan_cell(arm.label, seed, resolve, store) for seed in seeds]
+            plan.cells += [_plan_cell(row.arm.label, seed, resolve, store) for seed in seeds]
             continue
-        head = None
-        if study.tune.head is not None:
-            of_head = replace(request, method=HEAD_METHOD, settings={}, part="dev", seed=study.tune.seeds[0])
-            key = _key_of(of_head)
-            if key not in heads:
-                heads[key] = _plan_head(study.tune, of_head, resolve, store)
-            head = heads[key]
-        row = _plan_search(study.tune, arm, request, seeds, head, resolve, store)
-        plan.cells += row.cells if isinstance(row, PlannedSearch) else row
-        if isinstance(row, PlannedSearch):
-            plan.searches.append(row)
+        key = row.head.backbone, row.head.weights, row.head.dataset, row.head.head
+        if key not in heads:
+            heads[key] = _plan_head(study.tune, row.head, resolve, store)
+        planned = _plan_search(study.tune, row, seeds, heads[key], resolve, store)
+        plan.cells += planned.cells if isinstance(planned, PlannedSearch) else planned
+        if isinstance(planned, PlannedSearch):
+            plan.searches.append(planned)
     plan.heads = [head for head in heads.values() if isinstance(head, PlannedSearch) and head.rows]
     plan.datasets = list(_valid_datasets(plan, resolve))
     if ask_support:
@@ -165,19 +151,18 @@ def make_plan(study: Study, store: RunStore, data: Path, ask_support: bool = Fal
     return plan
 
 
-def _key_of(request: Request) -> tuple[Any, ...]:
-    return request.backbone, request.weights, request.dataset, request.head
-
-
-def _plan_head(tune: Tune, request: Request, resolve: Resolver, store: RunStore) -> PlannedSearch | UserError:
-    assert tune.head is not None
-    given = {} if tune.head.space is None else {HEAD_LR: tune.head.space}
+def _plan_head(tune: Tune, request: Request, resolve: Resolver, store: RunStore) -> PlannedSearch | UserError | None:
+    """The search of the head's learning rate; None if the study has none."""
+    if tune.head is None:
+        return None
+    searched = replace(request, part="dev", seed=tune.seeds[0])
+    head = PlannedSearch(f"{HEAD_LR}, with {HEAD_METHOD}", searched, tune, tune.head.trials, tune.head_space())
     try:
-        space = make_space(methods.get(HEAD_METHOD), [HEAD_LR], given, {})
-        head = PlannedSearch(f"{HEAD_LR}, with {HEAD_METHOD}", request, tune, space, is_head=True)
         _define(head, resolve, store)
-    except UserError as error:
+    except UserError as error:  # of the cell, such as a missing dataset
         return error
+    if head.finished:
+        settle(head, resolve, store)
     return head
 
 
@@ -191,77 +176,64 @@ def _valid_datasets(plan: Plan, resolve: Resolver) -> Iterator[SegmentationDatas
 
 def _plan_search(
     tune: Tune,
-    arm: MethodArm,
-    request: Request,
+    row: Row,
     seeds: list[Request],
     head: PlannedSearch | UserError | None,
     resolve: Resolver,
     store: RunStore,
 ) -> PlannedSearch | list[PlannedCell]:
     """The row's search with its cells, or only the cells if there is no search."""
+    label, searched = row.arm.label, replace(row.request, part="dev", seed=tune.seeds[0])
     try:
         if isinstance(head, UserError):
             raise head
-        space = _space_of(tune, request)
-        row = PlannedSearch(arm.label, replace(request, part="dev", seed=tune.seeds[0]), tune, space, head=head)
-        resolve(row.request)
-        if head is None or head.finished:
-            _define(row, resolve, store)
+        space = tune.space_of(row.request)
+        planned = PlannedSearch(label, searched, tune, tune.trials if space else 0, space, head=head)
+        resolve(searched)
+        _define(planned, resolve, store)
     except UserError as error:
-        return [PlannedCell(arm.label, seed, None, RunState.FAILED, str(error)) for seed in seeds]
-    recorded = [_plan_cell(arm.label, seed, resolve, store) for seed in seeds]
+        return [PlannedCell(label, seed, None, RunState.FAILED, str(error)) for seed in seeds]
+    recorded = [_plan_cell(label, seed, resolve, store) for seed in seeds]
     if all(cell.state is RunState.UNSUPPORTED for cell in recorded) or (head is None and not space):
         return recorded
-    row.cells = [PlannedCell(arm.label, seed, None, RunState.WAITING) for seed in seeds]
+    planned.cells = [PlannedCell(label, seed, None, RunState.WAITING) for seed in seeds]
     if head is not None:
-        head.rows.append(row)
-    if row.finished:
-        settle(row, resolve, store)
-    return row
+        head.rows.append(planned)
+    if planned.finished:
+        settle(planned, resolve, store)
+    return planned
 
 
-def _space_of(tune: Tune, request: Request) -> dict[str, Range]:
-    """What the row searches; empty if it has none of the study's parameters. Raises `UserError`."""
-    method = methods.get(request.method)
-    own = method.Hyperparameters.model_fields
-    ranges = {name: text for name, text in tune.space.items() if name in own}
-    names = None if tune.parameters is None else [name for name in tune.parameters if name in own]
-    fixed = set(request.settings) | ({HEAD_LR} if tune.head is not None else set())
-    if names is not None and not (set(names) | set(ranges)) - fixed:
-        return {}
-    return make_space(method, names, ranges, dict.fromkeys(fixed))
-
-
-def _define(row: PlannedSearch, resolve: Resolver, store: RunStore) -> None:
-    """Set the folder of the row's search, once the head's learning rate is known. Raises `UserError`."""
-    of_head = {} if row.head is None else row.head.best
-    if of_head is None or not row.space:
+def _define(search: PlannedSearch, resolve: Resolver, store: RunStore) -> None:
+    """Set the search's folder, once the head's learning rate is known. Raises `UserError`."""
+    of_head = {} if search.head is None else search.head.chosen
+    if of_head is None or not search.space:
         return
-    row.request = replace(row.request, settings={**row.request.settings, **of_head})
-    tune = row.tune
-    spec = SearchSpec.of(resolve(row.request), row.space, tune.sampler, tune.pruner, seeds=tune.seeds)
-    row.folder = SearchFolder.under(store.root, spec)
+    search.request = replace(search.request, settings={**search.request.settings, **of_head})
+    tune, sampler = search.tune, search.tune.sampler_of(search.space, search.trials)
+    spec = SearchSpec.of(resolve(search.request), search.space, sampler, tune.pruner, seeds=tune.seeds)
+    search.folder = SearchFolder.under(store.root, spec)
 
 
-def settle(row: PlannedSearch, resolve: Resolver, store: RunStore) -> list[PlannedSearch]:
-    """Set the hyperparameters of the cells of a finished search, or define the searches that waited for it.
+def settle(search: PlannedSearch, resolve: Resolver, store: RunStore) -> list[PlannedSearch]:
+    """Set the hyperparameters of a finished search's cells, and define the searches that waited for it.
 
-    Returns the rows that were settled or defined.
+    Returns the search and the rows that waited.
     """
-    if row.is_head:
-        for waiting in row.rows:
-            _define(waiting, resolve, store)
-            if waiting.finished:
-                settle(waiting, resolve, store)
-        return row.rows
-    best = row.best
-    for cell in row.cells:
-        if best is None:
-            cell.state, cell.reason = RunState.FAILED, row.reason_for_none()
+    own = {} if search.folder is None else getattr(search.folder.best(search.trials), "settings", None)
+    of_head = {} if search.head is None else search.head.chosen
+    search.chosen = None if own is None or of_head is None else {**of_head, **own}
+    for cell in search.cells:
+        if search.chosen is None:
+            cell.state, cell.reason = RunState.FAILED, search.reason_for_none()
         else:
-            cell.request = replace(cell.request, settings={**cell.request.settings, **best})
+            cell.request = replace(cell.request, settings={**cell.request.settings, **search.chosen})
             vars(cell).update(vars(_plan_cell(cell.label, cell.request, resolve, store)))
-    return [row]
+    for row in search.rows:
+        _define(row, resolve, store)
+        if row.finished:
+            settle(row, resolve, store)
+    return [search, *search.rows]
 
 
 def _plan_cell(label: str, request: Request, resolve: Resolver, store: RunStore) -> PlannedCell:

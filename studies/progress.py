@@ -13,7 +13,7 @@ from harness.data.fit import describe_parts, warnings
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
-from harness.util.text import duration
+from harness.util.text import counted, duration
 from studies.plan import Plan, PlannedCell, PlannedSearch, rows_of
 from studies.scheduler import SearchTask
 from studies.search.spec import TrialState
@@ -49,7 +49,7 @@ def describe(plan: Plan) -> list[str]:
             if searches:
                 ended = sum(search.ended for search in searches)
                 each = f"{searches[0].trials} trials" + (f" of {len(seeds)} seeds" if len(seeds) > 1 else "")
-                number = "1 search" if len(searches) == 1 else f"{len(searches)} searches"
+                number = counted(len(searches), "search", "searches")
                 lines.append(f"  {number} {what}, {each} on the dev split, {ended} trials ended")
     for dataset in plan.datasets:
         lines.append(f"  {describe_parts(dataset, budget.dev_fraction)}")
@@ -90,8 +90,11 @@ def table(plan: Plan) -> list[dict[str, str]]:
 
 
 def _head_line(head: PlannedSearch) -> dict[str, str]:
-    request, best = head.request, head.best
-    state = ", ".join(f"{name}={value:g}" for name, value in best.items()) if best else _state_of(head)
+    request = head.request
+    if head.chosen is not None:
+        state = ", ".join(f"{name}={value:g}" for name, value in head.chosen.items())
+    else:
+        state = (RunState.FAILED if head.finished else RunState.RUNNING if head.ended else RunState.TO_DO).label
     return {
         "backbone": display_name(request.backbone, request.weights),
         "dataset": Path(request.dataset).name,
@@ -102,12 +105,6 @@ def _head_line(head: PlannedSearch) -> dict[str, str]:
         "trials": _trials(head),
         "state": state,
     }
-
-
-def _state_of(search: PlannedSearch) -> str:
-    if search.finished:
-        return "failed"
-    return "to do" if not search.ended else "running"
 
 
 def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dict[str, str]:

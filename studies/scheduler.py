@@ -228,7 +228,7 @@ class Scheduler:
             of_trials = task.data_key
             if data_key.seed in task.search.spec.seeds and of_trials._replace(seed=data_key.seed) == data_key:
                 count += max(0, task.search.left - self._trials_in_flight(task))
-                count += sum(row.tune.trials for planned in task.planned for row in planned.rows if row.space)
+                count += sum(row.trials for planned in task.planned for row in planned.rows)
             requests = (
                 cell.request
                 for planned in task.planned

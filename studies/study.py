@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -24,30 +24,15 @@ from harness.models.heads import parse_head
 from harness.spec import Budget, budget, budget_from
 from harness.util.files import read_yaml_file
 from studies import shipped_studies
-from studies.search.spec import check_sampler, parse_range
+from studies.search.samplers import check_sampler
+from studies.search.spec import Range, check_names, parse_range
+from studies.tune import HEAD_LR, HEAD_METHOD, HeadTune, Seed, Tune, seeds_from_count
 
 Setting = bool | int | float | str
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-MAX_SEEDS = 10_000
-
-
-def _seeds_from_count(seeds: Any) -> Any:
-    """A number of seeds from 0 -> those seeds; anything else as it is."""
-    if not isinstance(seeds, int) or isinstance(seeds, bool):
-        return seeds
-    if not 1 <= seeds <= MAX_SEEDS:
-        raise ValueError(f"use 1 to {MAX_SEEDS} seeds, or a list")
-    return tuple(range(seeds))
-
-
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-HEAD_METHOD, HEAD_LR = "linear", "head_lr"
-"""`tune.head` searches this hyperparameter with this method."""
 
 
 def shown_label(label: str, heads: Iterable[str]) -> str:
@@ -89,36 +74,6 @@ class BackboneArm(_Model):
         return {"backbone": fields} if isinstance(fields, str) else fields
 
 
-class HeadTune(_Model):
-    """A search of `head_lr` with `linear`, once for each backbone, dataset and head; every row gets its result."""
-
-    trials: int = Field(ge=1)
-    space: str | None = Field(None, description="LOW:HIGH, LOW:HIGH:log or A|B|C; default: the declared range")
-
-
-class Tune(_Model):
-    """A search for every row of the table, scored on the dev split; its best hyperparameters are used for all seeds."""
-
-    head: HeadTune | None = None
-    trials: int = Field(ge=1, description="trials of each row; pruned and failed ones count")
-    parameters: tuple[str, ...] | None = Field(None, description="hyperparameters; default: all with a declared range")
-    space: dict[str, str] = Field(
-        {}, description="hyperparameter -> LOW:HIGH, LOW:HIGH:log or A|B|C, in place of the declared range"
-    )
-    sampler: str = "tpe"
-    pruner: str | None = None
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="of a trial, whose value is the mean over them")
-
-    _from_count = field_validator("seeds", mode="before")(_seeds_from_count)
-
-    @field_validator("seeds")
-    @classmethod
-    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is listed twice")
-        return seeds
-
-
 class Override(_Model):
     """Hyperparameters for the cells that match every pattern (`*` and `?`)."""
 
@@ -132,6 +87,15 @@ class Override(_Model):
         pairs = ((self.backbone, request.backbone), (self.dataset, request.dataset), (self.head, request.head))
         is_method = fnmatchcase(arm.label, self.method) or fnmatchcase(arm.method, self.method)
         return is_method and all(fnmatchcase(value, pattern) for pattern, value in pairs)
+
+
+class Row(NamedTuple):
+    """One row of a study's table."""
+
+    arm: MethodArm
+    request: Request
+    head: Request
+    """The cell with which `tune.head` searches: `linear` in the row's place, with the overrides that apply to it."""
 
 
 class Study(_Model):
@@ -149,7 +113,7 @@ class Study(_Model):
     source: Path = Field(Path("study.yaml"), exclude=True, description="the file; its paths start at its folder")
     flags: frozenset[str] = Field(frozenset(), exclude=True, description="keys that the command line replaces")
 
-    _from_count = field_validator("seeds", mode="before")(_seeds_from_count)
+    _from_count = field_validator("seeds", mode="before")(seeds_from_count)
 
     @model_validator(mode="after")
     def _check_unique(self) -> Study:
@@ -210,28 +174,32 @@ class Study(_Model):
     def _check_tune(self) -> None:
         if self.tune is None:
             return
-        rows = [methods.get(arm.method) for arm in self.methods]
-        known = {name for method in rows for name in method.Hyperparameters.model_fields}
         with located(self.source, under="tune"):
-            for key, names in (("parameters", self.tune.parameters or ()), ("space", self.tune.space)):
-                for name in names:
-                    if name not in known:
-                        hint = did_you_mean(name, known)
-                        raise UserError("no method of the study has it", field=key, value=name, hint=hint)
-            for name, text in self.tune.space.items():
-                for method in rows:
-                    if name in method.Hyperparameters.model_fields:
-                        parse_range(method, name, text)
-            check_sampler(self.tune.sampler, self.tune.pruner)
+            self._check_names_to_tune(self.tune)
+            check_names(self.tune.sampler, self.tune.pruner)
             if self.tune.head is not None:
                 self._check_head(self.tune)
+            for row in self.rows():
+                self._check_sampler(self.tune.space_of(row.request), self.tune.trials)
+
+    def _check_names_to_tune(self, tune: Tune) -> None:
+        """Each name belongs to a method of the file. Where the command line chose the methods, any method will do."""
+        own = [methods.get(arm.method) for arm in self.methods]
+        every = [methods.get(name) for name in methods.names()] if "methods" in self.flags else own
+        known = {name for method in every for name in method.Hyperparameters.model_fields}
+        for key, names in (("parameters", tune.parameters or ()), ("space", tune.space)):
+            for name in names:
+                if name not in known:
+                    hint = did_you_mean(name, known)
+                    raise UserError("no method of the study has it", field=key, value=name, hint=hint)
+        for name, text in tune.space.items():
+            for method in own:
+                if name in method.Hyperparameters.model_fields:
+                    parse_range(method, name, text)
 
     def _check_head(self, tune: Tune) -> None:
         """`tune.head` is valid, and nothing else sets `head_lr`."""
         assert tune.head is not None
-        if tune.head.space is not None:
-            with located(under="head"):
-                parse_range(methods.get(HEAD_METHOD), HEAD_LR, tune.head.space, field="space")
         fixed = [f"methods[{row}]" for row, arm in enumerate(self.methods) if HEAD_LR in arm.settings]
         fixed += [f"overrides[{number}]" for number, one in enumerate(self.overrides) if HEAD_LR in one.settings]
         fixed = [f"{HEAD_LR} in the settings of {place}" for place in fixed]
@@ -239,13 +207,32 @@ class Study(_Model):
         if fixed:
             problem = f"tunes {HEAD_LR} for every row, and {fixed[0]} sets it too"
             raise UserError(problem, field="head", hint="remove one of them")
+        if tune.head.space is not None:
+            with located(under="head"):
+                parse_range(methods.get(HEAD_METHOD), HEAD_LR, tune.head.space, field="space")
+        self._check_sampler(tune.head_space(), tune.head.trials, "head.")
 
-    def requests(self) -> Iterator[tuple[MethodArm, Request]]:
+    def _check_sampler(self, space: dict[str, Range], trials: int, prefix: str = "") -> None:
+        assert self.tune is not None
+        if space:
+            try:
+                check_sampler(self.tune.sampler_of(space, trials), space, trials)
+            except UserError as error:
+                if error.field == "trials":
+                    error.field = f"{prefix}trials"
+                raise
+
+    def rows(self) -> Iterator[Row]:
         """Every row of the table with its settings and the study's first seed, a placeholder for other seeds."""
         for arm, request in self._rows(self.the_budget()):
+            head = replace(request, method=HEAD_METHOD, settings={})
+            known = methods.get(HEAD_METHOD).Hyperparameters.model_fields
+            for _, override in self._matching(MethodArm(method=HEAD_METHOD, label=HEAD_METHOD), head):
+                head.settings.update({name: value for name, value in override.settings.items() if name in known})
             for _, override in self._matching(arm, request):
                 request.settings.update(override.settings)
-            yield arm, replace(request, dataset=self._dataset(request.dataset))
+            dataset = self._dataset(request.dataset)
+            yield Row(arm, replace(request, dataset=dataset), replace(head, dataset=dataset))
 
     def _rows(self, chosen: Budget) -> Iterator[tuple[MethodArm, Request]]:
         """Rows without overrides; datasets by the names in the study, which overrides match."""
@@ -313,7 +300,9 @@ class Replacements:
         if self.budget is not None:
             replaced["budget"] = _absolute(self.budget)
         if self.trials is not None:
-            replaced["tune"] = {**(fields.get("tune") or {}), "trials": self.trials} if self.trials else None
+            tune = fields.get("tune") or {}
+            if isinstance(tune, Mapping):  # else the file's own value is refused
+                replaced["tune"] = {**tune, "trials": self.trials} if self.trials else None
         flags = frozenset(replaced) - {"tune", "seeds"}
         return {**fields, **replaced, "flags": flags}
 

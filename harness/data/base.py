@@ -41,6 +41,17 @@ class Sample:
     """What the dataset's own `load` needs; never part of a fingerprint."""
 
 
+class Copies(NamedTuple):
+    """Image files of one split that are copies of files of an earlier one."""
+
+    first: str
+    second: str
+    images: int
+    """Images of `second`."""
+    example: tuple[str, str]
+    """Names of a sample of each."""
+
+
 class WorkingSizes(NamedTuple):
     """The sizes of a dataset's images after they were resized to its `scale`: (height, width) in pixels."""
 
@@ -96,6 +107,11 @@ class SegmentationDataset(ABC):
         Computing it checks the dataset: sizes, label range, missing pairs, unreadable files.
         Raises `UserError` that names the file and what to do.
         """
+
+    @property
+    def copies(self) -> Sequence[Copies]:
+        """Equal image files in two splits: a leak, or blank images. Raises `UserError`, as `digest` does."""
+        return ()
 
     @property
     @abstractmethod

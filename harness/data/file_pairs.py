@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from PIL import Image, ImageOps
 
-from harness.data.base import IGNORE_INDEX, SPLITS, Pair, Sample, SegmentationDataset, Split, WorkingSizes
+from harness.data.base import IGNORE_INDEX, SPLITS, Copies, Pair, Sample, SegmentationDataset, Split, WorkingSizes
 from harness.errors import UserError
 from harness.util.files import digest
 from harness.util.json_cache import cached_json
@@ -81,6 +81,10 @@ class PairedFiles(SegmentationDataset):
     def working_sizes(self) -> WorkingSizes:
         return WorkingSizes(*(tuple(size) for size in self._contents["working_sizes"]))
 
+    @property
+    def copies(self) -> Sequence[Copies]:
+        return [Copies(first, second, images, (a, b)) for first, second, images, (a, b) in self._contents["copies"]]
+
     @cached_property
     def _contents(self) -> dict[str, Any]:
         """Decodes every file once; later calls only compare the files' sizes and times."""
@@ -93,7 +97,7 @@ class PairedFiles(SegmentationDataset):
         }
         files = [[self._relative(path), *_size_and_time(path)] for sample in samples for path in sample.source]
         key = {"root": str(self.root.resolve()), "settings": digest(settings), "files": digest(files)}
-        return cached_json(self.cache, "dataset-contents", key, lambda: self._check(samples, settings))
+        return cached_json(self.cache, "dataset-files", key, lambda: self._check(samples, settings))
 
     def refuse(self, problems: Sequence[str]) -> NoReturn:
         """Raise the first problem as `UserError`, with the number of further ones."""
@@ -121,6 +125,7 @@ class PairedFiles(SegmentationDataset):
         return {
             "digest": digest({**settings, "contents": [[c.image_sha256, c.mask_sha256] for c in checked]}),
             "working_sizes": WorkingSizes.of((c.size for c in checked), self.scale),
+            "copies": _copies([sample.name for sample in samples], [c.image_sha256 for c in checked]),
         }
 
     def _check_disjoint(self) -> None:
@@ -194,6 +199,18 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     except OSError:
         return (-1, -1)  # the check will open the file and report what is wrong
     return status.st_size, status.st_mtime_ns
+
+
+def _copies(names: Sequence[str], hashes: Sequence[str]) -> list[Copies]:
+    """Names begin with their split; splits are in the order of `SPLITS`."""
+    earliest: dict[str, str] = {}
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name, content in zip(names, hashes, strict=True):
+        original = earliest.setdefault(content, name)
+        splits = original.partition("/")[0], name.partition("/")[0]
+        if splits[0] != splits[1]:
+            found.setdefault(splits, []).append((original, name))
+    return [Copies(*splits, len(pairs), pairs[0]) for splits, pairs in found.items()]
 
 
 def read_image(content: bytes) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether a budget fits a dataset, and whether the dataset's splits are independent: what to tell before training."""
+"""Checks before training: whether a budget fits a dataset, and whether the dataset's splits are independent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.data.base import SPLITS, Sample, SegmentationDataset
 from harness.data.splits import split_samples
 from harness.errors import UserError
 from harness.spec import Budget, Part
-from harness.util.text import list_some
+from harness.util.text import counted, list_some
 
 LEAST_COVERAGE = 0.5
 """Of each side of an image by the crop. With smaller crops, methods that train much of the backbone lose more than
@@ -49,7 +49,15 @@ def describe_parts(dataset: SegmentationDataset, dev_fraction: float) -> str:
 
 def warnings(dataset: SegmentationDataset, budget: Budget) -> list[str]:
     """What makes scores on this dataset under this budget misleading; one line each."""
-    return [*_shared_groups(dataset), *_small_crop(dataset, budget)]
+    return [*_copied_images(dataset), *_shared_groups(dataset), *_small_crop(dataset, budget)]
+
+
+def _copied_images(dataset: SegmentationDataset) -> list[str]:
+    return [
+        f"{dataset.name}: {found.first} and {found.second} share {counted(found.images, 'equal image file')}, such as "
+        f"{' and '.join(found.example)}"
+        for found in dataset.copies
+    ]
 
 
 def _shared_groups(dataset: SegmentationDataset) -> list[str]:
@@ -60,7 +68,7 @@ def _shared_groups(dataset: SegmentationDataset) -> list[str]:
         if shared:
             images = sum(counts[second][group] for group in shared)
             lines.append(
-                f"{dataset.name}: {first} and {second} share {_count(len(shared), 'group')} ({list_some(shared)}): "
+                f"{dataset.name}: {first} and {second} share {counted(len(shared), 'group')} ({list_some(shared)}): "
                 f"{images} of {counts[second].total()} images of {second} may resemble images of {first}"
             )
     return lines
@@ -83,8 +91,4 @@ def _small_crop(dataset: SegmentationDataset, budget: Budget) -> list[str]:
 
 
 def _size(samples: Sequence[Sample]) -> str:
-    return f"{_count(len(samples), 'image')} in {_count(len({sample.group for sample in samples}), 'group')}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{counted(len(samples), 'image')} in {counted(len({sample.group for sample in samples}), 'group')}"

@@ -48,6 +48,13 @@ class Splits(BaseModel):
     )
     test: str | None = Field(None, description="default: `test` if it exists, else `val`")
 
+    @field_validator("train", "dev", "test")
+    @classmethod
+    def _check_relative(cls, folder: str | None) -> str | None:
+        if folder is not None and Path(folder).is_absolute():
+            raise ValueError("use the name of a folder below `images` and `masks`")
+        return folder
+
     def folders(self, images: Path) -> dict[Split, str]:
         """The folder of each split that there is. Raises `UserError` if two splits have one folder."""
         has_test, has_val = (images / "test").is_dir(), (images / "val").is_dir()
@@ -196,7 +203,8 @@ def read_description(path: Path) -> Description:
     try:
         return Description.model_validate(fields)
     except ValidationError as error:
-        raise invalid(error, Description.model_fields).at(path) from error
+        place: type[BaseModel] = Splits if error.errors()[0]["loc"][:1] == ("splits",) else Description
+        raise invalid(error, place.model_fields).at(path) from error
 
 
 def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -96,7 +96,7 @@ def parameter_groups(network: Segmenter, hyperparameters: HeadHyperparameters) -
     return [
         {
             "params": parameters,
-            "base_lr": hyperparameters.head_lr if in_head else hyperparameters.shown_lr,
+            "base_lr": hyperparameters.head_lr if in_head else hyperparameters.main_lr,
             "weight_decay": hyperparameters.weight_decay if is_decayed else 0.0,
         }
         for (in_head, is_decayed), parameters in groups.items()
@@ -151,7 +151,7 @@ class TrainState:
         apply_memory_format(fabric.to_device(network), self.budget)
         optimizer = torch.optim.AdamW(
             parameter_groups(network, self.hyperparameters),
-            lr=self.hyperparameters.shown_lr,
+            lr=self.hyperparameters.main_lr,
             fused=self.budget.precision != "fp16",
         )
         found = self.checkpoints.latest() if fabric.is_global_zero else None
@@ -205,7 +205,7 @@ class TrainState:
         meters.spent += own + sum(batch.spent for batch in batches) / sharers
         meters.reused += sum(batch.cached for batch in batches) / len(batches)
         self.step += 1
-        lr = self.hyperparameters.shown_lr * budget.learning_rate_factor(step)
+        lr = self.hyperparameters.main_lr * budget.learning_rate_factor(step)
         self.callbacks.on_step(self.step, loss_value, lr)
         if self.step % math.ceil(budget.steps / CURVE_POINTS) == 0 or self.finished:
             self.callbacks.on_point(_point(self.step, lr, meters))

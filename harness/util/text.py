@@ -23,6 +23,11 @@ def list_some(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 image`, `2 images`; `plural` where it is not the noun with an s."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def duration(seconds: float) -> str:
     """`2 h 05 min`, `5 min 07 s` or `7 s`."""
     minutes, rest = divmod(round(seconds), 60)

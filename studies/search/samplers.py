@@ -11,7 +11,7 @@ import importlib.util
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from harness.errors import UserError
@@ -43,20 +43,23 @@ def quiet_optuna() -> Iterator[None]:
         yield
 
 
-def check_sampler(spec: SearchSpec, trials: int) -> None:
-    """Raises `UserError` for a sampler that cannot propose this many trials of the search."""
-    if spec.sampler == "cmaes":
+def check_sampler(sampler: str, space: Mapping[str, Range], trials: int, objectives: int = 1) -> None:
+    """Raises `UserError` for a sampler that cannot propose this many trials of a search."""
+    if sampler == "cmaes":
         if importlib.util.find_spec("cmaes") is None:
-            raise UserError("--sampler cmaes: needs the package cmaes; pip install cmaes, or use another sampler")
-        if len(spec.objectives) > 1:
-            raise UserError("--sampler cmaes: takes one objective; use --sampler nsgaii, or one objective")
-    if spec.sampler == "grid":
-        for name, range_ in spec.space.items():
+            hint = "pip install cmaes, or use another sampler"
+            raise UserError("needs the package cmaes", field="sampler", value=sampler, hint=hint)
+        if objectives > 1:
+            raise UserError("takes one objective", field="sampler", value=sampler, hint="use nsgaii, or one objective")
+    if sampler == "grid":
+        for name, range_ in space.items():
             if range_.grid is None:
-                raise UserError(f"--sampler grid: {name}={range_} is continuous; use --space {name}=A|B|C")
-        points = math.prod(len(range_.grid or ()) for range_ in spec.space.values())
+                hint = "give it a list of values as its space, A|B|C, or use another sampler"
+                raise UserError(f"{name}={range_} is continuous", field="sampler", value=sampler, hint=hint)
+        points = math.prod(len(range_.grid or ()) for range_ in space.values())
         if trials > points:
-            raise UserError(f"--trials {trials}: the grid only has {points} points; use a smaller number")
+            problem = f"the grid of {', '.join(space)} has only {points} points"
+            raise UserError(problem, field="trials", value=trials, hint="use a smaller number")
 
 
 def make_sampler(spec: SearchSpec, number: int) -> BaseSampler:

@@ -99,7 +99,7 @@ class Search:
         if trials < 1:
             raise UserError(f"--trials {trials}: use at least 1")
         self.spec = SearchSpec.of(resolve(request), space, sampler, pruner, objectives, seeds)
-        check_sampler(self.spec, trials)
+        check_sampler(sampler, space, trials, len(objectives))
         self.folder = SearchFolder.under(store.root, self.spec)
         self.folder.begin()
         self._request, self._store, self._resolve = request, store, resolve

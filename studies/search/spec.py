@@ -70,11 +70,10 @@ class Range(BaseModel):
         else:
             assert self.low is not None and self.high is not None
             low, high, slack = self.low, self.high, EDGE
-        position = math.log(value / low) / math.log(high / low) if self.log and high > low else 0.0
-        if not self.log and high > low:
-            position = (value - low) / (high - low)
         if high == low:
             return None
+        log = self.log
+        position = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
         return "lowest" if position <= slack else "highest" if position >= 1 - slack else None
 
     @property
@@ -153,9 +152,10 @@ def make_space(
     return space
 
 
-def check_sampler(sampler: str, pruner: str | None) -> None:
+def check_names(sampler: str | None, pruner: str | None) -> None:
     """Raises `UserError` for an unknown sampler or pruner."""
-    _check_name("sampler", sampler, SAMPLERS)
+    if sampler is not None:
+        _check_name("sampler", sampler, SAMPLERS)
     if pruner:
         _check_name("pruner", pruner, PRUNERS)
 
@@ -200,7 +200,7 @@ class SearchSpec(BaseModel):
         Raises `UserError` for an unknown name.
         """
         spec = cell.spec
-        check_sampler(sampler, pruner)
+        check_names(sampler, pruner)
         for objective in objectives:
             _check_name("objective", objective, OBJECTIVES)
         if len(set(objectives)) != len(objectives) or not objectives:

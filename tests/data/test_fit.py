@@ -1,7 +1,8 @@
-"""What is told before training: the sizes of the parts, splits that are not independent, and crops that do not fit."""
+"""Before training: the sizes of the parts, splits that are not independent, and crops that do not fit."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,10 @@ def dataset(
 ) -> FolderDataset:
     """Each split by its names, `train="a1 a2 b1"`; images take the sizes in turn."""
     splits = splits or {"train": "a1 a2 b1", "test": "c1 c2"}
-    for split, names in splits.items():
+    for offset, (split, names) in enumerate(splits.items()):
         for number, name in enumerate(names.split()):
             height, width = sizes[number % len(sizes)]
-            save(root / "images" / split / f"{name}.png", picture(number, height, width))
+            save(root / "images" / split / f"{name}.png", picture(100 * offset + number, height, width))
             save(root / "masks" / split / f"{name}.png", labels(number, height=height, width=width))
     (root / "dataset.yaml").write_text(f"name: d\nclasses: [a, b, c]\n{extra}")
     return FolderDataset(root / "dataset.yaml", root / "cache")
@@ -71,6 +72,16 @@ def test_dev_split_that_shares_groups_is_a_warning(tmp_path):
     first, second = warnings(opened, budget())
     assert first.startswith("d: train and dev share 1 group (a): 1 of 2 images of dev")
     assert second.startswith("d: dev and test share 1 group (b): 1 of 1 images of test")
+
+
+def test_image_file_that_two_splits_share_under_two_names_is_a_warning(tmp_path):
+    dataset(tmp_path, train="a1 a2 a3", test="b1 b2")
+    for name, original in (("b1", "a2"), ("b2", "a3")):
+        shutil.copy(tmp_path / f"images/train/{original}.png", tmp_path / f"images/test/{name}.png")
+    for _ in range(2):  # the second time from the cache
+        assert warnings(FolderDataset(tmp_path / "dataset.yaml", tmp_path / "cache"), budget()) == [
+            "d: train and test share 2 equal image files, such as train/a2 and test/b1"
+        ]
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,11 @@ def test_damaged_file_of_the_dev_split_is_named(folder, refusal):
         ("{test: train}", "splits.test: train: is the folder of the train split too; splits must not overlap"),
         ("{dev: ./train/}", "splits.dev: ./train/: is the folder of the train split too"),
         ("{dev: test}", "splits.test: test: is the folder of the dev split too"),
+        ("{test: /data/test}", "splits.test: /data/test: use the name of a folder below `images` and `masks`"),
+        ("{val: val}", "splits.val: no such field; known: dev, test, train"),
     ],
 )
-def test_two_splits_of_one_folder_are_an_error(folder, refusal, splits, complaint):
+def test_splits_that_cannot_be_used_are_an_error(folder, refusal, splits, complaint):
     describe(folder, f"{CLASSES}splits: {splits}\n")
     assert refusal(lambda: opened(folder)).startswith(f"{folder / 'dataset.yaml'}: {complaint}")
 

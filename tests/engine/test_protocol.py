@@ -62,9 +62,25 @@ def test_linear_has_no_rate_but_that_of_the_head() -> None:
     assert "it trains only the head; use head_lr" in refusal("run", "--method", "linear", "--set", "lr=0.01")
 
 
-def test_scale_of_the_head_is_answered_with_the_rate_to_write() -> None:
-    message = refusal("run", "--method", "lora", "--set", "lr=0.002", "--set", "head_lr_scale=5")
-    assert "use head_lr=0.01, the head's own learning rate" in message
+@pytest.mark.parametrize(
+    ("method", "settings", "hint"),
+    [
+        ("lora", ["lr=0.002", "head_lr_scale=5"], "use head_lr=0.01, the head's own learning rate"),
+        ("lora", ["head_lr_scale=5"], "use head_lr, the head's own learning rate"),  # its lr had another default
+        ("linear", ["lr=0.003", "head_lr_scale=10"], "it trains only the head; use head_lr=0.03"),
+        ("linear", ["lr=0.003"], "it trains only the head; use head_lr=0.003"),
+        ("lora", ["lr=0.002", "head_lr_scale=x"], "use head_lr, the head's own learning rate"),
+    ],
+)
+def test_old_rate_of_the_head_is_answered_with_what_to_write(method: str, settings: list[str], hint: str) -> None:
+    flags = [part for setting in settings for part in ("--set", setting)]
+    assert refusal("run", "--method", method, *flags).partition("; ")[2].startswith(hint)
+
+
+@pytest.mark.parametrize("field", ["clip_norm", "power"])
+def test_infinite_number_in_a_budget_is_refused(field: str, tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(f"{{steps: 4, batch_size: 4, crop: [32, 32], {field}: .inf}}")
+    assert f"b.yaml: {field}: inf: input should be a finite number" in refusal("run", "--budget", tmp_path / "b.yaml")
 
 
 # ---- weight decay ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a plan tells before anything runs: the parts of each dataset, and what makes its scores misleading."""
+"""A plan shows, before anything runs, the parts of each dataset and what makes its scores misleading."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def test_plan_shows_the_parts_of_each_dataset_once(colours: Path, videos: Path, 
     ]
     assert lines_about("videos", study, tmp_path / "runs") == [
         "videos: train 8 images in 8 groups; dev 1 image in 1 group; test 5 images in 5 groups",
+        "warning: videos: dev and test share 1 equal image file, such as dev/9 and test/4",
         "warning: videos: train and test share 5 groups (0, 1, 2 and 2 more): 5 of 5 images of test may resemble "
         "images of train",
     ]

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
+from harness.cells.resolve import Resolver
 from harness.errors import UserError
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from reports.read.collect import collect
 from studies.plan import Plan, make_plan
 from studies.progress import table
+from studies.search.search import Search
 from studies.search.spec import Range, SearchFolder, Trial, TrialState
-from studies.study import load_study
-from tests.support.in_process import call
+from studies.study import Replacements, load_study
+from tests.support.in_process import call, refusal
 from tests.support.studies_at_hand import finish, write_study
 
 
@@ -132,3 +134,68 @@ def end_trials(folder: SearchFolder, values: list[float], settings: list[dict[st
 )
 def test_value_at_the_edge_of_its_range(range_: Range, value: Any, edge: str | None) -> None:
     assert range_.edge(value) == edge
+
+
+def test_list_of_values_is_tried_value_by_value(tmp_path: Path, colours: Path) -> None:
+    tune = {"head": {"trials": 3, "space": "0.001|0.003|0.01"}, "trials": 2, "parameters": ["lr"]}
+    study = load_study(write_study(tmp_path / "s.yaml", colours, tune=tune))
+    store = RunStore(tmp_path)
+    (head,) = make_plan(study, store, tmp_path).heads
+    assert head.folder is not None and head.folder.spec.sampler == "grid"
+    with Search(head.request, head.space, 3, store, Resolver(store, tmp_path), sampler="grid", warn=print) as search:
+        jobs = [search.next() for _ in range(3)]
+    assert {job.request.settings["head_lr"] for job in jobs if job} == {0.001, 0.003, 0.01}
+    assert study.tune is not None
+    assert study.tune.sampler_of({"lr": Range(low=1e-4, high=1e-2, log=True)}, 2) == "tpe"
+    assert study.tune.sampler_of({"lr": Range(choices=(0.1, 0.2))}, 3) == "tpe"
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({"sampler": "grid", "space": {"lr": "0.1|0.2"}, "head": {"trials": 3, "space": "0.1|0.2"}},
+         "tune.head.trials: 3: the grid of head_lr has only 2 points; use a smaller number"),
+        ({"sampler": "grid", "head": {"trials": 2, "space": "0.1|0.2"}}, "tune.sampler: grid: lr=0.0001:0.03:log is"),
+        ({"sampler": "grid", "space": {"lr": "0.1|0.2"}, "trials": 5}, "tune.trials: 5: the grid of lr has only 2"),
+        ({"pruner": "median", "seeds": 2}, "tune.pruner: median: only prunes trials of one seed, and `seeds` has 2"),
+    ],
+)  # fmt: skip
+def test_search_that_cannot_work_is_refused_by_the_plan(
+    tmp_path: Path, colours: Path, tune: dict[str, Any], message: str
+) -> None:
+    study = write_study(tmp_path / "s.yaml", colours, tune={"trials": 2, "parameters": ["lr"], **tune})
+    assert refusal("compare", study, "--plan", "--runs", tmp_path / "runs").startswith(f"{study}: {message}")
+
+
+def test_method_of_a_flag_need_not_have_the_parameters_of_the_file(tmp_path: Path, colours: Path) -> None:
+    study = write_study(tmp_path / "s.yaml", colours, tune={"head": {"trials": 1}, "trials": 2, "parameters": ["lr"]})
+    chosen = load_study(study, Replacements(methods=("linear",)))
+    (row,) = make_plan(chosen, RunStore(tmp_path), tmp_path).searches
+    assert (row.label, row.space, row.trials) == ("linear", {}, 0)
+
+
+def test_row_whose_own_parameters_are_all_fixed_only_waits_for_the_head(tmp_path: Path, colours: Path) -> None:
+    rows = [{"method": "linear", "settings": {"weight_decay": 0.0}}]
+    study = load_study(
+        write_study(tmp_path / "s.yaml", colours, methods=rows, tune={"head": {"trials": 1}, "trials": 2})
+    )
+    plan = make_plan(study, RunStore(tmp_path), tmp_path)
+    assert {cell.state for cell in plan.cells} == {RunState.WAITING} and plan.searches[0].space == {}
+
+
+def test_overrides_that_apply_to_linear_reach_the_search_of_the_head(tmp_path: Path, colours: Path) -> None:
+    overrides = [
+        {"settings": {"weight_decay": 0.5}},
+        {"method": "spm", "settings": {"hidden": 8, "weight_decay": 0.1}},
+    ]
+    tune = {"head": {"trials": 1}, "trials": 2, "parameters": ["lr"]}
+    study = load_study(write_study(tmp_path / "s.yaml", colours, overrides=overrides, tune=tune))
+    (head,) = make_plan(study, RunStore(tmp_path), tmp_path).heads
+    assert head.request.settings == {"weight_decay": 0.5}
+
+
+def test_estimate_counts_the_seeds_of_each_trial(tmp_path: Path, colours: Path) -> None:
+    tune = {"head": {"trials": 2}, "trials": 3, "parameters": ["lr"], "seeds": 2}
+    plan = make_plan(load_study(write_study(tmp_path / "s.yaml", colours, tune=tune)), RunStore(tmp_path), tmp_path)
+    plan.cells[0].seconds = 10.0
+    assert plan.seconds_left() == 10 * (4 + 2 * (2 + 3))  # linear has no search of its own

@@ -1,0 +1,99 @@
+"""`tune` of a study file: the search of every row, and the one of the head's learning rate that comes first.
+
+Free of torch and Optuna.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from harness.cells.request import Request
+from harness.errors import InvalidField
+from harness.method import methods
+from studies.search.spec import Range, declared_space, make_space
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+MAX_SEEDS = 10_000
+
+HEAD_METHOD, HEAD_LR = "linear", "head_lr"
+"""`tune.head` searches this hyperparameter with this method."""
+
+
+def seeds_from_count(seeds: Any) -> Any:
+    """A number of seeds from 0 -> those seeds; anything else as it is."""
+    if not isinstance(seeds, int) or isinstance(seeds, bool):
+        return seeds
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise ValueError(f"use 1 to {MAX_SEEDS} seeds, or a list")
+    return tuple(range(seeds))
+
+
+class HeadTune(BaseModel):
+    """A search of `head_lr` with `linear`, once for each backbone, dataset and head; every row gets its result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trials: int = Field(ge=1)
+    space: str | None = Field(None, description="LOW:HIGH, LOW:HIGH:log or A|B|C; default: the declared range")
+
+
+class Tune(BaseModel):
+    """A search for every row of the table, scored on the dev split; its best hyperparameters are used for all seeds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    head: HeadTune | None = None
+    trials: int = Field(ge=1, description="trials of each row; pruned and failed ones count")
+    parameters: tuple[str, ...] | None = Field(None, description="hyperparameters; default: all with a declared range")
+    space: dict[str, str] = Field(
+        {}, description="hyperparameter -> LOW:HIGH, LOW:HIGH:log or A|B|C, in place of the declared range"
+    )
+    sampler: str | None = Field(None, description="default: grid where all ranges are lists that suffice, else tpe")
+    pruner: str | None = None
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="of a trial, whose value is the mean over them")
+
+    _from_count = field_validator("seeds", mode="before")(seeds_from_count)
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is listed twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _check_pruner(self) -> Tune:
+        if self.pruner and len(self.seeds) > 1:
+            problem = f"only prunes trials of one seed, and `seeds` has {len(self.seeds)}"
+            raise InvalidField("pruner", problem, self.pruner)
+        return self
+
+    def head_space(self) -> dict[str, Range]:
+        """What `head` searches. Raises `UserError`, of the field `space`."""
+        assert self.head is not None
+        given = {} if self.head.space is None else {HEAD_LR: self.head.space}
+        return make_space(methods.get(HEAD_METHOD), [HEAD_LR], given, {})
+
+    def space_of(self, request: Request) -> dict[str, Range]:
+        """What a row searches: without what its settings fix, and `head_lr` if `head` searches it. Empty if nothing is
+        left. Raises `UserError`."""
+        method = methods.get(request.method)
+        own = method.Hyperparameters.model_fields
+        given = {name: text for name, text in self.space.items() if name in own}
+        names = None if self.parameters is None else [name for name in self.parameters if name in own]
+        fixed = {*request.settings, *([HEAD_LR] if self.head is not None else [])}
+        if not {*(declared_space(method) if names is None else names), *given} - fixed:
+            return {}
+        return make_space(method, names, given, dict.fromkeys(fixed))
+
+    def sampler_of(self, space: dict[str, Range], trials: int) -> str:
+        """The sampler of a search. By default a list of values is tried value by value: TPE may repeat one of a few and
+        leave out another."""
+        if self.sampler is not None:
+            return self.sampler
+        points = 1
+        for range_ in space.values():
+            points *= len(range_.choices or ())
+        return "grid" if trials <= points else "tpe"
