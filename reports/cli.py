@@ -11,6 +11,7 @@ from harness.cli.folders import check_writable
 from harness.cli.options import Only, read_path, with_options
 from harness.engine.options import ExecutionOptions
 from harness.util.progress import say
+from harness.util.text import counted
 
 
 @with_options(example="harness report --reference linear --filter dataset=camvid --out report")
@@ -45,8 +46,10 @@ def report(
 ) -> None:
     """Write tables, statistics, plots and a web page from the finished runs. Trains nothing."""
     check_writable("--out", out)
+    from reports.analysis.answer import answers
     from reports.read.cited import load_published
     from reports.read.collect import collect
+    from reports.render.page.page import ANSWERS
     from reports.render.tables import NumberFormat, TableLayout
     from reports.report import Options, filtered, write_report
 
@@ -61,5 +64,10 @@ def report(
     states = comparison.runs["state"].value_counts().sort_index()
     settings = comparison.summary["setting"].nunique()
     counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items())
-    print(f"{settings} setting{'s' * (settings != 1)}, runs: {counts}")
+    found = answers(comparison, numbers.score)
+    for name, text in found[:ANSWERS]:
+        print(f"{name}: {text}")
+    if len(found) > ANSWERS:
+        print(f"({len(found) - ANSWERS} more settings: see the page)")
+    print(f"{counted(settings, 'setting')}, runs: {counts}")
     print(out / "index.html")

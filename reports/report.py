@@ -15,10 +15,11 @@ import pandas as pd
 
 from harness.errors import UserError, did_you_mean
 from harness.util.files import write_text
+from reports.analysis.answer import answers
 from reports.analysis.comparison import Comparison, check_metric, compare
 from reports.read.cited import PublishedScore, match
 from reports.read.collect import Collected, SearchRecord
-from reports.render import formats, page, plots, tables
+from reports.render import formats, page, plots, statistics_tables, tables
 from reports.render.formats import Table
 from reports.render.numbers import NumberFormat
 from studies.study import shown_label
@@ -57,11 +58,13 @@ def write_report(collected: Collected, published: Sequence[PublishedScore], out:
         cited = match(published, comparison, options.metric)
         cited_miou = cited if options.metric == "miou" else match(published, in_miou, "miou")
         sections = _tables(comparison, cited, shown, options)
-        _write_tables(folder / "tables", comparison, cited, shown, sections)
+        found = answers(comparison, options.numbers.score)
+        _write_tables(folder / "tables", comparison, cited, shown, sections, found)
         _write_data(folder / "data.parquet", collected)
-        saved = plots.draw_all(shown, cited_miou, in_miou.significance, folder / "plots")
+        saved = plots.draw_all(shown, cited_miou, in_miou, folder / "plots")
         page.write_page(
             folder / "index.html", shown, saved, cited_miou, comparison.significance,
+            answers=found,
             tables=[page.Section(some[0].name, heading, some) for heading, some in sections.items()
                     if some and heading != ABSENT],
             title=options.title, reference=references[0] if references else options.reference,
@@ -117,30 +120,40 @@ def _tables(
     numbers = options.numbers
     return {
         "Results": tables.result_tables(comparison, cited, options.layout, numbers),
-        "Comparisons": tables.significance_tables(comparison, numbers),
-        "Over all settings": tables.overall_tables(comparison, numbers),
+        "Comparisons": statistics_tables.significance_tables(comparison, numbers),
+        "Classes behind the differences": statistics_tables.share_tables(comparison, numbers),
+        "Dev and test": statistics_tables.dev_test_tables(comparison, numbers),
+        "Over all settings": statistics_tables.overall_tables(comparison, numbers),
         "Published": tables.published_table(cited, comparison.metric, numbers),
         ABSENT: tables.absent_table(comparison, [(one.folder, one.reason) for one in collected.skipped]),
     }
 
 
 def _write_tables(
-    folder: Path, comparison: Comparison, cited: pd.DataFrame, collected: Collected, sections: dict[str, list[Table]]
+    folder: Path,
+    comparison: Comparison,
+    cited: pd.DataFrame,
+    collected: Collected,
+    sections: dict[str, list[Table]],
+    found: Sequence[tuple[str, str]],
 ) -> None:
     for table in [table for some in sections.values() for table in some]:
         write_text(folder / f"{table.name}.md", formats.markdown(table))
         write_text(folder / f"{table.name}.tex", formats.latex(table))
-    together = "\n".join(
+    parts = [f"## Answer\n\n{formats.markdown_list(f'{name}: {text}' for name, text in found)}"] if found else []
+    parts += [
         f"## {heading}\n\n" + "\n".join(map(formats.markdown, some)) for heading, some in sections.items() if some
-    )
-    write_text(folder / "all.md", together)
+    ]
+    write_text(folder / "all.md", "\n".join(parts))
     for name, frame in {
         "results": comparison.summary,
         "runs": _without_paths(comparison.runs),
         "significance": comparison.significance,
-        "improvement": comparison.improvement,
-        "averages": comparison.averages,
-        "stability": comparison.stability,
+        "class_shares": comparison.shares,
+        "power": comparison.power,
+        "dev_test": comparison.dev_test,
+        "overall": comparison.overall,
+        "agreement": comparison.agreement,
         "published": cited,
         "classes": collected.per_class,
         "skipped": pd.DataFrame(collected.skipped, columns=["folder", "reason"]),

@@ -255,7 +255,8 @@ def evaluate(trained: Trained) -> Evaluated:
         confusions = _gather(confusions, len(samples), fabric)
     if attempt.writes:
         attempt.folder.check_lock()
-        save_confusions(attempt.folder.confusions_path, [sample.name for sample in samples], confusions)
+        names, groups = ([getattr(sample, field) for sample in samples] for field in ("name", "group"))
+        save_confusions(attempt.folder.confusions_path, names, groups, confusions)
     return Evaluated(trained, confusions, prefix.cached_share if prefix is not None else 0.0)
 
 

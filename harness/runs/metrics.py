@@ -58,13 +58,25 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(defined)) if defined else None
 
 
-def save_confusions(path: Path, names: Sequence[str], matrices: np.ndarray) -> None:
+@dataclass(frozen=True)
+class ImageConfusions:
+    """The confusion matrices of a run's images."""
+
+    names: list[str]
+    groups: list[str] | None
+    """Of each image; None where the run is older than this field."""
+    matrices: np.ndarray
+    """int64 [N, K, K], rows labels, columns predictions."""
+
+
+def save_confusions(path: Path, names: Sequence[str], groups: Sequence[str], matrices: np.ndarray) -> None:
     """Per-image confusion matrices [N, K, K] as one compressed file of their non-zero entries."""
     image, label, predicted = np.nonzero(matrices)
     with atomically(path) as temporary, temporary.open("wb") as handle:
         np.savez_compressed(
             handle,
             names=np.array(names, dtype=str),
+            groups=np.array(groups, dtype=str),
             shape=np.array(matrices.shape, np.int64),
             image=image.astype(np.int32),
             label=label.astype(np.uint8),
@@ -73,9 +85,10 @@ def save_confusions(path: Path, names: Sequence[str], matrices: np.ndarray) -> N
         )
 
 
-def load_confusions(path: Path) -> tuple[list[str], np.ndarray]:
-    """Load a file of `save_confusions`: the images' names, and int64 [N, K, K]."""
+def load_confusions(path: Path) -> ImageConfusions:
+    """Load a file of `save_confusions`."""
     with np.load(path, allow_pickle=False) as stored:
         matrices = np.zeros(stored["shape"], np.int64)
         matrices[stored["image"], stored["label"], stored["predicted"]] = stored["pixels"]
-        return [str(name) for name in stored["names"]], matrices
+        groups = stored["groups"].tolist() if "groups" in stored else None
+        return ImageConfusions(stored["names"].tolist(), groups, matrices)

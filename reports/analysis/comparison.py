@@ -1,22 +1,33 @@
-"""Compares methods: the frames behind tables, plots and page. The statistics themselves are in `statistics.py`."""
+"""Compares methods: the frames behind tables, plots and page."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from harness.errors import UserError, did_you_mean
 from harness.runs.result import COSTS, METRICS
 from harness.runs.state import RunState
 from reports.analysis import statistics
-from reports.analysis.statistics import Interval, Resampled
+from reports.analysis.paired import Paired, against_best, against_reference, power_of, shares_of_classes
 from reports.read.collect import Collected
-from reports.read.frames import FACETS, rows_of
+from reports.read.frames import FACETS
+
+AXES = {
+    "backbone": ["backbone", "weights"],
+    "head": ["head"],
+    "dataset": ["dataset", "data_digest"],
+    "budget": ["budget", "budget_steps", "budget_digest"],
+}
+"""What two settings can differ in, and the facets of each."""
+
+_OF_CELL = ["method", "hyperparameters", "method_code", *(facet for facet in FACETS if facet not in ("budget", "part"))]
+"""Equal for a run that is reported and one on the dev part with the same hyperparameters."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +40,24 @@ class Comparison:
     """The reported rows of `Collected.runs`, with the metric as `value`."""
     summary: pd.DataFrame
     """One row per setting and label: seeds (done), planned, mean, std (NaN for one seed), the means of `COSTS`,
-    share (of the backbone's parameters), best, second, tied (its paired interval to the best contains 0)."""
+    share (of the backbone's parameters), best, second, groups (of test images; 0 if unknown), to_best and
+    to_best_reason (see `against_best`; empty without a score)."""
     significance: pd.DataFrame
-    """One row per setting, reference and label: seeds, images, difference, low, high, p, p_holm, verdict, reason."""
-    improvement: pd.DataFrame
-    """One row per reference and label, over all settings where both are done: settings, runs, probability and iqm (of
-    the difference, seed by seed), each with low and high."""
-    averages: pd.DataFrame
-    """One row per label that is done in every setting: settings, iqm with low and high, mean_rank."""
-    stability: pd.DataFrame
-    """One row per pair of settings that differ in the backbone: methods, tau (Kendall's, of the methods' orders)."""
+    """One row per setting, reference and label: seeds, images, groups, groups_known, difference, low, high,
+    seed_variance, image_variance, p, p_holm, verdict, reason."""
+    shares: pd.DataFrame
+    """One row per comparison of `significance` and class: index, name, share (in units of the score)."""
+    power: pd.DataFrame
+    """One row per setting and reference that has verdicts: comparisons, seed_deviation, image_deviation, groups,
+    seeds_for_half_a_point, seeds_for_a_point (None: no number of seeds is enough)."""
+    dev_test: pd.DataFrame
+    """One row per setting and label that was also run on the dev part: dev, dev_runs, test, test_runs, at_edge, and the
+    setting's tau between the two (NaN for fewer than three labels)."""
+    overall: pd.DataFrame
+    """One row per label that is done in every setting: settings, and rank, wins, improvability and elo, each with low
+    and high. Empty for one setting."""
+    agreement: pd.DataFrame
+    """One row per pair of settings that differ in one of `AXES`: varied, one, other, methods, tau (Kendall's)."""
 
 
 def compare(collected: Collected, metric: str = "miou", references: Sequence[str] = ("linear", "full")) -> Comparison:
@@ -46,27 +65,44 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
 
     `metric` is one of `METRICS` or `class:NAME`. Raises `UserError` for another, or a class that no run has.
     """
-    runs, by_index = _with_values(collected, metric)
+    everything, by_index = _with_values(collected, metric)
+    runs = everything[everything["part"] == "report"]
     done = runs[(runs["state"] == RunState.DONE) & runs["value"].notna()]
     summary = _summary(runs, done)
-    ties: dict[tuple[str, str], bool] = {}
+    to_best: dict[tuple[str, str], tuple[str, str]] = {}
+    groups: dict[tuple[str, str], int] = {}
     rows: list[dict[str, Any]] = []
+    shares: list[dict[str, Any]] = []
+    power: list[dict[str, Any]] = []
     for (_, setting), here in done.groupby(["setting_name", "setting"]):
-        paired = _Paired(collected, here, by_index)
-        ties |= {(setting, label): tied for label, tied in _ties(paired, summary[summary["setting"] == setting])}
+        paired = Paired(collected, here, by_index)
+        of_best = against_best(paired, here.groupby("label")["value"].mean())
+        to_best |= {(setting, label): found for label, found in of_best.items()}
+        groups |= {(setting, label): paired.groups(label) for label in of_best}
         for reference in references:
-            rows += _compared_with(paired, reference)
-    summary["tied"] = [ties.get((row.setting, row.label), False) for row in rows_of(summary)]
-    scores = {key: group.set_index("seed")["value"] for key, group in done.groupby(["setting", "label"])}
+            compared = against_reference(paired, reference)
+            rows += compared
+            shares += shares_of_classes(paired, compared, collected.per_class)
+            power += power_of(paired, reference)
+    cells = list(zip(summary["setting"], summary["label"], strict=True))
+    summary["groups"] = [groups.get(cell, 0) for cell in cells]
+    summary["to_best"], summary["to_best_reason"] = (
+        [to_best.get(cell, ("", ""))[number] for cell in cells] for number in (0, 1)
+    )
+    keys = ["setting", "setting_name", "reference"]
     return Comparison(
         metric=METRICS[metric].title if metric in METRICS else f"IoU of {metric.removeprefix('class:')}",
         runs=runs,
         summary=summary,
-        significance=_frame(rows, ["setting", "setting_name", "reference", "label", "method", "seeds", "images",
-                                   "difference", "low", "high", "p", "p_holm", "verdict", "reason"]),
-        improvement=_improvement(scores, references),
-        averages=_averages(scores, summary),
-        stability=_stability(summary),
+        significance=_frame(rows, [*keys, "label", "method", "seeds", "images", "groups", "groups_known", "difference",
+                                   "low", "high", "seed_variance", "image_variance", "p", "p_holm", "verdict",
+                                   "reason"]),
+        shares=_frame(shares, [*keys, "label", "index", "name", "share"]),
+        power=_frame(power, [*keys, "comparisons", "seed_deviation", "image_deviation", "groups",
+                             "seeds_for_half_a_point", "seeds_for_a_point"]),
+        dev_test=_dev_test(everything[everything["part"] == "dev"], done),
+        overall=_overall(summary, references),
+        agreement=_agreement(summary),
     )  # fmt: skip
 
 
@@ -82,9 +118,9 @@ def check_metric(collected: Collected, metric: str) -> None:
 
 
 def _with_values(collected: Collected, metric: str) -> tuple[pd.DataFrame, dict[str, int] | str]:
-    """The reported runs with their score as `value`; the metric as `statistics.score` takes it, a class by run."""
+    """All runs with their score as `value`; the metric as `difference.score` takes it, a class by run."""
     check_metric(collected, metric)
-    runs = collected.reported.copy()
+    runs = collected.runs
     if metric in METRICS:
         return runs.assign(value=runs[metric]), metric
     rows = collected.per_class[collected.per_class["name"] == metric.removeprefix("class:")]
@@ -109,159 +145,55 @@ def _summary(runs: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:
     return summary.reset_index().sort_values(["setting_name", *keys], ignore_index=True)
 
 
-class _Paired:
-    """The done runs of one setting, with their counts and resamples, each read and computed once."""
-
-    def __init__(self, collected: Collected, runs: pd.DataFrame, metric: dict[str, int] | str):
-        self.setting = runs["setting"].iloc[0]
-        self.setting_name = runs["setting_name"].iloc[0]
-        self.methods = dict(zip(runs["label"], runs["method"], strict=True))
-        self.runs = {label: dict(zip(group["seed"], group["fingerprint"], strict=True))
-                     for label, group in runs.groupby("label")}  # fmt: skip
-        self._collected, self._metric = collected, metric
-        self._counts: dict[str, tuple[list[str], np.ndarray]] = {}
-        self._resampled: dict[str, Resampled] = {}
-
-    def metric(self, fingerprint: str) -> str | int:
-        return self._metric if isinstance(self._metric, str) else self._metric[fingerprint]
-
-    def counts(self, fingerprint: str) -> tuple[list[str], np.ndarray]:
-        if fingerprint not in self._counts:
-            self._counts[fingerprint] = self._collected.counts(fingerprint)
-        return self._counts[fingerprint]
-
-    def resampled(self, fingerprint: str) -> Resampled:
-        if fingerprint not in self._resampled:
-            _, counts = self.counts(fingerprint)
-            self._resampled[fingerprint] = statistics.resample_images(counts, self.metric(fingerprint))
-        return self._resampled[fingerprint]
-
-    def seeds(self, a: str, b: str) -> list[tuple[str, str]]:
-        """The pairs of runs of two labels that share a seed. Raises `UserError` if they cannot be compared."""
-        pairs = [(self.runs[a][seed], self.runs[b][seed]) for seed in sorted(self.runs[a].keys() & self.runs[b].keys())]
-        if not pairs:
-            raise UserError("no seed in common")
-        names, counts = self.counts(pairs[0][0])
-        for fingerprint in itertools.chain(*pairs):
-            if self.counts(fingerprint)[0] != names or self.counts(fingerprint)[1].shape != counts.shape:
-                raise UserError(f"run {fingerprint} was evaluated on other images")
-        return pairs
-
-    def difference(self, pairs: Sequence[tuple[str, str]]) -> Interval:
-        a, b = ([self.resampled(run) for run in side] for side in zip(*pairs, strict=True))
-        return statistics.difference(a, b)
-
-    def p(self, pairs: Sequence[tuple[str, str]]) -> float:
-        a, b = (np.stack([self.counts(run)[1] for run in side]) for side in zip(*pairs, strict=True))
-        return statistics.paired_permutation_test(a, b, self.metric(pairs[0][0]))
+def _dev_test(dev: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:
+    """The scores of reported rows on the dev part, from the trials with the same hyperparameters."""
+    on_dev = dev[(dev["state"] == RunState.DONE) & dev["value"].notna()].groupby(_OF_CELL)["value"]
+    of_dev = on_dev.agg(dev="mean", dev_runs="size").reset_index()
+    of_test = done.groupby(["setting_name", "setting", "label", *_OF_CELL])
+    of_test = of_test.agg(test=("value", "mean"), test_runs=("value", "size"), at_edge=("at_edge", "first"))
+    both = of_test.reset_index().merge(of_dev, on=_OF_CELL)
+    both["tau"] = float("nan")
+    for _, here in both.groupby("setting"):
+        if len(here) > 2:
+            both.loc[here.index, "tau"] = statistics.kendall_tau(list(here["dev"]), list(here["test"]))
+    columns = ["setting", "setting_name", "label", "method", "dev", "dev_runs", "test", "test_runs", "at_edge", "tau"]
+    return both.sort_values(["setting_name", "setting", "label"], ignore_index=True)[columns]
 
 
-def _ties(paired: _Paired, summary: pd.DataFrame) -> Iterator[tuple[str, bool]]:
-    """For each label but the best: whether its paired interval to the best contains 0."""
-    for best in summary["label"][summary["best"]].head(1):
-        for label in paired.runs.keys() - {best}:
-            try:
-                yield label, paired.difference(paired.seeds(label, best)).contains_zero
-            except UserError:
-                yield label, False
-
-
-def _compared_with(paired: _Paired, reference: str) -> list[dict[str, Any]]:
-    """Every other label of a setting, compared with the reference. Holm corrects for them together."""
-    if reference not in paired.runs:
-        return []
-    rows = []
-    for label in sorted(paired.runs.keys() - {reference}):
-        row: dict[str, Any] = {
-            "setting": paired.setting,
-            "setting_name": paired.setting_name,
-            "reference": reference,
-            "label": label,
-            "method": paired.methods[label],
+def _overall(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
+    scores = statistics.complete(summary)
+    rows: list[dict[str, Any]] = []
+    if min(scores.shape) > 1:
+        labels = list(scores.columns)
+        reference = next((labels.index(name) for name in references if name in labels), 0)
+        found = {
+            "rank": statistics.over_settings(statistics.mean_ranks, scores.to_numpy()),
+            "wins": statistics.over_settings(statistics.win_rates, scores.to_numpy()),
+            "improvability": statistics.over_settings(statistics.improvability, scores.to_numpy()),
+            "elo": statistics.over_settings(partial(statistics.elo, reference=reference), scores.to_numpy()),
         }
-        try:
-            pairs = paired.seeds(label, reference)
-            interval, images = paired.difference(pairs), len(paired.counts(pairs[0][0])[0])
-            row |= {"seeds": len(pairs), "images": images, "difference": interval.estimate, "low": interval.low,
-                    "high": interval.high, "p": paired.p(pairs), "reason": None}  # fmt: skip
-        except UserError as error:
-            row |= {"seeds": 0, "images": 0, "difference": np.nan, "low": np.nan, "high": np.nan, "p": np.nan,
-                    "reason": str(error)}  # fmt: skip
-        rows.append(row)
-    for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
-        row |= {"p_holm": float(p), "verdict": _verdict(row["low"], row["high"], p)}
-    return rows
+        for number, label in enumerate(labels):
+            row = {"label": label, "settings": len(scores), "elo_reference": labels[reference]}
+            for name, intervals in found.items():
+                row |= dict(zip((name, f"{name}_low", f"{name}_high"), intervals[number], strict=True))
+            rows.append(row)
+    columns = [name + end for name in ("rank", "wins", "improvability", "elo") for end in ("", "_low", "_high")]
+    frame = _frame(rows, ["label", "settings", *columns, "elo_reference"])
+    return frame.sort_values(["rank", "label"], ignore_index=True)
 
 
-def _verdict(low: float, high: float, p: float) -> str:
-    """A difference is significant if both the interval and the corrected test show it."""
-    if np.isnan(p):
-        return "not comparable"
-    if p < 1 - statistics.LEVEL and low > 0:
-        return "better"
-    if p < 1 - statistics.LEVEL and high < 0:
-        return "worse"
-    return "no significant difference"
-
-
-Scores = dict[tuple[str, str], pd.Series]
-"""By setting and label: the score of each seed."""
-
-
-def _improvement(scores: Scores, references: Sequence[str]) -> pd.DataFrame:
+def _agreement(summary: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for reference, label in itertools.product(references, sorted({label for _, label in scores})):
-        shared = sorted(setting for setting, other in scores if other == label and (setting, reference) in scores)
-        if label == reference or not shared:
-            continue
-        own, base = ([scores[setting, name] for setting in shared] for name in (label, reference))
-        probability = statistics.probability_of_improvement(own, base)
-        paired = [(x - y).dropna() for x, y in zip(own, base, strict=True)]
-        paired = [difference for difference in paired if len(difference)]
-        iqm = statistics.iqm_interval(paired) if paired else Interval(np.nan, np.nan, np.nan)
-        rows.append(
-            {"reference": reference, "label": label, "settings": len(shared), "runs": sum(map(len, paired)),
-             "probability": probability.estimate, "probability_low": probability.low,
-             "probability_high": probability.high, "iqm": iqm.estimate, "iqm_low": iqm.low, "iqm_high": iqm.high}
-        )  # fmt: skip
-    return _frame(rows, ["reference", "label", "settings", "runs", "probability", "probability_low",
-                         "probability_high", "iqm", "iqm_low", "iqm_high"])  # fmt: skip
-
-
-def _averages(scores: Scores, summary: pd.DataFrame) -> pd.DataFrame:
-    complete = _complete(summary)
-    ranked = statistics.ranks(complete).mean()
-    rows = []
-    for label in complete.columns if len(complete) else ():
-        iqm = statistics.iqm_interval([scores[setting, label] for setting in complete.index])
-        rows.append({"label": label, "settings": len(complete), "iqm": iqm.estimate, "iqm_low": iqm.low,
-                     "iqm_high": iqm.high, "mean_rank": ranked[label]})  # fmt: skip
-    frame = _frame(rows, ["label", "settings", "iqm", "iqm_low", "iqm_high", "mean_rank"])
-    return frame.sort_values(["mean_rank", "label"], ignore_index=True)
-
-
-def _complete(summary: pd.DataFrame) -> pd.DataFrame:
-    """Means: the settings in which any label is done × the labels that are done in each of those."""
-    return (
-        summary.pivot(index="setting", columns="label", values="mean")
-        .dropna(axis="index", how="all")
-        .dropna(axis="columns")
-    )
-
-
-def _stability(summary: pd.DataFrame) -> pd.DataFrame:
-    shared = [facet for facet in FACETS if facet not in ("backbone", "weights", "budget")]
-    rows = []
-    for _, here in summary.dropna(subset="mean").groupby(shared, dropna=False):
-        blocks = [(group.iloc[0], group.set_index("label")["mean"]) for _, group in here.groupby("setting_name")]
-        for (one, x), (other, y) in itertools.combinations(blocks, 2):
-            labels = sorted(x.index.intersection(y.index))
-            if len(labels) < 2:
-                continue
-            rows.append({"dataset": one.dataset, "head": one["head"], "budget": one.budget, "one": one.setting_name,
-                         "other": other.setting_name, "methods": len(labels),
-                         "tau": statistics.kendall_tau(x[labels], y[labels])})  # fmt: skip
-    return _frame(rows, ["dataset", "head", "budget", "one", "other", "methods", "tau"])
+    for varied, facets in AXES.items():
+        shared = [facet for facet in FACETS if facet not in facets]
+        for _, here in summary.dropna(subset="mean").groupby(shared, dropna=False):
+            blocks = [(name, group.set_index("label")["mean"]) for name, group in here.groupby("setting_name")]
+            for (one, x), (other, y) in itertools.combinations(blocks, 2):
+                labels = sorted(x.index.intersection(y.index))
+                if len(labels) > 2:
+                    tau = statistics.kendall_tau(x[labels], y[labels])
+                    rows.append({"varied": varied, "one": one, "other": other, "methods": len(labels), "tau": tau})
+    return _frame(rows, ["varied", "one", "other", "methods", "tau"])
 
 
 def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:

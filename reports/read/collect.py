@@ -16,13 +16,13 @@ import pandas as pd
 
 from harness.errors import UserError
 from harness.models.backbones.packaged import display_name
+from harness.runs.difference import image_counts
 from harness.runs.folder import RunFolder
-from harness.runs.metrics import load_confusions
+from harness.runs.metrics import ImageConfusions, load_confusions
 from harness.runs.result import Provenance
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.spec import Budget, budget
-from reports.analysis.statistics import image_counts
 from reports.read.frames import FACETS, frame_of_classes, frame_of_curves, frame_of_runs
 from reports.read.rows import RunRow, budget_fields, read_json, read_row, row_of_spec
 from studies.plan import Plan, PlannedCell, make_plan
@@ -48,6 +48,17 @@ class SearchRecord:
     trials: pd.DataFrame
     """The fields of `studies.search.spec.Trial`; `settings` are dicts, `values` lists or None."""
     importances: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """What scores need of a run's images."""
+
+    names: list[str]
+    groups: list[str] | None
+    """Of each image; None where the run does not record them."""
+    counts: np.ndarray
+    """int64 [N, 3, K]: see `image_counts`."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +92,8 @@ class Collected:
         runs = self.reported
         return runs[(runs["state"] == RunState.DONE) & runs["miou"].notna()]
 
-    def confusions(self, fingerprint: str) -> tuple[list[str], np.ndarray]:
-        """A run's images and their confusion matrices, int64 [N, K, K]. Raises `UserError` if they are damaged.
+    def confusions(self, fingerprint: str) -> ImageConfusions:
+        """The confusion matrices of a run's images. Raises `UserError` if they are damaged.
 
         Not cached: those of one run on ADE20K take 360 MB.
         """
@@ -92,10 +103,10 @@ class Collected:
             message = f"run {fingerprint}: confusions.npz is missing or damaged; rerun it with --force"
             raise UserError(message) from error
 
-    def counts(self, fingerprint: str) -> tuple[list[str], np.ndarray]:
-        """A run's images and their pixel counts, int64 [N, 3, K]: see `image_counts`."""
-        names, matrices = self.confusions(fingerprint)
-        return names, image_counts(matrices)
+    def counts(self, fingerprint: str) -> ImageCounts:
+        """The pixel counts of a run's images."""
+        read = self.confusions(fingerprint)
+        return ImageCounts(read.names, read.groups, image_counts(read.matrices))
 
     def select(self, mask: pd.Series) -> Collected:
         """The runs that a mask over `runs` selects, with their classes, curves and searches."""

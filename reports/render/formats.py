@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import html
 import re
+import string
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +45,25 @@ class Table:
     footnotes: Sequence[str] = ()
 
 
+@dataclass
+class Footnotes:
+    """Texts by letter; equal texts share a letter."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def letter(self, text: str) -> str:
+        if text not in self.texts:
+            self.texts.append(text)
+        index, letters = self.texts.index(text), ""
+        while index >= 0:
+            index, letter = divmod(index, 26)
+            letters, index = string.ascii_lowercase[letter] + letters, index - 1
+        return letters
+
+    def lines(self) -> list[str]:
+        return [f"{self.letter(text)}: {text}" for text in self.texts]
+
+
 def markdown(table: Table) -> str:
     """A table in GitHub's Markdown, with its title, caption and footnotes."""
     kinds = [cell.kind for cell in table.rows[0]] if table.rows else ["text"] * len(table.header)
@@ -57,6 +77,10 @@ def markdown(table: Table) -> str:
     for text in (table.caption, *table.footnotes):
         lines += ["", _markdown_text(text)] if text else []
     return "\n".join(lines) + "\n"
+
+
+def markdown_list(texts: Iterable[str]) -> str:
+    return "".join(f"- {_markdown_text(text)}\n" for text in texts)
 
 
 def _markdown_row(cells: Iterable[str]) -> str:

@@ -40,6 +40,13 @@ class NumberFormat:
     def plain(self, value: float) -> str:
         return DASH if math.isnan(value) else self._localised(f"{value:.2f}")
 
+    def percent(self, value: float) -> str:
+        """Of a share that is no score, such as a win rate."""
+        return DASH if math.isnan(value) else self._localised(f"{100 * value:.1f}")
+
+    def whole(self, value: float) -> str:
+        return DASH if math.isnan(value) else self._localised(f"{value:.0f}")
+
     def short(self, value: float) -> str:
         """Three significant digits; all digits before the decimal sign. A dash for NaN and infinity."""
         if not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The tables of a report: results as papers print them, verdicts, averages, published scores, runs without a score.
+"""The tables of a report: results as papers print them, published scores, runs without a score.
 
 Nothing is computed here but means over datasets; `formats.py` writes the files.
 """
@@ -6,9 +6,8 @@ Nothing is computed here but means over datasets; `formats.py` writes the files.
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
@@ -17,12 +16,14 @@ from harness.errors import UserError, did_you_mean
 from harness.runs.result import COSTS
 from harness.runs.state import RunState
 from reports.analysis.comparison import Comparison
+from reports.analysis.paired import NO_VERDICT, TIED, WORSE
 from reports.read.frames import rows_of
 from reports.read.rows import state_label
-from reports.render.formats import Mark, Table, TableCell
+from reports.render.formats import Footnotes, Table, TableCell
 from reports.render.numbers import DASH, SIZES, UNITS, NumberFormat
 
-TIED = "≈"
+MARKS = {TIED: "≈", NO_VERDICT: "?"}
+"""After a score, by `to_best`."""
 
 
 @dataclass(frozen=True)
@@ -73,25 +74,6 @@ class TableLayout:
                     raise UserError(f"{flag} {name}: no such column; {did_you_mean(name, known)}")
 
 
-@dataclass
-class Footnotes:
-    """Texts by letter; equal texts share a letter."""
-
-    texts: list[str] = field(default_factory=list)
-
-    def letter(self, text: str) -> str:
-        if text not in self.texts:
-            self.texts.append(text)
-        index, letters = self.texts.index(text), ""
-        while index >= 0:
-            index, letter = divmod(index, 26)
-            letters, index = string.ascii_lowercase[letter] + letters, index - 1
-        return letters
-
-    def lines(self) -> list[str]:
-        return [f"{self.letter(text)}: {text}" for text in self.texts]
-
-
 def result_tables(
     comparison: Comparison, published: pd.DataFrame, layout: TableLayout, numbers: NumberFormat
 ) -> list[Table]:
@@ -128,6 +110,7 @@ class _Block:
         self.runs = dict(list(comparison.runs.groupby(["setting", "label"])))
         measured = published[published["setting"].isin(set(self.datasets))].dropna(subset="measured_label")
         self.published = dict(list(measured.groupby(["setting", "measured_label"])))
+        self.to_best = list(rows["to_best"])
         self.means = rows.groupby("label")[["mean", *(column.key for column in COLUMNS.values())]].mean()
         self.seeds = sorted(rows.loc[rows["seeds"] > 0, "seeds"].unique())
         first = rows.iloc[0]
@@ -165,10 +148,17 @@ class _Block:
         sentences = [
             spread,
             "best in bold, second underlined",
-            f"{TIED}: the paired 95 % interval of the difference to the best contains 0",
+            *self._about_ties(),
             *(["costs are means over the datasets"] if len(self.datasets) > 1 else []),
         ]
         return "; ".join(sentences) + "."
+
+    def _about_ties(self) -> Iterator[str]:
+        found = set(self.to_best)
+        if found & {TIED, WORSE}:
+            yield f"{MARKS[TIED]}: not significantly different from the best (5 %, any two methods of the column)"
+        if NO_VERDICT in found:
+            yield f"{MARKS[NO_VERDICT]}: no verdict, for want of a second seed or group of images"
 
     def _score(self, setting: str, label: str) -> TableCell:
         if (setting, label) not in self.rows:
@@ -188,7 +178,7 @@ class _Block:
         text = self.numbers.score(row.mean)
         text += f" ± {self.numbers.score(row.std)}" if row.seeds > 1 else ""
         text += f" (n = {row.seeds})" if len(self.seeds) > 1 else ""
-        text += f" {TIED}" if row.tied else ""
+        text += f" {MARKS[row.to_best]}" if row.to_best in MARKS else ""
         return TableCell(text, mark="best" if row.best else "second" if row.second else None, notes=",".join(notes))
 
     def _published(self, setting: str, label: str) -> TableCell:
@@ -219,96 +209,6 @@ def _state(name: str) -> str:
 def _why(state: str, reason: str, seeds: Iterable[int], of: int) -> str:
     text = _state(state) + (f": {reason}" if reason else "")
     return f"seed {', '.join(map(str, sorted(seeds)))} {text}" if of > 1 and state != RunState.UNSUPPORTED else text
-
-
-def significance_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
-    """One table a setting and reference: every method's difference to it, and the verdict."""
-    tables = []
-    groups = comparison.significance.groupby(["setting_name", "setting", "reference"], sort=False)
-    for number, ((setting, _, reference), rows) in enumerate(groups, 1):
-        footnotes = Footnotes()
-        rows = rows.fillna({"reason": ""}).sort_values(["difference", "label"], ascending=[False, True])
-        cells = [
-            [
-                TableCell(row.label, "text"),
-                TableCell(numbers.difference(row.difference)),
-                TableCell(_between(row.low, row.high, numbers.difference)),
-                TableCell(numbers.p(row.p)),
-                TableCell(numbers.p(row.p_holm)),
-                TableCell(str(row.seeds)),
-                TableCell(
-                    row.verdict, "text", _MARKS.get(row.verdict), footnotes.letter(row.reason) if row.reason else ""
-                ),
-            ]
-            for row in rows_of(rows)
-        ]
-        difference = f"difference, {comparison.metric}{numbers.difference_unit}"
-        header = ["method", difference, "95 % interval", "p", "p (Holm)", "seeds", "verdict"]
-        caption = (
-            "Intervals: paired bootstrap over images and seeds. p: paired permutation test over images; p (Holm): "
-            f"corrected for the {len(rows)} methods of this table. Better and worse need an interval without 0 and "
-            "p (Holm) < 0.05."
-        )
-        if (rows["seeds"] == 1).any():
-            caption += " With one seed, a verdict holds for these trained networks, not for the methods."
-        tables.append(
-            Table(
-                f"against-{number}", f"{setting}: compared with {reference}", header, cells, caption, footnotes.lines()
-            )
-        )
-    return tables
-
-
-_MARKS: dict[str, Mark] = {"better": "better", "worse": "worse", "no significant difference": "same"}
-
-
-def overall_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
-    """Over all settings: ranks and IQM, probability of improvement, and Kendall's τ between backbones."""
-    averages = [
-        [TableCell(row.label, "text"), TableCell(numbers.plain(row.mean_rank)), TableCell(numbers.score(row.iqm)),
-         TableCell(_between(row.iqm_low, row.iqm_high, numbers.score))]
-        for row in rows_of(comparison.averages)
-    ]  # fmt: skip
-    improvement = [
-        [TableCell(row.label, "text"), TableCell(row.reference, "text"), TableCell(str(row.settings)),
-         TableCell(str(row.runs)),
-         TableCell(numbers.plain(row.probability)),
-         TableCell(_between(row.probability_low, row.probability_high, numbers.plain)),
-         TableCell(numbers.difference(row.iqm)), TableCell(_between(row.iqm_low, row.iqm_high, numbers.difference))]
-        for row in rows_of(comparison.improvement)
-    ]  # fmt: skip
-    stability = [
-        [TableCell(row.one, "text"), TableCell(row.other, "text"), TableCell(str(row.methods)),
-         TableCell(numbers.plain(row.tau))]
-        for row in rows_of(comparison.stability)
-    ]  # fmt: skip
-    settings = comparison.averages["settings"].max()
-    tables = [
-        Table(
-            "overall", "Mean rank and IQM", ["method", "mean rank", f"IQM, {comparison.metric}{numbers.score_unit}",
-                                             "95 % interval"], averages,
-            f"Methods with a score in all {settings} settings that have one; rank 1 is best. IQM: interquartile mean, "
-            "the mean of the middle half of all runs. Intervals resample settings and seeds, and are too narrow where "
-            "there are few of them.",
-        ),
-        Table(
-            "improvement", "Probability of improvement",
-            ["method", "reference", "settings", "runs", "probability", "95 % interval",
-             f"IQM of the difference, {comparison.metric}{numbers.difference_unit}", "95 % interval"], improvement,
-            "The probability that a run of the method scores higher than a run of the reference in a random setting; "
-            "at 0.5 neither is better. Intervals resample settings and seeds, and are too narrow where there are few "
-            "of them.",
-        ),
-        Table(
-            "stability", "Kendall's τ between backbones", ["setting", "other setting", "methods", "τ"],
-            stability, "1: the methods have the same order in both settings; −1: the reverse order.",
-        ),
-    ]  # fmt: skip
-    return [table for table in tables if table.rows]
-
-
-def _between(low: float, high: float, write: Callable[[float], str]) -> str:
-    return DASH if math.isnan(low) else f"{write(low)} to {write(high)}"
 
 
 def published_table(published: pd.DataFrame, metric: str, numbers: NumberFormat) -> list[Table]:

@@ -66,12 +66,12 @@ def labels_of(path: Path) -> np.ndarray:
 def test_label_maps_match_the_evaluation(predict: Callable[..., list[Path]], run: Path, colours: Path) -> None:
     images = sorted((colours / "images" / "test").iterdir())
     written = predict(*images)
-    names, matrices = load_confusions(run / "confusions.npz")
+    stored = load_confusions(run / "confusions.npz")
     for image, path in zip(images, written[::2], strict=True):
         mask = np.asarray(Image.open(colours / "masks" / "test" / image.name))
         counted = confusion(torch.tensor(labels_of(path)), torch.tensor(mask), len(COLOURS)).numpy()
-        np.testing.assert_array_equal(counted, matrices[names.index(f"test/{image.stem}")])
-    assert matrices.sum() > 0
+        np.testing.assert_array_equal(counted, stored.matrices[stored.names.index(f"test/{image.stem}")])
+    assert stored.matrices.sum() > 0
 
 
 def test_label_maps_and_overlays_have_the_dataset_colours(

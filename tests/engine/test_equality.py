@@ -65,11 +65,9 @@ def test_two_processes_share_batch_and_evaluation(labelled: Path, tiny: Path, pr
     assert run.fingerprint == probe.fingerprint and result.provenance.processes == 2
     assert result.images == expected.images == STEPS * 4
     assert_close(run, probe)
-    (names, matrices), (expected_names, expected_matrices) = map(
-        load_confusions, (run.confusions_path, probe.confusions_path)
-    )
-    assert names == expected_names
-    np.testing.assert_array_equal(matrices.sum(2), expected_matrices.sum(2))  # each image's labels, each once
+    found, expected = map(load_confusions, (run.confusions_path, probe.confusions_path))
+    assert (found.names, found.groups) == (expected.names, expected.groups)
+    np.testing.assert_array_equal(found.matrices.sum(2), expected.matrices.sum(2))  # each image's labels, each once
     assert {path.name for path in run.samples_path.iterdir()} == {path.name for path in probe.samples_path.iterdir()}
 
 

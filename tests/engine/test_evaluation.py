@@ -87,13 +87,13 @@ def test_large_counts_do_not_overflow() -> None:
 
 def test_saved_confusions_load_unchanged(tmp_path: Path) -> None:
     matrices = np.stack([confusion(*maps(seed, 150), 150).numpy() for seed in range(3)])
-    save_confusions(tmp_path / "c.npz", ["train/a", "b", "ü"], matrices)
-    names, loaded = load_confusions(tmp_path / "c.npz")
-    assert names == ["train/a", "b", "ü"]
-    assert loaded.dtype == np.int64
-    np.testing.assert_array_equal(loaded, matrices)
-    save_confusions(tmp_path / "none.npz", [], np.zeros((0, 4, 4), np.int64))
-    assert load_confusions(tmp_path / "none.npz")[1].shape == (0, 4, 4)
+    save_confusions(tmp_path / "c.npz", ["train/a", "b", "ü"], ["clip", "clip", "ä"], matrices)
+    loaded = load_confusions(tmp_path / "c.npz")
+    assert (loaded.names, loaded.groups) == (["train/a", "b", "ü"], ["clip", "clip", "ä"])
+    assert loaded.matrices.dtype == np.int64
+    np.testing.assert_array_equal(loaded.matrices, matrices)
+    save_confusions(tmp_path / "none.npz", [], [], np.zeros((0, 4, 4), np.int64))
+    assert load_confusions(tmp_path / "none.npz").matrices.shape == (0, 4, 4)
 
 
 # Predicting

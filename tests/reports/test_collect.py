@@ -52,8 +52,9 @@ def test_classes_curves_and_counts_are_read(tmp_path: Path) -> None:
     assert list(collected.per_class["name"]) == ["water", "forest", "crops", "snow"]
     assert collected.per_class["colour"][0] == "#{:02x}{:02x}{:02x}".format(*PALETTE[0])
     assert list(collected.curves["step"]) == [10, 20, 30, 40]
-    names, counts = collected.counts(run.fingerprint)
-    assert (len(names), counts.shape) == (12, (12, 3, 4))
+    read = collected.counts(run.fingerprint)
+    assert (len(read.names), read.counts.shape) == (12, (12, 3, 4))
+    assert read.groups == [f"scene {number}" for number in range(12)]
 
 
 @pytest.mark.parametrize("state", ["failed", "diverged", "out_of_memory", "unsupported", "interrupted", "timed_out"])
@@ -245,17 +246,44 @@ def test_study_without_runs(tmp_path: Path, colours: Path) -> None:
 
 
 def test_verdicts(tmp_path: Path) -> None:
-    make_runs(tmp_path, ["linear", "spm", "lora"], accuracies={"linear": 0.7, "spm": 0.8, "lora": 0.55}, images=30)
-    same = make_spec("norm", seed=0)
-    _, matrices = collect(tmp_path).confusions(make_spec("linear", seed=0).fingerprint)
-    make_run(tmp_path, same, matrices=matrices)
+    accuracies = {"linear": 0.7, "spm": 0.8, "lora": 0.55, "norm": 0.7}
+    make_runs(tmp_path, list(accuracies), seeds=[0, 1, 2], accuracies=accuracies, images=30, per_group=2)
     rows = compare(collect(tmp_path)).significance
-    verdicts = rows[rows["reference"] == "linear"].set_index("label")["verdict"].to_dict()
-    assert verdicts == {"spm": "better", "lora": "worse", "norm": "no significant difference"}
+    rows = rows[rows["reference"] == "linear"].set_index("label")
+    assert rows["verdict"].to_dict() == {"spm": "better", "lora": "worse", "norm": "no significant difference"}
+    assert (rows["seeds"] == 3).all() and (rows["images"] == 30).all() and (rows["groups"] == 15).all()
+
+
+@pytest.mark.parametrize(("seeds", "per_group", "why"), [((0,), 1, "one seed"), ((0, 1), 12, "one group of images")])
+def test_one_seed_or_one_group_is_no_verdict(tmp_path: Path, seeds: tuple[int, ...], per_group: int, why: str) -> None:
+    make_runs(tmp_path, ["linear", "spm"], seeds=seeds, per_group=per_group)
+    comparison = compare(collect(tmp_path))
+    (row,) = comparison.significance.to_dict("records")
+    assert (row["verdict"], row["reason"]) == ("no verdict", why)
+    assert row["difference"] > 0 and np.isnan(row["low"]) and np.isnan(row["p"])
+    summary = comparison.summary.set_index("label")
+    assert summary["to_best"].to_dict() == {"spm": "best", "linear": "no verdict"}
+    assert comparison.power.empty
+
+
+def test_groups_of_newer_runs_are_used_for_older_ones(tmp_path: Path) -> None:
+    """Runs before groups were recorded have none in their file."""
+    make_runs(tmp_path, ["linear", "spm"], per_group=3)
+    everything = list(tmp_path.glob("*/confusions.npz"))
+    for path in everything[:2]:
+        with np.load(path) as stored:
+            np.savez(path, **{name: stored[name] for name in stored if name != "groups"})
+    (row,) = compare(collect(tmp_path)).significance.to_dict("records")
+    assert (row["images"], row["groups"], row["groups_known"]) == (12, 4, True)
+    for path in everything[2:]:
+        with np.load(path) as stored:
+            np.savez(path, **{name: stored[name] for name in stored if name != "groups"})
+    (row,) = compare(collect(tmp_path)).significance.to_dict("records")
+    assert (row["images"], row["groups"], row["groups_known"]) == (12, 12, False)
 
 
 def test_holm_corrects_for_the_methods_of_one_comparison(tmp_path: Path) -> None:
-    make_runs(tmp_path, ["linear", "spm", "lora", "norm"], seeds=[0])
+    make_runs(tmp_path, ["linear", "spm", "lora", "norm"])
     rows = compare(collect(tmp_path)).significance
     rows = rows[rows["reference"] == "linear"].sort_values("p")
     assert rows["p_holm"].iloc[0] == pytest.approx(min(1, 3 * rows["p"].iloc[0]))
@@ -286,19 +314,13 @@ def test_incomparable_runs_have_a_reason(tmp_path: Path, why: str) -> None:
 
 
 def test_best_second_and_tied(tmp_path: Path) -> None:
-    plain = np.array([[[30, 10], [10, 30]]] * 20)
-    better, worse = plain.copy(), plain.copy()
-    better[::2, 0] += [6, -6]  # better over all, and worse on every other image
-    better[1::2, 0] -= [4, -4]
-    worse[:, 0] -= [5, -5]
-    for method, matrices in (("spm", plain), ("full", better), ("linear", worse)):
-        make_run(tmp_path, make_spec(method), matrices=matrices, classes=("road", "sky"))
+    accuracies = {"full": 0.8, "spm": 0.798, "linear": 0.6}
+    make_runs(tmp_path, list(accuracies), seeds=range(5), accuracies=accuracies, images=30)
     summary = compare(collect(tmp_path)).summary.set_index("label")
-    assert summary[["best", "second", "tied"]].T.to_dict("list") == {
-        "full": [True, False, False],
-        "spm": [False, True, True],
-        "linear": [False, False, False],
-    }
+    assert set(summary.index[:2]) == {"full", "linear"}
+    assert sorted(summary["to_best"][["full", "spm"]]) == ["best", "tied"]
+    assert summary["to_best"]["linear"] == "worse"
+    assert summary["best"].sum() == summary["second"].sum() == 1 and not summary["best"]["linear"]
 
 
 def test_spread_is_the_sample_standard_deviation(tmp_path: Path) -> None:
@@ -324,19 +346,67 @@ def test_comparison_by_the_iou_of_a_class(tmp_path: Path) -> None:
     )
 
 
-def test_kendall_tau_between_backbones(tmp_path: Path) -> None:
-    for backbone, order in (("resnet18", (0.6, 0.7, 0.8)), ("deit_tiny", (0.6, 0.8, 0.7))):
-        accuracies = dict(zip(("linear", "spm", "full"), order, strict=True))
-        make_runs(tmp_path, list(accuracies), [backbone], accuracies=accuracies)
-    (row,) = compare(collect(tmp_path)).stability.to_dict("records")
-    assert (row["methods"], row["tau"]) == (3, pytest.approx(1 / 3))
+def test_kendall_tau_between_settings_that_differ_in_one_thing(tmp_path: Path) -> None:
+    for (backbone, head), order in {
+        ("resnet18", "fpn:64"): (0.6, 0.7, 0.8),
+        ("deit_tiny", "fpn:64"): (0.6, 0.8, 0.7),
+        ("deit_tiny", "linear"): (0.8, 0.7, 0.6),
+    }.items():
+        for method, accuracy in zip(("linear", "spm", "full"), order, strict=True):
+            make_run(tmp_path, make_spec(method, backbone=backbone, head=head), accuracy)
+    agreement = compare(collect(tmp_path)).agreement
+    assert agreement[["varied", "methods"]].to_numpy().tolist() == [["backbone", 3], ["head", 3]]
+    assert agreement["tau"].tolist() == pytest.approx([1 / 3, -1 / 3])
 
 
-def test_averages_are_over_methods_that_every_setting_has(tmp_path: Path) -> None:
+def test_overall_is_over_methods_that_every_setting_has(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm"], datasets=["meadow", "town"])
     make_runs(tmp_path, ["full"])
+    overall = compare(collect(tmp_path)).overall.set_index("label")
+    assert list(overall.index) == ["spm", "linear"]
+    assert overall.loc["spm", ["settings", "rank", "wins", "improvability"]].tolist() == [2, 1, 1, 0]
+    assert overall.loc["linear", "elo"] == 1000 < overall.loc["spm", "elo"]
+    assert overall["rank_low"].isna().all()
+
+
+def test_overall_needs_two_settings(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"])
+    assert compare(collect(tmp_path)).overall.empty
+
+
+def test_shares_of_classes_add_up_to_the_difference(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm", "full"])
     comparison = compare(collect(tmp_path))
-    assert list(comparison.averages["label"]) == ["spm", "linear"]
-    improvement = comparison.improvement.set_index(["reference", "label"])
-    assert improvement.loc[("linear", "spm"), ["settings", "runs", "probability"]].tolist() == [2, 4, 1.0]
-    assert improvement.loc[("linear", "full"), "settings"] == 1
+    keys = ["setting", "reference", "label"]
+    shares = comparison.shares.groupby(keys)["share"].sum()
+    differences = comparison.significance.set_index(keys)["difference"]
+    assert shares.to_dict() == pytest.approx(differences.to_dict())
+    assert set(comparison.shares["name"]) == {"water", "forest", "crops", "snow"}
+    assert compare(collect(tmp_path), "class:water").shares.empty
+
+
+def test_power_by_the_variances_of_a_setting(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm", "lora"], seeds=range(4), images=200)
+    (row,) = compare(collect(tmp_path), references=["linear"]).power.to_dict("records")
+    seen = compare(collect(tmp_path), references=["linear"]).significance
+    assert row["comparisons"] == 2
+    assert row["seed_deviation"] == pytest.approx(np.sqrt(seen["seed_variance"].mean()))
+    assert 2 <= row["seeds_for_a_point"] < row["seeds_for_half_a_point"]
+
+
+def test_dev_scores_are_those_of_the_same_hyperparameters(tmp_path: Path) -> None:
+    scores = {}
+    for number, method in enumerate(["linear", "spm", "lora"]):
+        for head_lr in (0.001, 0.01):
+            hyperparameters = {"head_lr": head_lr, "weight_decay": 0.01}
+            spec = make_spec(method, hyperparameters=hyperparameters, part="dev")
+            run = make_run(tmp_path, spec, accuracy=0.6 + 0.05 * number + head_lr)
+            if head_lr == 0.01:
+                result = run.result()
+                assert result is not None
+                scores[method] = result.metrics.miou
+        make_run(tmp_path, make_spec(method, hyperparameters=hyperparameters), accuracy=0.8 - 0.1 * number)
+    rows = compare(collect(tmp_path)).dev_test.set_index("label")
+    assert rows["dev"].to_dict() == scores
+    assert rows["dev_runs"].tolist() == [1, 1, 1]
+    assert rows["tau"].tolist() == [-1, -1, -1]

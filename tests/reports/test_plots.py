@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import pytest
 
 from harness.method import methods
@@ -108,9 +107,7 @@ def draw(
 ) -> dict[str, Plot]:
     compared = compare(collected, "miou", references)
     with mpl.rc_context(RC):
-        return {
-            plot.name: plot for plot in plots.draw(collected, match(published, compared, "miou"), compared.significance)
-        }
+        return {plot.name: plot for plot in plots.draw(collected, match(published, compared, "miou"), compared)}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +115,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Collected:
     """Five methods on three backbones and two datasets, and a search."""
     root = tmp_path_factory.mktemp("runs")
     make_runs(root, ["linear", "spm", "full", "lora", "norm"], ["resnet18", "resnet50", "vit"], ["meadow", "town"])
+    for method, accuracy in (("linear", 0.6), ("spm", 0.7), ("full", 0.65)):
+        make_run(root, make_spec(method, part="dev"), accuracy)
+        make_run(root, make_spec(method, head="linear"), accuracy)
     make_search(root)
     return collect(root)
 
@@ -130,7 +130,7 @@ def drawn(grid: Collected) -> dict[str, Plot]:
 def test_every_plot_is_drawn(drawn: dict[str, Plot]) -> None:
     assert list(drawn) == [
         "tradeoff-trained-method", "tradeoff-delta-bytes", "tradeoff-peak-memory-bytes", "tradeoff-train-seconds",
-        "difference-to-linear", "rank-stability", "critical-difference", "curves-miou-train",
+        "difference-to-linear", "dev-test", "heads", "rank-stability", "critical-difference", "curves-miou-train",
         "curves-loss", "classes", "search-spm-resnet18-meadow-0a1b2c3d",
     ]  # fmt: skip
 
@@ -138,13 +138,14 @@ def test_every_plot_is_drawn(drawn: dict[str, Plot]) -> None:
 def test_every_setting_has_a_panel(drawn: dict[str, Plot]) -> None:
     titles = [axes.get_title("left") for axes in drawn["tradeoff-trained-method"].figure.axes]
     assert titles == [
-        f"{backbone} · {dataset}" for backbone in ("resnet18", "resnet50", "vit") for dataset in ("meadow", "town")
-    ]
+        "resnet18 · meadow · fpn:64", "resnet18 · meadow · linear", "resnet18 · town · fpn:64",
+        "resnet50 · meadow · fpn:64", "resnet50 · town · fpn:64", "vit · meadow · fpn:64", "vit · town · fpn:64",
+    ]  # fmt: skip
 
 
 def test_caption_explains_seeds_and_bars(drawn: dict[str, Plot]) -> None:
     caption = drawn["tradeoff-trained-method"].caption
-    assert "2 seeds" in caption and "one standard deviation" in caption
+    assert "2 seeds" in caption and "95 % interval of the mean over seeds" in caption
 
 
 def test_zero_parameters_are_left_of_the_logarithmic_axis(
@@ -171,7 +172,6 @@ def test_labels_do_not_overlap(tmp_path: Path) -> None:
 def test_single_run_has_no_bars_and_no_ranks(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec("spm"))
     drawn = draw(collect(tmp_path))
-    assert "none for one seed" in drawn["tradeoff-trained-method"].caption
     assert not {"rank-stability", "critical-difference", "difference-to-linear"} & set(drawn)
 
 
@@ -207,10 +207,11 @@ def test_published_score_is_hollow_and_on_its_own_axis(tmp_path: Path, head_coun
 def test_all_verdicts_look_alike_in_the_forest_plot(tmp_path: Path) -> None:
     same = np.tile([[60, 40], [30, 70]], (8, 1, 1))
     better = np.tile([[90, 10], [5, 95]], (8, 1, 1))
-    for name, matrices in {"linear": same, "norm": same, "spm": better}.items():
-        make_run(tmp_path, make_spec(name), matrices=matrices, classes=["road", "sky"])
+    for name, matrices in {"linear": same, "norm": same, "spm": better, "lora": better}.items():
+        for seed in (0, 1) if name != "lora" else (0,):
+            make_run(tmp_path, make_spec(name, seed=seed), matrices=matrices, classes=["road", "sky"])
     axes = draw(collect(tmp_path))["difference-to-linear"].figure.axes[0]
-    assert [text.get_text() for text in axes.texts] == ["no significant difference", "better"]
+    assert [text.get_text() for text in axes.texts] == ["no significant difference", "no verdict", "better"]
     assert len({(text.get_color(), text.get_fontsize(), text.get_fontweight()) for text in axes.texts}) == 1
 
 
@@ -219,7 +220,7 @@ def test_names_stay_text(tmp_path: Path) -> None:
     make_run(tmp_path / "runs", make_spec("spm", dataset="$x_{"), classes=names)
     collected = collect(tmp_path / "runs")
     nothing = compare(collected, "miou", [])
-    drawn = plots.draw_all(collected, match([], nothing, "miou"), nothing.significance, tmp_path / "plots")
+    drawn = plots.draw_all(collected, match([], nothing, "miou"), nothing, tmp_path / "plots")
     for saved in drawn:
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(saved.svg).iter()}
         assert "script" not in tags
@@ -229,7 +230,8 @@ def test_names_stay_text(tmp_path: Path) -> None:
 def test_no_finished_run_is_no_plot(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec("spm", part="dev"))
     collected = collect(tmp_path)
-    assert plots.draw_all(collected, match([], compare(collected, "miou"), "miou"), pd.DataFrame(), tmp_path) == []
+    nothing = compare(collected, "miou")
+    assert plots.draw_all(collected, match([], nothing, "miou"), nothing, tmp_path) == []
 
 
 def draw_some(root: Path, folder: Path) -> list[Path]:

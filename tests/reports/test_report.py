@@ -45,6 +45,7 @@ def test_linear_with_a_larger_head_is_called_head_only_in_print(tmp_path: Path) 
     write_report(collect(tmp_path / "runs"), (), tmp_path / "report", Options(reference="linear"))
     results = (tmp_path / "report/tables/all.md").read_text()
     assert "head only" in results and "linear" not in results
+    assert results.startswith("## Answer\n\n- resnet18, meadow, fpn:64, brief: spm has the highest mIoU")
     assert set(pd.read_csv(tmp_path / "report/tables/significance.csv").reference) == {"head only"}
     assert "head only" in (tmp_path / "report/index.html").read_text()
     assert set(pd.read_parquet(tmp_path / "report/data.parquet").label) == {"linear", "spm"}
@@ -80,7 +81,12 @@ def written(messy: Path) -> Path:
     """A report of them by the command."""
     done = report("--runs", messy, "--out", "out", where=messy.parent)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    answers = done.stdout.splitlines()[:-2]
+    assert [line.partition(": ")[0] for line in answers] == [
+        "resnet18, =1+1, fpn:64, brief",
+        "resnet18, meadow, fpn:64, brief",
+    ]
+    assert done.stdout.splitlines()[-2:] == [
         "2 settings, runs: 1 damaged, 8 done, 1 failed, 1 unsupported",
         "out/index.html",
     ]

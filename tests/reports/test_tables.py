@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,13 @@ from reports.read.cited import PublishedScore, load_published, match
 from reports.read.collect import collect
 from reports.render.formats import Table, TableCell, latex, markdown, write_csv
 from reports.render.numbers import NumberFormat
-from reports.render.tables import TableLayout, absent_table, result_tables, significance_tables
+from reports.render.statistics_tables import (
+    dev_test_tables,
+    overall_tables,
+    share_tables,
+    significance_tables,
+)
+from reports.render.tables import TableLayout, absent_table, result_tables
 from tests.support.made_runs import end_run, make_run, make_runs, make_spec
 
 NASTY = [
@@ -168,9 +175,7 @@ def test_number_formats() -> None:
 
 
 def test_every_verdict_is_equally_bold(tmp_path: Path) -> None:
-    make_runs(tmp_path, ["linear", "spm"], images=30)
-    _, matrices = collect(tmp_path).confusions(make_spec("linear").fingerprint)
-    make_run(tmp_path, make_spec("norm"), matrices=matrices)
+    make_runs(tmp_path, ["linear", "spm", "norm"], seeds=[0, 1, 2], accuracies={"linear": 0.7, "spm": 0.8, "norm": 0.7})
     (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
     assert table.title == "resnet18, meadow, fpn:64, brief: compared with linear"
     assert [(cells[0].text, cells[-1].text) for cells in table.rows] == [
@@ -180,12 +185,79 @@ def test_every_verdict_is_equally_bold(tmp_path: Path) -> None:
     assert markdown(table).count("**") == 4
 
 
-def test_incomparable_method_has_a_footnote(tmp_path: Path) -> None:
-    make_runs(tmp_path, ["linear", "spm"], seeds=[0])
+def test_method_without_verdict_has_a_footnote(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], seeds=[0, 1])
     make_run(tmp_path, make_spec("lora", seed=7))
+    make_run(tmp_path, make_spec("norm", seed=0))
     (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
-    assert [(cells[-1].text, cells[-1].notes) for cells in table.rows] == [("better", ""), ("not comparable", "a")]
-    assert table.footnotes == ["a: no seed in common"]
+    assert {cells[0].text: (cells[-1].text, cells[-1].notes) for cells in table.rows} == {
+        "spm": ("better", ""),
+        "norm": ("no verdict", "a"),
+        "lora": ("not comparable", "b"),
+    }
+    assert table.footnotes == ["a: one seed", "b: no seed in common"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "per_group", "sentence"),
+    [
+        (1, 1, "One seed shows how these trained networks differ, not how the methods do: there is no verdict."),
+        (2, 1, "Two seeds can hardly tell anything"),
+        (3, 1, "Test images: 12 in 12 groups."),
+        (3, 4, "With fewer than 10 groups, the variance over images is badly known."),
+        (3, 1, "Needed to find a true difference with a probability of 0.8"),
+    ],
+)
+def test_table_of_verdicts_says_what_it_rests_on(tmp_path: Path, seeds: int, per_group: int, sentence: str) -> None:
+    make_runs(tmp_path, ["linear", "spm"], seeds=range(seeds), per_group=per_group)
+    (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
+    assert sentence in table.caption
+
+
+def test_table_of_results_marks_what_is_not_worse_than_the_best(tmp_path: Path) -> None:
+    accuracies = {"full": 0.8, "spm": 0.799, "linear": 0.6}
+    make_runs(tmp_path, list(accuracies), seeds=range(4), accuracies=accuracies)
+    table = results(compare(collect(tmp_path)))
+    marks = {cells[0].text: cells[1].text[-1] for cells in table.rows}
+    assert sorted([marks["full"] == "≈", marks["spm"] == "≈"]) == [False, True] and marks["linear"] != "≈"
+    assert "≈: not significantly different from the best" in table.caption
+
+
+def test_one_seed_is_marked_in_the_table_of_results(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], seeds=[0])
+    table = results(compare(collect(tmp_path)))
+    assert row(table, "linear")["meadow, mIoU (%)"].text.endswith(" ?")
+    assert "?: no verdict, for want of a second seed" in table.caption
+
+
+def test_shares_of_more_classes_than_fit_are_summed(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], classes=[f"class {number}" for number in range(15)])
+    (table,) = share_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
+    assert len(table.header) == 2 + 12 + 1 and table.header[-1] == "3 others"
+    total, *shares = (float(cell.text.replace("−", "-")) for cell in table.rows[0][1:])
+    assert sum(shares) == pytest.approx(total, abs=0.08)  # each is rounded
+
+
+def test_dev_and_test_with_hyperparameters_at_an_edge(tmp_path: Path) -> None:
+    for method, accuracy in (("linear", 0.6), ("spm", 0.7), ("full", 0.8)):
+        for part in ("dev", "report"):
+            make_run(tmp_path, make_spec(method, part=part), accuracy)
+    collected = collect(tmp_path)
+    edges = np.where(collected.runs["label"] == "spm", "lr=0.01 is the highest", "")
+    (table,) = dev_test_tables(compare(replace(collected, runs=collected.runs.assign(at_edge=edges))), NumberFormat())
+    assert [cells[0].text for cells in table.rows] == ["full", "spm", "linear"]
+    assert table.caption.startswith("Kendall's τ between the two orders: 1.00.")
+    assert table.footnotes == ["a: at the edge of its search: lr=0.01 is the highest"]
+
+
+@pytest.mark.parametrize("datasets", [2, 5])
+def test_few_settings_do_not_generalise(tmp_path: Path, datasets: int) -> None:
+    make_runs(tmp_path, ["linear", "spm", "full"], datasets=[f"place {number}" for number in range(datasets)])
+    overall, agreement = overall_tables(compare(collect(tmp_path)), NumberFormat())
+    assert overall.title == f"Over {datasets} settings"
+    assert ("do not generalise" in overall.caption) == (datasets < 5)
+    assert (overall.rows[0][2].text == "–") == (datasets < 5)
+    assert len(agreement.rows) == datasets * (datasets - 1) / 2
 
 
 def test_score_without_any_class_is_undefined(tmp_path: Path) -> None:

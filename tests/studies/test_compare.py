@@ -61,9 +61,14 @@ def results_of(runs: Path) -> dict[str, Any]:
     for run in finished(runs):
         result = run.result()
         assert result is not None
-        names, matrices = load_confusions(run.confusions_path)
+        stored = load_confusions(run.confusions_path)
         fields = {"metrics", "parameters", "delta_bytes", "steps", "images"}
-        found[run.fingerprint] = [result.model_dump(include=fields), names, matrices.tolist()]
+        found[run.fingerprint] = [
+            result.model_dump(include=fields),
+            stored.names,
+            stored.groups,
+            stored.matrices.tolist(),
+        ]
     return found
 
 

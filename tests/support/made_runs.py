@@ -61,8 +61,9 @@ def make_run(
     classes: Sequence[str] = CLASSES,
     pictures: int = 2,
     matrices: np.ndarray | None = None,
+    per_group: int = 1,
 ) -> RunFolder:
-    """A finished run. `matrices` [N, K, K]: its confusion matrices, instead of random ones."""
+    """A finished run. `matrices` [N, K, K]: its confusion matrices, instead of random ones. `per_group`: images."""
     run = RunStore(root).folder(spec)
     run.begin(spec, attempt=1)
     if matrices is None:
@@ -70,7 +71,8 @@ def make_run(
         matrices = draw_matrices(spec, right, images, len(classes))
     count = TRAINED.get(spec.method, 10_000) if trained is None else trained
     names = [f"{number:03d}" for number in range(len(matrices))]
-    save_confusions(run.confusions_path, names, matrices)
+    groups = [f"scene {number // per_group}" for number in range(len(matrices))]
+    save_confusions(run.confusions_path, names, groups, matrices)
     for step in range(spec.budget.steps // 4, spec.budget.steps + 1, spec.budget.steps // 4):
         point = {"step": step, "loss": 2 / (1 + step), "lr": 1e-3, "miou_train": 0.5, "images_per_second": 40.0}
         run.append_curve(point)

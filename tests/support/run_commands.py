@@ -56,7 +56,7 @@ def outcome(run: RunFolder) -> dict[str, Any]:
     """Everything of a finished run that must not depend on when and where it was executed."""
     result, status = run.result(), run.status()
     assert result is not None and status is not None
-    names, matrices = load_confusions(run.confusions_path)
+    confusions = load_confusions(run.confusions_path)
     with safe_open(run.delta_path, "np") as stored:
         header = stored.metadata()
     return {
@@ -64,8 +64,8 @@ def outcome(run: RunFolder) -> dict[str, Any]:
         "delta": {name: (t.dtype.str, t.shape, t.tobytes()) for name, t in load_file(run.delta_path).items()},
         "header": header,
         "result": result.model_dump(include={"metrics", "parameters", "delta_bytes", "steps", "train_flops"}),
-        "images": (result.images, names),
-        "confusions": matrices.tolist(),
+        "images": (result.images, confusions.names, confusions.groups),
+        "confusions": confusions.matrices.tolist(),
         "curve": [{key: point[key] for key in point if key != "images_per_second"} for point in run.curve()],
         "samples": {path.name: path.read_bytes() for path in run.samples_path.iterdir()},
         "state": status.state,

@@ -187,8 +187,8 @@ def results_of(job: Job) -> dict[str, Any]:
     assert result is not None, folder(job).status()
     found = result.model_dump(include={"metrics", "parameters", "steps", "images", "train_flops"})
     tensors = load_file(folder(job).delta_path)
-    names, confusions = load_confusions(folder(job).confusions_path)
-    found["confusions"] = names, confusions.tolist()
+    stored = load_confusions(folder(job).confusions_path)
+    found["confusions"] = stored.names, stored.groups, stored.matrices.tolist()
     return {**found, "delta": {name: (tensor.dtype.str, tensor.tobytes()) for name, tensor in tensors.items()}}
 
 

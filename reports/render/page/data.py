@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.runs.difference import mean_interval
 from harness.runs.result import COSTS, MEASURES, METRICS, Measure, Provenance, Unit
 from harness.runs.state import RunState
 from reports.read.collect import Collected
 from reports.read.frames import rows_of
 from reports.read.rows import state_label
 from reports.render.page.samples import extremes
+from reports.render.plots.context import BAR_SEEDS, BARS
 from reports.render.plots.tradeoff import axis_scale
 from reports.render.style import SeriesStyle, outline, variable
 
@@ -114,8 +116,17 @@ def page_data(
         "packages": package_lists,
         "extremes": differences,
         "reference": reference,
+        "bars": _bars(int(runs.groupby(["setting", "label"]).size().max())),
+        "barsCaption": BARS,
         "withoutSamples": f"Samples that did not fit into the page are in {collected.root}/<run>/samples.",
     }
+
+
+def _bars(most: int) -> list[float | None]:
+    """By the number of seeds: half the 95 % interval of a mean, in standard deviations of the sample."""
+    unit = [mean_interval([-1.0, *[0.0] * (seeds - 2), 1.0]) for seeds in range(BAR_SEEDS, most + 1)]
+    deviations = [math.sqrt(2 / (seeds - 1)) for seeds in range(BAR_SEEDS, most + 1)]
+    return [None] * BAR_SEEDS + [_plain(one.high / by) for one, by in zip(unit, deviations, strict=True)]
 
 
 def _spec(row: Mapping[str, Any]) -> list[tuple[str, str]]:

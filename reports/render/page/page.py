@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from harness.runs.state import RunState
 from harness.util.files import write_text
+from reports.analysis.paired import BETTER, NO_VERDICT, NOT_COMPARABLE, SAME, WORSE
 from reports.read.collect import Collected
 from reports.read.rows import MISSING, state_label
 from reports.render.formats import Table, TableCell
@@ -31,6 +32,9 @@ PAGE_BYTES = 9_500_000
 
 PLOT_BYTES = 3_500_000
 """The largest share of it for plots."""
+
+ANSWERS = 8
+"""How many settings' answers are shown before the others are folded away."""
 
 TRADEOFF = "tradeoff"
 """The section that the page draws itself; its plots are only linked."""
@@ -85,6 +89,7 @@ def write_page(
     published: pd.DataFrame,
     significance: pd.DataFrame,
     tables: Sequence[Section] = (),
+    answers: Sequence[tuple[str, str]] = (),
     title: str = "Report",
     reference: str = "linear",
 ) -> Path:
@@ -104,6 +109,8 @@ def write_page(
         "css": Markup(_template("page.css")),
         "script": Markup(script),
         "scope": _scope(runs),
+        "answers": answers,
+        "answers_shown": ANSWERS,
         "verdicts": _verdicts(significance, runs, reference),
         "reference": reference,
         "table_sections": tables,
@@ -167,25 +174,20 @@ def _scope(runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _verdicts(significance: pd.DataFrame, runs: pd.DataFrame, reference: str) -> list[dict[str, Any]]:
-    """Per setting, which methods are better, not significantly different, and worse: three lists of equal weight."""
+    """Per setting, the labels with each verdict: lists of equal weight."""
     names = dict(zip(runs.setting, runs.setting_name, strict=True))
     rows = significance[significance.reference == reference]
-    kinds = (
-        ("better", "Better"),
-        ("no significant difference", "No significant difference"),
-        ("worse", "Worse"),
-        *([("not comparable", "Not comparable")] if (rows.verdict == "not comparable").any() else []),
-    )
+    kinds = [BETTER, SAME, WORSE, *(kind for kind in (NO_VERDICT, NOT_COMPARABLE) if (rows.verdict == kind).any())]
     return [
         {
             "setting": names[setting],
             "groups": [
                 (
-                    heading,
+                    kind.capitalize(),
                     kind.split()[0],
                     list(here.sort_values("difference", ascending=False).label[here.verdict == kind]),
                 )
-                for kind, heading in kinds
+                for kind in kinds
             ],
         }
         for setting, here in sorted(rows.groupby("setting"), key=lambda group: names[group[0]])

@@ -13,8 +13,8 @@ import pandas as pd
 from PIL import Image
 
 from harness.errors import UserError
+from harness.runs.difference import score
 from harness.runs.folder import RunFolder
-from reports.analysis.statistics import score
 from reports.read.collect import Collected
 from reports.read.frames import rows_of
 
@@ -128,10 +128,10 @@ def _image_scores(collected: Collected, fingerprints: pd.Series) -> pd.Series:
     scores = []
     for fingerprint in fingerprints:
         try:
-            names, counts = collected.counts(fingerprint)
+            read = collected.counts(fingerprint)
         except UserError:
             continue
-        scores.append(pd.Series(score(counts), index=names))
+        scores.append(pd.Series(score(read.counts), index=read.names))
     return pd.concat(scores, axis=1).mean(axis=1) if scores else pd.Series(dtype=float)
 
 

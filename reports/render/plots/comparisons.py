@@ -1,4 +1,4 @@
-"""Comparisons of methods: differences to a reference, ranks in each setting, mean ranks over all settings."""
+"""Comparisons of methods: differences to a reference, ranks in each setting, mean ranks, heads, dev against test."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from reports.analysis.statistics import kendall_tau
-from reports.read.frames import rows_of
+from reports.analysis.paired import BETTER, WORSE
+from reports.analysis.statistics import SETTINGS, kendall_tau
+from reports.read.frames import FACETS, rows_of
 from reports.render.plots.context import (
+    BARS,
     PANELS,
     PERCENT,
     Plot,
     PlotContext,
+    add_legend,
     label_width,
+    legend_height,
     new_figure,
     numbered,
     panels,
@@ -43,8 +47,8 @@ def differences(context: PlotContext, significance: pd.DataFrame) -> Iterator[Pl
                 numbered(f"difference-to-{slug(reference)}", number, titles),
                 "statistics",
                 f"Difference to {shortened(reference)}",
-                "Mean difference with its paired 95 % interval over images and seeds. Filled: better or worse after "
-                "Holm's correction. Hollow: no significant difference.",
+                "Mean difference at equal seeds, with its 95 % interval over seeds and groups of images. Filled: "
+                "better or worse after Holm's correction. Hollow: no significant difference, or no verdict.",
                 figure,
             )
 
@@ -53,7 +57,7 @@ def _differences_panel(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, Seri
     axes.axvline(0, color=MUTED, linewidth=0.8)
     for height, row in enumerate(rows_of(rows)):
         style = styles[row.label]
-        significant = row.verdict in ("better", "worse")
+        significant = row.verdict in (BETTER, WORSE)
         axes.plot([row.low, row.high], [height, height], color=style.colour, linewidth=1.1, solid_capstyle="butt")
         face = style.colour if significant else PAPER
         axes.plot(row.difference, height, style.marker, markersize=5 * style.size, color=style.colour, mfc=face)
@@ -127,7 +131,7 @@ def rank_stability(context: PlotContext) -> Iterator[Plot]:
 def critical_difference(context: PlotContext) -> Iterator[Plot]:
     """Demšar's diagram (JMLR 7, 2006): mean ranks over settings, joined where Nemenyi's test finds no difference."""
     scores = _complete_scores(context)
-    if scores.shape[0] < 3 or scores.shape[1] < 3:
+    if scores.shape[0] < SETTINGS or scores.shape[1] < 3:
         return
     numbers = range(scores.shape[1])  # in place of names: the library iterates over sets of them
     ranks = pd.Series(scores.rank(axis="columns", ascending=False).mean().to_numpy(), index=numbers)
@@ -154,3 +158,65 @@ def critical_difference(context: PlotContext) -> Iterator[Plot]:
         f"(Nemenyi, 5 %). Friedman's test over all of them: p = {friedman.pvalue:.3g}.",
         figure,
     )
+
+
+def heads_and_methods(context: PlotContext) -> Iterator[Plot]:
+    """Where settings differ in their head alone: each method's score from head to head. Lines that cross interact."""
+    settings = context.runs.drop_duplicates("setting").set_index("setting")
+    shared = [facet for facet in FACETS if facet != "head"]
+    heads = [group["head"].sort_values() for _, group in settings.groupby(shared) if group["head"].nunique() > 1]
+    titles = {str(group.index[0]): ", ".join(settings.loc[group.index[0], ["backbone", "dataset", "budget"]])
+              for group in heads}  # fmt: skip
+    of_panel = {str(group.index[0]): group for group in heads}
+    for number, figure, panel in panels(titles, 3.0, top=legend_height(context)):
+        for first, axes in panel.items():
+            group = of_panel[first]
+            rows = context.averages[context.averages.setting.isin(list(group.index))]
+            places = {setting: place for place, setting in enumerate(group.index)}
+            for label, own in rows.groupby("label"):
+                style, x = context.styles[str(label)], own.setting.map(places)
+                line = own.assign(x=x).sort_values("x")
+                axes.plot(line.x, line.miou, color=style.colour, marker=style.marker, linestyle=style.line,
+                          markersize=5 * style.size)  # fmt: skip
+                axes.vlines(line.x, line.miou - line.bar, line.miou + line.bar, colors=style.colour, linewidth=1.0)
+            axes.set_xticks(range(len(group)), [shortened(head, 20) for head in group])
+            axes.margins(x=0.15)
+            axes.yaxis.set_major_formatter(PERCENT)
+        add_legend(figure, context)
+        figure.supylabel("mIoU, %", fontsize=8, color=MUTED)
+        yield Plot(
+            numbered("heads", number, titles),
+            "statistics",
+            "Heads and methods",
+            f"Mean over {context.seeds()}; {BARS}. Where lines cross, the better method depends on the head.",
+            figure,
+        )
+
+
+def dev_against_test(context: PlotContext, dev_test: pd.DataFrame) -> Iterator[Plot]:
+    """Each tuned method's score on the dev part, by which it was chosen, against its score on the test part."""
+    rows = dev_test[dev_test.setting.isin(list(context.titles))]
+    titles = {setting: title for setting, title in context.titles.items() if (rows.setting == setting).sum() > 1}
+    for number, figure, panel in panels(titles, 3.0, top=legend_height(context)):
+        for setting, axes in panel.items():
+            here = rows[rows.setting == setting]
+            for row in rows_of(here):
+                style = context.styles[row.label]
+                axes.plot(row.dev, row.test, style.marker, color=style.colour, markersize=5.5 * style.size,
+                          mfc=PAPER if row.at_edge else style.colour)  # fmt: skip
+            if not here.tau.isna().all():
+                axes.set_title(f"{titles[setting]}: τ = {here.tau.iloc[0]:.2f}")
+            axes.margins(0.12)
+            axes.xaxis.set_major_formatter(PERCENT)
+            axes.yaxis.set_major_formatter(PERCENT)
+        add_legend(figure, context)
+        figure.supxlabel("mIoU on dev, %", fontsize=8, color=MUTED)
+        figure.supylabel("mIoU on test, %", fontsize=8, color=MUTED)
+        yield Plot(
+            numbered("dev-test", number, titles),
+            "statistics",
+            "Dev and test",
+            "Dev: the chosen trial's score. Test: mean over seeds of the runs with its hyperparameters. τ: Kendall's, "
+            "of the two orders. Hollow: a chosen hyperparameter is at an edge of its range.",
+            figure,
+        )

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from harness.runs.difference import mean_interval
 from harness.runs.result import COSTS
 from reports.render.style import GRID, INK, MUTED, PAPER, SeriesStyle
 
@@ -27,6 +28,10 @@ DPI = 160
 """Of the PNGs."""
 
 LEGEND_COLUMNS = 6
+BAR_SEEDS = 3
+"""From so many seeds on there are error bars: the interval of two is nine standard deviations long, on either side."""
+
+BARS = "bars: 95 % interval of the mean over seeds (Student's t), none for fewer than three seeds"
 PERCENT = PercentFormatter(1, symbol="")
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -86,11 +91,11 @@ class PlotContext:
 
     @cached_property
     def averages(self) -> pd.DataFrame:
-        """One row per setting and label: the means over seeds of mIoU and `COSTS`, spread (of the mIoU; NaN for one
-        seed), seeds."""
+        """One row per setting and label: the means over seeds of mIoU and `COSTS`, bar (half the 95 % interval of the
+        mean mIoU; NaN for fewer than `BAR_SEEDS`), seeds."""
         groups = self.runs.groupby(["setting", "label", "method"], sort=True)
         means = groups[["miou", *COSTS]].mean().astype(float)
-        return means.assign(spread=groups.miou.std(ddof=1), seeds=groups.seed.nunique()).reset_index()
+        return means.assign(bar=groups.miou.agg(_half_interval), seeds=groups.seed.nunique()).reset_index()
 
     @property
     def labels(self) -> list[str]:
@@ -100,6 +105,11 @@ class PlotContext:
         """The number of seeds behind the means, for a caption."""
         low, high = self.averages.seeds.min(), self.averages.seeds.max()
         return f"{low} to {high} seeds" if low != high else f"{low} seed" + ("s" if low > 1 else "")
+
+
+def _half_interval(scores: pd.Series) -> float:
+    interval = mean_interval(scores.to_numpy(float))
+    return interval.high - interval.estimate if len(scores) >= BAR_SEEDS else math.nan
 
 
 def setting_titles(runs: pd.DataFrame) -> dict[str, str]:

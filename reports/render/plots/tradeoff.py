@@ -17,7 +17,7 @@ from harness.runs.result import Measure, Unit
 from reports.analysis.statistics import pareto_front
 from reports.read.frames import rows_of
 from reports.render.numbers import SIZES
-from reports.render.plots.context import DPI, PERCENT, Plot, PlotContext, numbered, panels, shortened
+from reports.render.plots.context import BARS, DPI, PERCENT, Plot, PlotContext, numbered, panels, shortened
 from reports.render.style import MUTED, PAPER, SeriesStyle
 
 
@@ -51,9 +51,9 @@ def tradeoff(context: PlotContext, cost: Measure, published: pd.DataFrame) -> It
             numbered(f"tradeoff-{cost.key.replace('_', '-')}", number, context.titles),
             "tradeoff",
             f"mIoU against {cost.title}",
-            f"Mean over {context.seeds()}; bars are ± one standard deviation over seeds (none for one seed). Line: "
-            "the Pareto front; no measured method has a higher mIoU at the same or a lower cost. Dashed: full "
-            "fine-tuning; dotted: linear probe." + (" Hollow markers: published scores." if has_cited else ""),
+            f"Mean over {context.seeds()}; {BARS}. Line: the Pareto front; no measured method has a higher mIoU at "
+            "the same or a lower cost. Dashed: full fine-tuning; dotted: linear probe."
+            + (" Hollow markers: published scores." if has_cited else ""),
             figure,
         )
 
@@ -75,7 +75,7 @@ def _tradeoff_panel(
     front = rows.assign(x=x)[pareto_front(rows[cost.key].to_numpy(), rows.miou.to_numpy())].sort_values("x")
     axes.plot(front.x, front.miou, color=MUTED, linewidth=1.0, alpha=0.7, drawstyle="steps-post", zorder=1.5)
     colours = [styles[label].colour for label in rows.label]
-    axes.vlines(x, rows.miou - rows.spread, rows.miou + rows.spread, colors=colours, linewidth=1.1, zorder=2)
+    axes.vlines(x, rows.miou - rows.bar, rows.miou + rows.bar, colors=colours, linewidth=1.1, zorder=2)
     texts = []
     for row, at in zip(rows_of(rows), x, strict=True):
         style = styles[row.label]

@@ -19,8 +19,9 @@ function mark(parent, label) {
   put(svg, "path", { d: data.methods[label].outline, fill: colour(label) });
 }
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-const spread = (values) =>
-  values.length < 2 ? null : Math.sqrt(values.reduce((sum, v) => sum + (v - mean(values)) ** 2, 0) / (values.length - 1));
+// Half the 95 % interval of the mean; data.bars has its length in standard deviations, by the number of values.
+const halfInterval = (values) =>
+  data.bars[values.length] ? data.bars[values.length] * Math.sqrt(values.reduce((sum, v) => sum + (v - mean(values)) ** 2, 0) / (values.length - 1)) : null;
 const whole = (value) => Math.round(value).toLocaleString("en-US");
 const short = (value) => {
   const [unit, letter] = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([u]) => Math.abs(value) >= u) ?? [1, ""];

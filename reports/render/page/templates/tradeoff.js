@@ -15,15 +15,14 @@ function scatter() {
     const own = here.filter((run) => run.label === label);
     if (!own.length) return [];
     const ys = own.map((run) => run[metric.key]);
-    return [{ label, own, x: mean(own.map((run) => run[cost.key])), y: mean(ys), bar: spread(ys) }];
+    return [{ label, own, x: mean(own.map((run) => run[cost.key])), y: mean(ys), bar: halfInterval(ys) }];
   });
   const cited = data.published.filter((row) => row.setting === +$("at-setting").value && row.cost === cost.key && metric.key === row.metric && !hidden.has(row.method));
   const chart = $("scatter");
   chart.replaceChildren();
   const seeds = [...new Set(points.map((point) => point.own.length))].sort((a, b) => a - b);
   $("scatter-note").textContent = points.length
-    ? `Large: mean over ${seeds.length > 1 ? `${seeds[0]} to ${seeds.at(-1)}` : seeds[0]} seed${seeds.at(-1) > 1 ? "s" : ""}; bars: ± one standard deviation over seeds` +
-      `${seeds[0] === 1 ? ", none for one seed" : ""}. Small: single seeds. Line: Pareto front. Dashed: full fine-tuning; dotted: linear probe.` +
+    ? `Large: mean over ${seeds.length > 1 ? `${seeds[0]} to ${seeds.at(-1)}` : seeds[0]} seed${seeds.at(-1) > 1 ? "s" : ""}; ${data.barsCaption}. Small: single seeds. Line: Pareto front. Dashed: full fine-tuning; dotted: linear probe.` +
       `${cited.length ? " Hollow markers: published scores." : ""} Select a point to open its run.`
     : "No finished run of this setting has this metric and this cost.";
   if (!points.length) return;

@@ -1,0 +1,198 @@
+"""The finished runs of one setting, paired by seed: differences, verdicts, and what each class has to do with them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.errors import UserError
+from harness.runs.difference import (
+    LEVEL,
+    Difference,
+    Resampled,
+    Variances,
+    class_shares,
+    difference,
+    grouped,
+    resample,
+)
+from reports.analysis.statistics import holm
+from reports.read.collect import Collected, ImageCounts
+
+BETTER, WORSE, SAME = "better", "worse", "no significant difference"
+NO_VERDICT = "no verdict"
+"""There is one seed, or one group of images."""
+NOT_COMPARABLE = "not comparable"
+"""There is no seed in common, or the images differ."""
+
+BEST, TIED = "best", "tied"
+"""In comparison with the best method, beside `WORSE`, `NO_VERDICT` and `NOT_COMPARABLE`."""
+
+
+class Paired:
+    """Counts and resamples of a setting's runs, each read and computed once."""
+
+    def __init__(self, collected: Collected, runs: pd.DataFrame, metric: str | Mapping[str, int]):
+        """`metric`: one of `METRICS`, or the index of a class by run."""
+        self.setting = runs["setting"].iloc[0]
+        self.setting_name = runs["setting_name"].iloc[0]
+        self.methods = dict(zip(runs["label"], runs["method"], strict=True))
+        self.runs = {label: dict(zip(group["seed"], group["fingerprint"], strict=True))
+                     for label, group in runs.groupby("label")}  # fmt: skip
+        self._collected, self._metric = collected, metric
+        self._counts: dict[str, ImageCounts] = {}
+        self._resampled: dict[str, Resampled] = {}
+        self._differences: dict[tuple[str, str], Difference] = {}
+        self._groups: dict[tuple[str, ...], list[str]] = {}
+
+    def difference(self, a: str, b: str) -> Difference:
+        """Of two labels, A - B. Raises `UserError` if they cannot be compared."""
+        if (a, b) not in self._differences:
+            of_a, of_b = ([self._resample(run) for run in side] for side in zip(*self._pairs(a, b), strict=True))
+            self._differences[a, b] = difference(of_a, of_b)
+        return self._differences[a, b]
+
+    def images(self, label: str) -> int:
+        return len(self._read(next(iter(self.runs[label].values()))).names)
+
+    def groups(self, label: str) -> int:
+        """Of its images; 0 where they cannot be read."""
+        try:
+            return self._resample(next(iter(self.runs[label].values()))).groups
+        except UserError:
+            return 0
+
+    @property
+    def groups_known(self) -> bool:
+        """Whether the runs record which images belong together."""
+        return all(tuple(counts.names) in self._groups for counts in self._counts.values())
+
+    def shares(self, a: str, b: str) -> np.ndarray | None:
+        """[K]: what each class adds to the difference, mean over seeds; their sum is the difference. None for the
+        score of one class."""
+        if not isinstance(self._metric, str):
+            return None
+        metric = self._metric
+        own, base = ([class_shares(self._read(run).counts.sum(0), metric) for run in side]
+                     for side in zip(*self._pairs(a, b), strict=True))  # fmt: skip
+        return np.asarray(np.mean(own, axis=0) - np.mean(base, axis=0))
+
+    def _pairs(self, a: str, b: str) -> list[tuple[str, str]]:
+        """The pairs of runs that share a seed."""
+        pairs = [(self.runs[a][seed], self.runs[b][seed]) for seed in sorted(self.runs[a].keys() & self.runs[b].keys())]
+        if not pairs:
+            raise UserError("no seed in common")
+        first = self._read(pairs[0][0])
+        for fingerprint in itertools.chain(*pairs):
+            other = self._read(fingerprint)
+            if other.names != first.names or other.counts.shape != first.counts.shape:
+                raise UserError(f"run {fingerprint} was evaluated on other images")
+        return pairs
+
+    def _read(self, fingerprint: str) -> ImageCounts:
+        if fingerprint not in self._counts:
+            read = self._counts[fingerprint] = self._collected.counts(fingerprint)
+            if read.groups is not None:
+                self._groups.setdefault(tuple(read.names), read.groups)
+        return self._counts[fingerprint]
+
+    def _resample(self, fingerprint: str) -> Resampled:
+        if fingerprint not in self._resampled:
+            read = self._read(fingerprint)
+            metric = self._metric if isinstance(self._metric, str) else self._metric[fingerprint]
+            self._resampled[fingerprint] = resample(grouped(read.counts, self._groups.get(tuple(read.names))), metric)
+        return self._resampled[fingerprint]
+
+
+def against_reference(paired: Paired, reference: str) -> list[dict[str, Any]]:
+    """Every other label of a setting, compared with the reference. Holm corrects for them together."""
+    if reference not in paired.runs:
+        return []
+    rows = []
+    for label in sorted(paired.runs.keys() - {reference}):
+        row: dict[str, Any] = {
+            "setting": paired.setting,
+            "setting_name": paired.setting_name,
+            "reference": reference,
+            "label": label,
+            "method": paired.methods[label],
+        }
+        try:
+            found = paired.difference(label, reference)
+            interval = found.interval
+            row |= {"seeds": found.seeds, "images": paired.images(label), "groups": found.groups,
+                    "groups_known": paired.groups_known, "difference": found.estimate, "low": interval.low,
+                    "high": interval.high, "seed_variance": found.seed_variance,
+                    "image_variance": found.image_variance, "p": found.p, "reason": found.why_untested}  # fmt: skip
+        except UserError as error:
+            row |= {"seeds": 0, "images": 0, "groups": 0, "groups_known": True, "reason": str(error)}
+            row |= dict.fromkeys(["difference", "low", "high", "seed_variance", "image_variance", "p"], math.nan)
+        rows.append(row)
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row |= {"p_holm": float(p), "verdict": _verdict(row, float(p))}
+    return rows
+
+
+def _verdict(row: Mapping[str, Any], p: float) -> str:
+    if math.isnan(p):
+        return NO_VERDICT if row["seeds"] else NOT_COMPARABLE
+    if p >= 1 - LEVEL:
+        return SAME
+    return BETTER if row["difference"] > 0 else WORSE
+
+
+def against_best(paired: Paired, means: pd.Series) -> dict[str, tuple[str, str]]:
+    """For each label of a setting: `BEST`, `TIED`, `WORSE`, `NO_VERDICT` or `NOT_COMPARABLE`, and why there is none.
+
+    The best one is known only from the scores, so any two labels could have been compared: see `differs_among`.
+    """
+    best = str(means.idxmax())
+    found = {best: (BEST, "")}
+    for label in paired.runs.keys() - {best}:
+        try:
+            compared = paired.difference(best, label)
+        except UserError as error:
+            found[label] = NOT_COMPARABLE, str(error)
+            continue
+        if compared.why_untested:
+            found[label] = NO_VERDICT, compared.why_untested
+        else:
+            found[label] = WORSE if compared.differs_among(len(paired.runs)) else TIED, ""
+    return found
+
+
+def shares_of_classes(paired: Paired, rows: Sequence[Mapping[str, Any]], classes: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of every comparison in `rows`: one row per class. `classes`: those of all runs, as `Collected.per_class`."""
+    found = []
+    for row in rows:
+        shares = paired.shares(row["label"], row["reference"]) if row["seeds"] else None
+        if shares is None:
+            continue
+        fingerprint = next(iter(paired.runs[row["label"]].values()))
+        names = classes.loc[classes["fingerprint"] == fingerprint, ["index", "name"]]
+        keys = {name: row[name] for name in ("setting", "setting_name", "reference", "label")}
+        found += [{**keys, "index": index, "name": name, "share": float(shares[index])}
+                  for index, name in names.itertuples(index=False)]  # fmt: skip
+    return found
+
+
+def power_of(paired: Paired, reference: str) -> list[dict[str, Any]]:
+    """How many seeds it takes to tell half a point, and a point, from zero, by the variances that were seen."""
+    differences = []
+    for label in sorted(paired.runs.keys() - {reference}) if reference in paired.runs else ():
+        try:
+            differences.append(paired.difference(label, reference))
+        except UserError:
+            continue
+    seen = Variances.of(differences)
+    if seen is None:
+        return []
+    return [{"setting": paired.setting, "setting_name": paired.setting_name, "reference": reference,
+             "comparisons": len(differences), "seed_deviation": math.sqrt(seen.of_seeds),
+             "image_deviation": math.sqrt(seen.of_images), "groups": seen.groups,
+             "seeds_for_half_a_point": seen.seeds_for(0.005), "seeds_for_a_point": seen.seeds_for(0.01)}]  # fmt: skip

@@ -1,0 +1,71 @@
+"""Verdicts are wrong as rarely as they say: simulated runs of two methods whose true difference is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from harness.runs.difference import LEVEL
+from tests.support.simulated import World, first_protocol
+
+WORLDS = {
+    "seeds": World(of_seed=0.15, of_image=0.0),
+    "images": World(of_seed=0.01, of_image=0.15),
+    "both": World(of_seed=0.08, of_image=0.12),
+}
+"""By what varies most."""
+
+
+def false_verdicts(world: World, seeds: int, experiments: int) -> float:
+    """The share of experiments with two equal methods in which one is called better."""
+    draw = np.random.default_rng(seeds)
+    return float(np.mean([world.compare(world.draw(seeds, draw)).p < 1 - LEVEL for _ in range(experiments)]))
+
+
+def covered(world: World, seeds: int, experiments: int) -> float:
+    """The share of experiments whose interval contains the true difference."""
+    truth, draw = world.truth(), np.random.default_rng(seeds)
+    intervals = [world.compare(world.draw(seeds, draw)).interval for _ in range(experiments)]
+    return float(np.mean([interval.low <= truth <= interval.high for interval in intervals]))
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+@pytest.mark.parametrize("name", WORLDS)
+def test_equal_methods_rarely_get_a_verdict(name: str, seeds: int) -> None:
+    assert false_verdicts(WORLDS[name], seeds, 300) <= 0.07
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+@pytest.mark.parametrize("name", WORLDS)
+def test_equal_methods_rarely_get_a_verdict_in_many_experiments(name: str, seeds: int) -> None:
+    assert 0.03 <= false_verdicts(WORLDS[name], seeds, 4000) <= 0.07
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_interval_covers_a_true_difference_of_a_point(name: str) -> None:
+    world = one_point(WORLDS[name])
+    assert world.truth() == pytest.approx(0.01, abs=0.0003)
+    assert covered(world, 5, 300) >= 0.93
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+@pytest.mark.parametrize("name", WORLDS)
+def test_interval_covers_a_true_difference_of_a_point_in_many_experiments(name: str, seeds: int) -> None:
+    assert covered(one_point(WORLDS[name]), seeds, 4000) >= 0.93
+
+
+def one_point(world: World) -> World:
+    return replace(world, offset=0.0455)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_statistics_of_the_first_protocol_fail_the_calibration(seeds: int) -> None:
+    """What reports did before calls equal methods different far more often: this test can tell."""
+    world, draw = WORLDS["both"], np.random.default_rng(seeds)
+    found = [first_protocol(world.draw(seeds, draw)) for _ in range(150)]
+    wrong = [p < 1 - LEVEL and (interval.low > 0 or interval.high < 0) for interval, p in found]
+    assert np.mean(wrong) > 0.1

@@ -1,0 +1,89 @@
+"""Simulated runs of two methods, of which the true difference is known, and the statistics of the first protocol.
+
+An image's pixels of a class are right with a probability whose logit is the sum of the method's level, the difficulty
+of the image and of its group, what the method makes of that group and image (which stays from seed to seed), what the
+seed makes of the class, and noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.runs.difference import (
+    Difference,
+    Interval,
+    difference,
+    grouped,
+    image_counts,
+    resample,
+    score,
+)
+
+CLASSES = 4
+
+
+@dataclass(frozen=True)
+class World:
+    """Standard deviations of logits, and the sizes of an experiment."""
+
+    of_seed: float
+    of_image: float
+    groups: int = 20
+    images_per_group: int = 3
+    offset: float = 0.0
+    """Of the first method's level."""
+
+    def draw(self, seeds: int, draw: np.random.Generator) -> np.ndarray:
+        """Counts int64 [2, seeds, N, 3, K] of new images and new seeds."""
+        images = self.groups * self.images_per_group
+        pixels = draw.integers(100, 400, (images, CLASSES))
+        difficulty = np.repeat(draw.normal(0, 0.5, self.groups), self.images_per_group) + draw.normal(0, 0.4, images)
+        shape = (2, seeds, images, CLASSES)
+        logits = np.full(shape, 1.2) + difficulty[:, None] + draw.normal(0, 0.05, shape)
+        logits += draw.normal(0, self.of_seed, (2, seeds, 1, CLASSES))
+        own = np.repeat(draw.normal(0, self.of_image, (2, self.groups)), self.images_per_group, axis=1)
+        logits += (own + draw.normal(0, self.of_image, (2, images)))[:, None, :, None]
+        logits[0] += self.offset
+        hits = draw.binomial(pixels, 1 / (1 + np.exp(-logits)))
+        matrices = np.zeros((*shape, CLASSES), np.int64)
+        for label in range(CLASSES):
+            matrices[..., label, label] = hits[..., label]
+            matrices[..., label, (label + 1) % CLASSES] = pixels[:, label] - hits[..., label]
+        return image_counts(matrices)
+
+    def truth(self) -> float:
+        """The true difference in mIoU: the mean gain of the first method by its offset, over many images and seeds."""
+        gains = []
+        for seed in range(40):
+            with_offset, without = (
+                replace(self, groups=1000, offset=offset).draw(1, np.random.default_rng(seed))[0, 0].sum(0)
+                for offset in (self.offset, 0)
+            )
+            gains.append(score(with_offset) - score(without))
+        return float(np.mean(gains))
+
+    def compare(self, counts: np.ndarray, resamples: int = 200) -> Difference:
+        """The difference of `draw`'s two methods, as a report tests it."""
+        groups = [str(image // self.images_per_group) for image in range(counts.shape[2])]
+        a, b = ([resample(grouped(run, groups), resamples=resamples) for run in method] for method in counts)
+        return difference(a, b)
+
+
+def first_protocol(counts: np.ndarray, resamples: int = 200) -> tuple[Interval, float]:
+    """Interval and p as reports had them before: percentiles of a bootstrap over images and seeds, and a permutation
+    test over images. Wrong on purpose: the calibration must notice."""
+    of_a, of_b = ([resample(run, resamples=resamples) for run in method] for method in counts)
+    differences = np.stack([one.scores - other.scores for one, other in zip(of_a, of_b, strict=True)])
+    seeds = len(differences)
+    drawn = np.random.default_rng(1).multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
+    low, high = np.percentile((drawn.T * differences).sum(0) / seeds, [2.5, 97.5])
+    observed = np.mean([one.observed - other.observed for one, other in zip(of_a, of_b, strict=True)])
+    exchanged = np.random.default_rng(0).integers(0, 2, (resamples, counts.shape[2])).astype(float)
+    total = np.zeros(resamples)
+    for a, b in zip(*counts, strict=True):
+        moved = (exchanged @ (b - a).reshape(len(a), -1)).reshape(resamples, *a.shape[1:])
+        total += score(a.sum(0) + moved) - score(b.sum(0) - moved)
+    as_far = np.abs(total / seeds) >= abs(observed) - 1e-12
+    return Interval(float(observed), float(low), float(high)), float((1 + as_far.sum()) / (1 + resamples))
