@@ -40,6 +40,9 @@ def report(
         int | None, typer.Option(min=0, max=9, help="decimals of scores; default: 2 in percent, else 4")
     ] = None,
     decimal_sign: Annotated[Literal[".", ","], typer.Option(help="decimal sign in tables for people")] = ".",
+    plots: Annotated[
+        str, typer.Option(metavar="A,B", help="formats of the plots' files: svg, pdf, png; the page needs svg")
+    ] = "svg,pdf",
     published: Annotated[
         list[Path] | None, typer.Option(metavar="CSV", help="more published results; repeatable")
     ] = None,
@@ -56,9 +59,10 @@ def report(
     layout = TableLayout(**({"columns": tuple(columns.split(","))} if columns else {}), sort=sort)
     numbers = NumberFormat(unit, decimals, decimal_sign)
     title = study.stem if study else "Report"
+    chosen = Options(metric, reference, layout, numbers, title, tuple(plots.split(",")))
     cited = load_published(published or [])
     collected = filtered(collect(options.runs, study, options.data), filters or [])
-    comparison = write_report(collected, cited, out, Options(metric, reference, layout, numbers, title))
+    comparison = write_report(collected, cited, out, chosen)
     for skipped in collected.skipped:
         say(f"warning: {skipped.folder} is skipped: {skipped.reason}")
     states = comparison.runs["state"].value_counts().sort_index()

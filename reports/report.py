@@ -39,6 +39,14 @@ class Options:
     layout: tables.TableLayout = field(default_factory=tables.TableLayout)
     numbers: NumberFormat = field(default_factory=NumberFormat)
     title: str = "Report"
+    formats: tuple[str, ...] = plots.DEFAULT
+    """Of the plots' files. SVG is always among them, since the page shows it."""
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            if name not in plots.FORMATS:
+                raise UserError(f"--plots {name}: no such format; {did_you_mean(name, plots.FORMATS)}")
+        object.__setattr__(self, "formats", tuple(dict.fromkeys(("svg", *self.formats))))
 
 
 def write_report(collected: Collected, published: Sequence[PublishedScore], out: Path, options: Options) -> Comparison:
@@ -57,13 +65,14 @@ def write_report(collected: Collected, published: Sequence[PublishedScore], out:
         in_miou = comparison if options.metric == "miou" else compare(shown, "miou", references)
         cited = match(published, comparison, options.metric)
         cited_miou = cited if options.metric == "miou" else match(published, in_miou, "miou")
-        sections = _tables(comparison, cited, shown, options)
-        found = answers(comparison, options.numbers.score)
-        _write_tables(folder / "tables", comparison, cited, shown, sections, found)
-        _write_data(folder / "data.parquet", collected)
-        saved = plots.draw_all(shown, cited_miou, in_miou, folder / "plots")
+        with plots.drawing(shown, cited_miou, in_miou, folder / "plots", options.formats) as wait:
+            sections = _tables(comparison, cited, shown, options)
+            found = answers(comparison, options.numbers.score)
+            _write_tables(folder / "tables", comparison, cited, shown, sections, found)
+            _write_data(folder / "data.parquet", collected)
+            saved = wait()
         page.write_page(
-            folder / "index.html", shown, saved, cited_miou, comparison.significance,
+            folder / "index.html", shown, saved, cited_miou, comparison.significance, in_miou.images,
             answers=found,
             tables=[page.Section(some[0].name, heading, some) for heading, some in sections.items()
                     if some and heading != ABSENT],

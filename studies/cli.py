@@ -60,9 +60,12 @@ def compare(
     )
     chosen = load_study(study, replacements)
     if plan:
-        planned = make_plan(chosen, options.open_store(), options.data, ask_support=True)
+        from studies.power import seeds_needed
+
+        store = options.open_store()
+        planned = make_plan(chosen, store, options.data, ask_support=True)
         show = say if json_ else print
-        show("\n".join(progress.describe(planned)))
+        show("\n".join([*progress.describe(planned), *(f"  {one}" for one in seeds_needed(planned, store))]))
     else:
         check_writable("--runs", options.runs)
         with _stoppable():

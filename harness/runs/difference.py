@@ -31,7 +31,7 @@ POWER = 0.8
 RESAMPLES = 2000
 FEW_GROUPS = 10
 """Fewer groups than this estimate the variance over images badly."""
-MOST_SEEDS = 1000
+MOST_SEEDS = 100
 
 
 class Interval(NamedTuple):

@@ -42,6 +42,8 @@ class Comparison:
     """One row per setting and label: seeds (done), planned, mean, std (NaN for one seed), the means of `COSTS`,
     share (of the backbone's parameters), best, second, groups (of test images; 0 if unknown), to_best and
     to_best_reason (see `against_best`; empty without a score)."""
+    images: pd.DataFrame
+    """One row per setting, label and test image: miou of the image alone, mean over seeds."""
     significance: pd.DataFrame
     """One row per setting, reference and label: seeds, images, groups, groups_known, difference, low, high,
     seed_variance, image_variance, p, p_holm, verdict, reason."""
@@ -72,6 +74,7 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
     to_best: dict[tuple[str, str], tuple[str, str]] = {}
     groups: dict[tuple[str, str], int] = {}
     rows: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
     shares: list[dict[str, Any]] = []
     power: list[dict[str, Any]] = []
     for (_, setting), here in done.groupby(["setting_name", "setting"]):
@@ -79,6 +82,7 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
         of_best = against_best(paired, here.groupby("label")["value"].mean())
         to_best |= {(setting, label): found for label, found in of_best.items()}
         groups |= {(setting, label): paired.groups(label) for label in of_best}
+        images += paired.image_scores()
         for reference in references:
             compared = against_reference(paired, reference)
             rows += compared
@@ -94,6 +98,7 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
         metric=METRICS[metric].title if metric in METRICS else f"IoU of {metric.removeprefix('class:')}",
         runs=runs,
         summary=summary,
+        images=_frame(images, ["setting", "label", "image", "miou"]),
         significance=_frame(rows, [*keys, "label", "method", "seeds", "images", "groups", "groups_known", "difference",
                                    "low", "high", "seed_variance", "image_variance", "p", "p_holm", "verdict",
                                    "reason"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from harness.runs.difference import (
     difference,
     grouped,
     resample,
+    score,
 )
 from reports.analysis.statistics import holm
 from reports.read.collect import Collected, ImageCounts
@@ -71,6 +73,22 @@ class Paired:
     def groups_known(self) -> bool:
         """Whether the runs record which images belong together."""
         return all(tuple(counts.names) in self._groups for counts in self._counts.values())
+
+    def image_scores(self) -> list[dict[str, Any]]:
+        """The mIoU of each image for each label: over the classes that occur in it, mean over the runs with readable
+        matrices."""
+        rows = []
+        for label, runs in self.runs.items():
+            read = []
+            for fingerprint in runs.values():
+                with contextlib.suppress(UserError):
+                    read.append(self._read(fingerprint))
+            read = [one for one in read if one.names == read[0].names]
+            if read:
+                means = np.mean([score(one.counts) for one in read], axis=0)
+                rows += [{"setting": self.setting, "label": label, "image": image, "miou": float(mean)}
+                         for image, mean in zip(read[0].names, means, strict=True)]  # fmt: skip
+        return rows
 
     def shares(self, a: str, b: str) -> np.ndarray | None:
         """[K]: what each class adds to the difference, mean over seeds; their sum is the difference. None for the

@@ -156,7 +156,7 @@ class _Block:
     def _about_ties(self) -> Iterator[str]:
         found = set(self.to_best)
         if found & {TIED, WORSE}:
-            yield f"{MARKS[TIED]}: not significantly different from the best (5 %, any two methods of the column)"
+            yield f"{MARKS[TIED]}: not significantly worse than the best (5 %, Tukey)"
         if NO_VERDICT in found:
             yield f"{MARKS[NO_VERDICT]}: no verdict, for want of a second seed or group of images"
 

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from harness.runs.difference import LEVEL
-from tests.support.simulated import World, first_protocol
-
-WORLDS = {
-    "seeds": World(of_seed=0.15, of_image=0.0),
-    "images": World(of_seed=0.01, of_image=0.15),
-    "both": World(of_seed=0.08, of_image=0.12),
-}
-"""By what varies most."""
+from tests.support.simulated import WORLDS, World, first_protocol
 
 
 def false_verdicts(world: World, seeds: int, experiments: int) -> float:

@@ -29,7 +29,7 @@ SCRIPT = "<script>alert(1)</script>"
 
 def write(collected: Collected, path: Path, plots: tuple[SavedPlot, ...] = ()) -> str:
     compared = compare(collected, "miou", ["linear"])
-    page.write_page(path, collected, plots, match([], compared, "miou"), compared.significance)
+    page.write_page(path, collected, plots, match([], compared, "miou"), compared.significance, compared.images)
     return path.read_text(encoding="utf-8")
 
 
@@ -192,7 +192,7 @@ def test_images_with_the_largest_gain_and_loss(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec("linear"), matrices=matrices(50, 50, 50), classes=["road", "sky"])
     make_run(tmp_path, make_spec("spm"), matrices=matrices(50, 90, 10), classes=["road", "sky"])
     collected = collect(tmp_path)
-    ((_, label, found),) = samples.extremes(collected, "linear")
+    ((_, label, found),) = samples.extremes(compare(collected).images, "linear")
 
     def miou(hits: int) -> float:
         return (hits / 100 + 100 / (200 - hits)) / 2

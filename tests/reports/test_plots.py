@@ -19,7 +19,7 @@ from reports.read.cited import PublishedScore, match
 from reports.read.collect import Collected, collect
 from reports.render import plots
 from reports.render.plots.context import RC, Plot
-from reports.render.plots.saving import save
+from reports.render.plots.saving import FORMATS, save
 from reports.render.style import DARK, HUES, INK, PAPER, REFERENCES, series_styles, theme, themed
 from tests.support.made_runs import make_run, make_runs, make_search, make_spec
 
@@ -107,7 +107,8 @@ def draw(
 ) -> dict[str, Plot]:
     compared = compare(collected, "miou", references)
     with mpl.rc_context(RC):
-        return {plot.name: plot for plot in plots.draw(collected, match(published, compared, "miou"), compared)}
+        kinds = plots.sources(collected, match(published, compared, "miou"), compared)
+        return {plot.name: plot for kind in kinds for plot in kind}
 
 
 @pytest.fixture(scope="module")
@@ -220,18 +221,20 @@ def test_names_stay_text(tmp_path: Path) -> None:
     make_run(tmp_path / "runs", make_spec("spm", dataset="$x_{"), classes=names)
     collected = collect(tmp_path / "runs")
     nothing = compare(collected, "miou", [])
-    drawn = plots.draw_all(collected, match([], nothing, "miou"), nothing, tmp_path / "plots")
+    with plots.drawing(collected, match([], nothing, "miou"), nothing, tmp_path / "plots") as wait:
+        drawn = wait()
     for saved in drawn:
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(saved.svg).iter()}
         assert "script" not in tags
-    assert [path.suffix for path in drawn[0].files] == [".png", ".svg", ".pdf"]
+    assert [path.suffix for path in drawn[0].files] == [".svg", ".pdf"]
 
 
 def test_no_finished_run_is_no_plot(tmp_path: Path) -> None:
     make_run(tmp_path, make_spec("spm", part="dev"))
     collected = collect(tmp_path)
     nothing = compare(collected, "miou")
-    assert plots.draw_all(collected, match([], nothing, "miou"), nothing, tmp_path) == []
+    with plots.drawing(collected, match([], nothing, "miou"), nothing, tmp_path) as wait:
+        assert wait() == []
 
 
 def draw_some(root: Path, folder: Path) -> list[Path]:
@@ -239,7 +242,7 @@ def draw_some(root: Path, folder: Path) -> list[Path]:
     wanted = ("tradeoff-trained-method", "critical-difference", "curves-loss")
     drawn = draw(collect(root))
     with mpl.rc_context(RC):
-        return [path for name in wanted for path in save(drawn[name], folder).files]
+        return [path for name in wanted for path in save(drawn[name], folder, list(FORMATS)).files]
 
 
 @pytest.mark.exhaustive

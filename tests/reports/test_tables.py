@@ -220,7 +220,7 @@ def test_table_of_results_marks_what_is_not_worse_than_the_best(tmp_path: Path) 
     table = results(compare(collect(tmp_path)))
     marks = {cells[0].text: cells[1].text[-1] for cells in table.rows}
     assert sorted([marks["full"] == "≈", marks["spm"] == "≈"]) == [False, True] and marks["linear"] != "≈"
-    assert "≈: not significantly different from the best" in table.caption
+    assert "≈: not significantly worse than the best" in table.caption
 
 
 def test_one_seed_is_marked_in_the_table_of_results(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def positions(runs: pd.DataFrame) -> dict[str, int]:
 def page_data(
     collected: Collected,
     published: pd.DataFrame,
+    images: pd.DataFrame,
     styles: Mapping[str, SeriesStyle],
     reference: str,
     settings: Mapping[str, int],
@@ -85,8 +86,8 @@ def page_data(
             run |= _classes(classes.get(row["fingerprint"]), class_lists)
         entries.append(run)
     differences: dict[int, dict[str, Any]] = {}
-    for setting, label, images in extremes(collected, reference):
-        differences.setdefault(settings[setting], {})[label] = images
+    for setting, label, found in extremes(images, reference):
+        differences.setdefault(settings[setting], {})[label] = found
     return {
         "settings": [names[setting] for setting in settings],
         "methods": {

@@ -88,6 +88,7 @@ def write_page(
     plots: Sequence[SavedPlot],
     published: pd.DataFrame,
     significance: pd.DataFrame,
+    images: pd.DataFrame,
     tables: Sequence[Section] = (),
     answers: Sequence[tuple[str, str]] = (),
     title: str = "Report",
@@ -126,7 +127,7 @@ def write_page(
     }
     fields["sections"] = _sections(fields)
     settings = positions(runs)
-    data = page_data(collected, published, styles, reference, settings)
+    data = page_data(collected, published, images, styles, reference, settings)
     room = PAGE_BYTES - len(template.render(**fields, data="")) - len(json.dumps(data))
     gallery = collect_pictures(collected, room)
     data |= {"pictures": gallery.pictures}

@@ -12,8 +12,6 @@ from typing import TypedDict
 import pandas as pd
 from PIL import Image
 
-from harness.errors import UserError
-from harness.runs.difference import score
 from harness.runs.folder import RunFolder
 from reports.read.collect import Collected
 from reports.read.frames import rows_of
@@ -96,21 +94,20 @@ def collect_pictures(collected: Collected, room: int) -> ImageGallery:
     return gallery
 
 
-def extremes(collected: Collected, reference: str) -> Iterator[tuple[str, str, dict[str, list[ImageScores]]]]:
+def extremes(images: pd.DataFrame, reference: str) -> Iterator[tuple[str, str, dict[str, list[ImageScores]]]]:
     """Per setting and label: the images with the largest gain and the largest loss compared with the reference.
 
-    Yields setting, label, and the images under "gains" and "losses"; an image's mIoU is the mean over the seeds.
+    `images`: as `Comparison.images`. Yields setting, label, and the images under "gains" and "losses".
     """
-    for setting, here in collected.finished.groupby("setting", sort=True):
-        scores = {label: _image_scores(collected, group.fingerprint) for label, group in here.groupby("label")}
-        base = scores.pop(reference, pd.Series(dtype=float))
-        for label, own in scores.items():
-            both = pd.DataFrame({"own": own, "base": base}).dropna()
+    for setting, here in images.groupby("setting", sort=True):
+        scores = here.pivot(index="image", columns="label", values="miou")
+        for label in scores.columns.drop(reference) if reference in scores else ():
+            both = scores[[label, reference]].dropna().set_axis(["own", "base"], axis="columns")
             gain = (both.own - both.base).sort_values(kind="stable")
             if gain.empty:
                 continue
             yield (
-                setting,
+                str(setting),
                 label,
                 {
                     "gains": _image_list(both.loc[gain[gain > 0].index[::-1][:EXTREMES]]),
@@ -121,18 +118,6 @@ def extremes(collected: Collected, reference: str) -> Iterator[tuple[str, str, d
 
 def _image_list(rows: pd.DataFrame) -> list[ImageScores]:
     return [(str(name), round(row.own, 6), round(row.base, 6)) for name, row in rows.iterrows()]
-
-
-def _image_scores(collected: Collected, fingerprints: pd.Series) -> pd.Series:
-    """mIoU of each image, by name: over the classes that occur in it, mean over the runs with readable matrices."""
-    scores = []
-    for fingerprint in fingerprints:
-        try:
-            read = collected.counts(fingerprint)
-        except UserError:
-            continue
-        scores.append(pd.Series(score(read.counts), index=read.names))
-    return pd.concat(scores, axis=1).mean(axis=1) if scores else pd.Series(dtype=float)
 
 
 def _parts(path: Path) -> list[Image.Image] | None:

@@ -1,14 +1,13 @@
-"""Plots as files: PNG, SVG and PDF. The same plot gives the same bytes, without dates and versions."""
+"""Plots as files: SVG, PDF and PNG. The same plot gives the same bytes, without dates and versions."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,6 +26,8 @@ FORMATS: dict[str, Callable[[Figure, Path], None]] = {
     ),
 }
 """Straight to the canvases: `savefig` would draw everything once more to find a layout that is fixed already."""
+DEFAULT = ("svg", "pdf")
+"""The page needs the first, papers the second. Each format takes about as long as drawing the plot."""
 
 
 @dataclass(frozen=True)
@@ -39,56 +40,47 @@ class SavedPlot:
     caption: str
     files: tuple[Path, ...]
 
-    @classmethod
-    def of(cls, plot: Plot, folder: Path) -> SavedPlot:
-        files = tuple(folder / f"{plot.name}.{suffix}" for suffix in FORMATS)
-        return cls(plot.name, plot.section, plot.title, plot.caption, files)
-
     @property
     def svg(self) -> str:
         return next(path for path in self.files if path.suffix == ".svg").read_text(encoding="utf-8")
 
 
-def save(plot: Plot, folder: Path) -> SavedPlot:
-    """Write every format of one plot."""
+def save(plot: Plot, folder: Path, formats: Sequence[str] = DEFAULT) -> SavedPlot:
+    """Write one plot in each of `formats`, from `FORMATS`."""
     _freeze_layout(plot.figure)
-    saved = SavedPlot.of(plot, folder)
-    for path, write in zip(saved.files, FORMATS.values(), strict=True):
+    files = tuple(folder / f"{plot.name}.{suffix}" for suffix in formats)
+    for path, suffix in zip(files, formats, strict=True):
         with atomically(path) as temporary:
-            write(plot.figure, temporary)
-    return saved
+            FORMATS[suffix](plot.figure, temporary)
+    return SavedPlot(plot.name, plot.section, plot.title, plot.caption, files)
 
 
-def save_all(plots: Iterable[Plot], folder: Path) -> list[SavedPlot]:
-    """Save each plot in its own process, as many at once as there are cores, while the next one is drawn."""
-    fork = multiprocessing.get_context("fork")
+Source = Iterator[Plot]
+_sources: Sequence[Source] = ()
+"""What the processes of `saving` inherit: drawing code cannot be sent to them."""
+
+
+@contextlib.contextmanager
+def saving(sources: Sequence[Source], folder: Path, formats: Sequence[str]) -> Iterator[Callable[[], list[SavedPlot]]]:
+    """Draw and save the plots in as many processes as there are cores, while the caller goes on.
+
+    Yields a function that waits for them and returns them in the order of their sources.
+    """
+    global _sources
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    running: deque[tuple[Plot, BaseProcess]] = deque()
-    saved = []
-
-    def finish() -> None:
-        plot, process = running.popleft()
-        process.join()
-        if process.exitcode:
-            save(plot, folder)
-        saved.append(SavedPlot.of(plot, folder))
-
-    for plot in plots:
-        process = fork.Process(target=_try_to_save, args=(plot, folder))
-        process.start()
-        running.append((plot, process))
-        if len(running) == cores:
-            finish()
-    while running:
-        finish()
-    return saved
-
-
-def _try_to_save(plot: Plot, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    executor = ProcessPoolExecutor(min(cores, max(len(sources), 1)), multiprocessing.get_context("fork"))
     try:
-        save(plot, folder)
-    except Exception:
-        sys.exit(1)  # the parent process saves it again, and raises there
+        _sources = sources
+        waiting = [executor.submit(_save_source, number, folder, formats) for number in range(len(sources))]
+        _sources = ()
+        yield lambda: [plot for future in waiting for plot in future.result()]
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _save_source(number: int, folder: Path, formats: Sequence[str]) -> list[SavedPlot]:
+    return [save(plot, folder, formats) for plot in _sources[number]]
 
 
 def _freeze_layout(figure: Figure) -> None:
