@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from harness.runs.difference import POWER, Resampled, Variances, difference, grouped, image_counts, resample
+from harness.runs.difference import (
+    POWER,
+    Difference,
+    Resampled,
+    Variances,
+    difference,
+    grouped,
+    image_counts,
+    of_one_table,
+    resample,
+)
 from harness.runs.metrics import load_confusions
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
@@ -59,14 +68,15 @@ def _variances(runs: Mapping[str, Mapping[int, str]], reference: str, store: Run
             read[fingerprint] = _resample(store.by_fingerprint(fingerprint).confusions_path)
         return read[fingerprint]
 
-    differences: list[Any] = []
+    differences: dict[str, Difference] = {}
     for label in runs.keys() - {reference}:
         shared = sorted(runs[label].keys() & runs[reference].keys())
         pairs = [(resampled(runs[label][seed]), resampled(runs[reference][seed])) for seed in shared]
         readable = [(own, base) for own, base in pairs if own and base and own.groups == base.groups]
         if len(readable) > 1:
-            differences.append(difference(*(list(side) for side in zip(*readable, strict=True))))
-    return Variances.of(differences), max((one.seeds for one in differences), default=0)
+            differences[label] = difference(*(list(side) for side in zip(*readable, strict=True)))
+    found = list(of_one_table(differences).values())
+    return Variances.of(found), max((one.seeds for one in found), default=0)
 
 
 def _resample(path: Path) -> Resampled | None:

@@ -20,6 +20,7 @@ from harness.runs.difference import (
     class_shares,
     difference,
     grouped,
+    of_one_table,
     resample,
     score,
 )
@@ -49,15 +50,20 @@ class Paired:
         self._collected, self._metric = collected, metric
         self._counts: dict[str, ImageCounts] = {}
         self._resampled: dict[str, Resampled] = {}
-        self._differences: dict[tuple[str, str], Difference] = {}
         self._groups: dict[tuple[str, ...], list[str]] = {}
 
-    def difference(self, a: str, b: str) -> Difference:
-        """Of two labels, A - B. Raises `UserError` if they cannot be compared."""
-        if (a, b) not in self._differences:
-            of_a, of_b = ([self._resample(run) for run in side] for side in zip(*self._pairs(a, b), strict=True))
-            self._differences[a, b] = difference(of_a, of_b)
-        return self._differences[a, b]
+    def differences_to(self, reference: str) -> tuple[dict[str, Difference], dict[str, str]]:
+        """Of every other label, minus the reference: the comparisons of one table, and why others are not in it."""
+        found, reasons = {}, {}
+        for label in sorted(self.runs.keys() - {reference}):
+            try:
+                pairs = self._pairs(label, reference)
+                own, base = ([self._resample(run) for run in side] for side in zip(*pairs, strict=True))
+            except UserError as error:
+                reasons[label] = str(error)
+                continue
+            found[label] = difference(own, base)
+        return of_one_table(found), reasons
 
     def images(self, label: str) -> int:
         return len(self._read(next(iter(self.runs[label].values()))).names)
@@ -131,7 +137,8 @@ def against_reference(paired: Paired, reference: str) -> list[dict[str, Any]]:
     """Every other label of a setting, compared with the reference. Holm corrects for them together."""
     if reference not in paired.runs:
         return []
-    rows = []
+    differences, reasons = paired.differences_to(reference)
+    rows: list[dict[str, Any]] = []
     for label in sorted(paired.runs.keys() - {reference}):
         row: dict[str, Any] = {
             "setting": paired.setting,
@@ -140,15 +147,15 @@ def against_reference(paired: Paired, reference: str) -> list[dict[str, Any]]:
             "label": label,
             "method": paired.methods[label],
         }
-        try:
-            found = paired.difference(label, reference)
+        if label in differences:
+            found = differences[label]
             interval = found.interval
             row |= {"seeds": found.seeds, "images": paired.images(label), "groups": found.groups,
                     "groups_known": paired.groups_known, "difference": found.estimate, "low": interval.low,
                     "high": interval.high, "seed_variance": found.seed_variance,
                     "image_variance": found.image_variance, "p": found.p, "reason": found.why_untested}  # fmt: skip
-        except UserError as error:
-            row |= {"seeds": 0, "images": 0, "groups": 0, "groups_known": True, "reason": str(error)}
+        else:
+            row |= {"seeds": 0, "images": 0, "groups": 0, "groups_known": True, "reason": reasons[label]}
             row |= dict.fromkeys(["difference", "low", "high", "seed_variance", "image_variance", "p"], math.nan)
         rows.append(row)
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
@@ -170,13 +177,9 @@ def against_best(paired: Paired, means: pd.Series) -> dict[str, tuple[str, str]]
     The best one is known only from the scores, so any two labels could have been compared: see `differs_among`.
     """
     best = str(means.idxmax())
-    found = {best: (BEST, "")}
-    for label in paired.runs.keys() - {best}:
-        try:
-            compared = paired.difference(best, label)
-        except UserError as error:
-            found[label] = NOT_COMPARABLE, str(error)
-            continue
+    differences, reasons = paired.differences_to(best)
+    found = {best: (BEST, "")} | {label: (NOT_COMPARABLE, reason) for label, reason in reasons.items()}
+    for label, compared in differences.items():
         if compared.why_untested:
             found[label] = NO_VERDICT, compared.why_untested
         else:
@@ -201,12 +204,7 @@ def shares_of_classes(paired: Paired, rows: Sequence[Mapping[str, Any]], classes
 
 def power_of(paired: Paired, reference: str) -> list[dict[str, Any]]:
     """How many seeds it takes to tell half a point, and a point, from zero, by the variances that were seen."""
-    differences = []
-    for label in sorted(paired.runs.keys() - {reference}) if reference in paired.runs else ():
-        try:
-            differences.append(paired.difference(label, reference))
-        except UserError:
-            continue
+    differences = list(paired.differences_to(reference)[0].values()) if reference in paired.runs else []
     seen = Variances.of(differences)
     if seen is None:
         return []

@@ -56,7 +56,8 @@ def _about_verdicts(rows: pd.DataFrame) -> Iterator[str]:
     tested = rows[rows["p"].notna()]
     if len(tested):
         yield (
-            "Mean difference at equal seeds. Interval and p: Student's t, with the variance over seeds and over groups "
+            "Mean difference at equal seeds. Interval and p: Student's t, with the variance over seeds (no less "
+            "than the median of this table) and over groups "
             f"of images. p (Holm): corrected for the {len(tested)} methods of this table; better and worse need one "
             "below 0.05."
         )

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.runs.difference import LEVEL
+from harness.runs.difference import LEVEL, of_one_table, score
+from reports.analysis.statistics import holm
 from tests.support.simulated import WORLDS, World, first_protocol
 
 
@@ -35,6 +36,39 @@ def test_equal_methods_rarely_get_a_verdict(name: str, seeds: int) -> None:
 @pytest.mark.parametrize("name", WORLDS)
 def test_equal_methods_rarely_get_a_verdict_in_many_experiments(name: str, seeds: int) -> None:
     assert 0.03 <= false_verdicts(WORLDS[name], seeds, 4000) <= 0.07
+
+
+def wrong_tables(world: World, seeds: int, methods: int, experiments: int) -> tuple[float, float]:
+    """The share of experiments with equal methods in which any has a verdict against the first one, and the share in
+    which any is called worse than the best."""
+    draw, found = np.random.default_rng(seeds), []
+    for _ in range(experiments):
+        counts = world.draw(seeds, draw, methods)
+        best = int(np.argmax(score(counts.sum(2)).mean(1)))
+        to_first, to_best = (
+            of_one_table({str(other): world.compare(counts, one, other) for other in range(methods) if other != one})
+            for one in (0, best)
+        )
+        verdicts = holm([one.p for one in to_first.values()]) < 1 - LEVEL
+        found.append((verdicts.any(), any(one.differs_among(methods) for one in to_best.values())))
+    return tuple(np.mean(found, axis=0))
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_table_of_equal_methods_rarely_has_a_verdict(name: str) -> None:
+    """The best method is chosen by the scores that are then compared."""
+    against_reference, against_best = wrong_tables(WORLDS[name], 3, 6, 100)
+    assert against_reference <= 0.07
+    assert against_best <= 0.07
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+@pytest.mark.parametrize("name", WORLDS)
+def test_table_of_equal_methods_rarely_has_a_verdict_in_many_experiments(name: str, seeds: int) -> None:
+    against_reference, against_best = wrong_tables(WORLDS[name], seeds, 6, 1500)
+    assert against_reference <= 0.07
+    assert against_best <= 0.08
 
 
 @pytest.mark.parametrize("name", WORLDS)

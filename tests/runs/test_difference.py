@@ -17,6 +17,7 @@ from harness.runs.difference import (
     grouped,
     image_counts,
     mean_interval,
+    of_one_table,
     resample,
     score,
 )
@@ -188,6 +189,15 @@ def test_power_is_that_of_a_t_test() -> None:
 def test_no_number_of_seeds_replaces_test_images() -> None:
     assert Variances(of_seeds=1e-6, of_images=1e-4, groups=20).seeds_for(0.01) is None
     assert Variances(of_seeds=1e-6, of_images=1e-6, groups=20).seeds_for(0.01) == 2
+
+
+def test_variance_over_seeds_is_no_less_than_the_median_of_its_table() -> None:
+    variances = {"a": 1.0, "b": 4.0, "c": 2.0, "d": math.nan}
+    table = {name: Difference(0.5, variance, 0.1, 3, 9) for name, variance in variances.items()}
+    found = {name: one.seed_variance for name, one in of_one_table(table).items()}
+    assert found == pytest.approx({"a": 2.0, "b": 4.0, "c": 2.0, "d": math.nan}, nan_ok=True)
+    assert of_one_table({"b": table["b"]}) == {"b": table["b"]}
+    assert of_one_table({}) == {}
 
 
 def test_variances_are_means_over_the_comparisons_that_have_them() -> None:

@@ -39,16 +39,16 @@ class World:
     offset: float = 0.0
     """Of the first method's level."""
 
-    def draw(self, seeds: int, draw: np.random.Generator) -> np.ndarray:
-        """Counts int64 [2, seeds, N, 3, K] of new images and new seeds."""
+    def draw(self, seeds: int, draw: np.random.Generator, methods: int = 2) -> np.ndarray:
+        """Counts int64 [methods, seeds, N, 3, K] of new images and new seeds."""
         images = self.groups * self.images_per_group
         pixels = draw.integers(100, 400, (images, CLASSES))
         difficulty = np.repeat(draw.normal(0, 0.5, self.groups), self.images_per_group) + draw.normal(0, 0.4, images)
-        shape = (2, seeds, images, CLASSES)
+        shape = (methods, seeds, images, CLASSES)
         logits = np.full(shape, 1.2) + difficulty[:, None] + draw.normal(0, 0.05, shape)
-        logits += draw.normal(0, self.of_seed, (2, seeds, 1, CLASSES))
-        own = np.repeat(draw.normal(0, self.of_image, (2, self.groups)), self.images_per_group, axis=1)
-        logits += (own + draw.normal(0, self.of_image, (2, images)))[:, None, :, None]
+        logits += draw.normal(0, self.of_seed, (methods, seeds, 1, CLASSES))
+        own = np.repeat(draw.normal(0, self.of_image, (methods, self.groups)), self.images_per_group, axis=1)
+        logits += (own + draw.normal(0, self.of_image, (methods, images)))[:, None, :, None]
         logits[0] += self.offset
         hits = draw.binomial(pixels, 1 / (1 + np.exp(-logits)))
         matrices = np.zeros((*shape, CLASSES), np.int64)
@@ -68,11 +68,12 @@ class World:
             gains.append(score(with_offset) - score(without))
         return float(np.mean(gains))
 
-    def compare(self, counts: np.ndarray, resamples: int = 200) -> Difference:
-        """The difference of `draw`'s two methods, as a report tests it."""
+    def compare(self, counts: np.ndarray, a: int = 0, b: int = 1, resamples: int = 200) -> Difference:
+        """The difference of two of `draw`'s methods, as a report tests it that has no others."""
         groups = [str(image // self.images_per_group) for image in range(counts.shape[2])]
-        a, b = ([resample(grouped(run, groups), resamples=resamples) for run in method] for method in counts)
-        return difference(a, b)
+        return difference(
+            *([resample(grouped(run, groups), resamples=resamples) for run in counts[method]] for method in (a, b))
+        )
 
 
 WORLDS = {
