@@ -41,8 +41,8 @@ def report(
     ] = None,
     decimal_sign: Annotated[Literal[".", ","], typer.Option(help="decimal sign in tables for people")] = ".",
     plots: Annotated[
-        str, typer.Option(metavar="A,B", help="formats of the plots' files: svg, pdf, png; the page needs svg")
-    ] = "svg,pdf",
+        str, typer.Option(metavar="A,B", help="formats of the plots' files besides svg: pdf, png")
+    ] = "svg",
     published: Annotated[
         list[Path] | None, typer.Option(metavar="CSV", help="more published results; repeatable")
     ] = None,

@@ -28,7 +28,7 @@ from scipy import stats
 LEVEL = 0.95
 """The level of every interval; one minus it is the level of every test."""
 POWER = 0.8
-RESAMPLES = 2000
+RESAMPLES = 1000
 FEW_GROUPS = 10
 """Fewer groups than this estimate the variance over images badly."""
 MOST_SEEDS = 100

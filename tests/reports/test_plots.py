@@ -226,7 +226,7 @@ def test_names_stay_text(tmp_path: Path) -> None:
     for saved in drawn:
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(saved.svg).iter()}
         assert "script" not in tags
-    assert [path.suffix for path in drawn[0].files] == [".svg", ".pdf"]
+    assert [path.suffix for path in drawn[0].files] == [".svg"]
 
 
 def test_no_finished_run_is_no_plot(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_importing_the_report_does_not_import_torch() -> None:
 def test_report_has_page_plots_tables_and_data(written: Path) -> None:
     files = digests(written).keys()
     assert {"index.html", "data.parquet", "tables/results.csv", "tables/results-1.md", "tables/results-1.tex"} <= files
-    assert {Path(name).suffix for name in files if name.startswith("plots/")} == {".svg", ".pdf"}
+    assert {Path(name).suffix for name in files if name.startswith("plots/")} == {".svg"}
 
 
 def test_data_hold_every_run_with_exact_scores(written: Path, messy: Path) -> None:
@@ -200,8 +200,8 @@ def test_unknown_metric_is_an_error(small: Collected, metric: str, message: str)
 
 def test_formats_of_plots(small: Collected, tmp_path: Path) -> None:
     chosen = filtered(small, ["backbone=resnet18"])
-    write_report(chosen, [], tmp_path / "out", Options(formats=("png",)))
-    assert {path.suffix for path in (tmp_path / "out/plots").iterdir()} == {".svg", ".png"}
+    write_report(chosen, [], tmp_path / "out", Options(formats=("pdf", "png")))
+    assert {path.suffix for path in (tmp_path / "out/plots").iterdir()} == {".svg", ".pdf", ".png"}
     with pytest.raises(UserError, match="--plots jpg: no such format; "):
         Options(formats=("jpg",))
 

@@ -26,8 +26,8 @@ FORMATS: dict[str, Callable[[Figure, Path], None]] = {
     ),
 }
 """Straight to the canvases: `savefig` would draw everything once more to find a layout that is fixed already."""
-DEFAULT = ("svg", "pdf")
-"""The page needs the first, papers the second. Each format takes about as long as drawing the plot."""
+DEFAULT = ("svg",)
+"""What the page needs. Each further format takes as long as drawing the plot, or longer."""
 
 
 @dataclass(frozen=True)
