@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_cell import make_budget, make_dataset
+from harness.runs.folder import RunFolder
+from tests.support.made_once import made_once
+from tests.support.run_commands import only_run
+from tests.support.tiny_cell import harness, make_budget, make_dataset, run_arguments
+from tests.support.warm_start import Starter
 
 TESTS = Path(__file__).parent
 
@@ -57,6 +62,34 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A budget of twelve steps of four crops of 32×32."""
     return make_budget(tmp_path_factory.mktemp("budgets") / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers of the session."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def start(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """`harness` in a process of its own."""
+    starter = Starter(tmp_path_factory.mktemp("outputs"), shared / "starter")
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="session")
+def whole(shared: Path) -> RunFolder:
+    """A finished run of the tiny cell, by the command itself from a cold start. Not to be changed."""
+
+    def make(folder: Path) -> None:
+        dataset, budget = make_dataset(folder / "colours"), make_budget(folder / "tiny.yaml")
+        done = harness(*run_arguments(dataset, budget, folder / "runs"))
+        assert done.returncode == 0, done.stderr
+        assert Path(done.stdout.splitlines()[-1]) == only_run(folder / "runs").path
+
+    return only_run(made_once(shared / "whole", make) / "runs")
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """`python -m harness` in a process of its own, without its imports each time: a process that has them forks.
 
-Imports are nine tenths of a tiny run. A command started here has its own process group, signals and exit code, and
-behaves as after a cold start. Run as a script, this file is the process that forks.
+Imports are nine tenths of a tiny run. A command started here has its own process group, signals, environment and exit
+code, and behaves as after a cold start; so does the server from which it forks its jobs. One process forks for all
+workers of a test session, until the last has closed its connection. Run as a script, this file is that process.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from multiprocessing import connection, util
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from tests.support.tiny_cell import environment
 
@@ -40,7 +45,7 @@ class Started:
         end = time.monotonic() + seconds
         while (code := self.poll()) is None and not reached():
             assert time.monotonic() < end, f"waited for too long:\n{self.stderr}"
-            time.sleep(0.002)
+            time.sleep(0.005)
         return code
 
     def kill(self) -> None:
@@ -63,64 +68,129 @@ class Started:
 
 
 class Starter:
-    """The process that has imported what a run needs. `outputs` is a folder for what the started ones print."""
+    """The connection to the process that has imported what a run needs.
 
-    def __init__(self, outputs: Path):
+    `outputs`: a folder for what the started ones print. `place`: where that process listens; it is started where there
+    is none. `variables`: the environment of one that is started, over the usual.
+    """
+
+    def __init__(self, outputs: Path, place: Path, **variables: str):
         self._outputs, self._count = outputs, 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.warm_start"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
+        self.environment = environment(**variables)
+        with FileLock(f"{place}.lock"):
+            self._socket = _connect(place) or self._start(place)
+        self._answers = self._socket.makefile("r")
 
-    def __call__(self, *arguments: str | Path) -> Started:
+    def __call__(self, *arguments: str | Path, terminal: str = "", **variables: str | None) -> Started:
+        """`harness ARGUMENTS`. `terminal`: the device that is its stderr. `variables`: of its environment, or None."""
         self._count += 1
         outputs = self._outputs / str(self._count)
-        pid = self.ask({"start": list(map(str, arguments)), "outputs": str(outputs)})
-        return Started(self, pid, outputs)
+        start = {"start": list(map(str, arguments)), "outputs": str(outputs), "terminal": terminal}
+        return Started(self, self.ask({**start, "variables": variables}), outputs)
 
     def ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        return json.loads(self._answers.readline())
 
     def close(self) -> None:
-        self._process.communicate()
+        self._answers.close()
+        self._socket.close()
+
+    def _start(self, place: Path) -> socket.socket:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place))
+            listener.listen()
+            number = str(listener.fileno())
+            command = [sys.executable, "-m", "tests.support.warm_start", number, str(place)]
+            subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()])
+            connected = _connect(place)
+        assert connected is not None
+        return connected
 
 
-def _serve() -> None:
-    import harness.cells.resolve
+def _connect(place: Path) -> socket.socket | None:
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.connect(str(place))
+    except (FileNotFoundError, ConnectionRefusedError):
+        client.close()
+        place.unlink(missing_ok=True)
+        return None
+    return client
+
+
+def _serve(listener: socket.socket, place: Path) -> None:
+    import harness.__main__
     import harness.cli.main
-    import harness.engine.run
-    import harness.tracking.mirror
-    from harness.util.quiet import quiet_imports
+    import studies.compare
+    import studies.search.search
 
-    with quiet_imports():
-        import mmseg.models.decode_heads
-        import mmseg.models.necks  # noqa: F401
-    while request := sys.stdin.readline():
-        asked = json.loads(request)
-        if "poll" in asked:
-            pid, status = os.waitpid(asked["poll"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
-        else:
-            answer = os.fork()
-            if not answer:
-                os.setsid()
-                _become(Path(asked["outputs"]))
-                sys.argv = ["harness", *asked["start"]]
-                return harness.cli.main.main()
-        print(json.dumps(answer), flush=True)
+    import harness.launch.preload  # noqa: F401  (the last, as it freezes what is there)
+
+    clients: dict[socket.socket, Any] = {}
+    while True:
+        for ready in connection.wait([listener, *clients]):
+            if ready is listener:
+                client, _ = listener.accept()
+                clients[client] = client.makefile("r")
+            elif request := clients[ready].readline():  # a client sends one and waits for its answer
+                asked = json.loads(request)
+                if "poll" in asked:
+                    pid, status = os.waitpid(asked["poll"], os.WNOHANG)
+                    answer = os.waitstatus_to_exitcode(status) if pid else None
+                elif not (answer := os.fork()):
+                    for other in (listener, *clients, *clients.values()):
+                        other.close()
+                    return _become(asked)
+                ready.sendall(json.dumps(answer).encode() + b"\n")
+            else:
+                clients.pop(ready).close()
+                ready.close()
+                if not clients:
+                    place.unlink(missing_ok=True)
+                    if not connection.wait([listener], 0):
+                        return None
 
 
-def _become(outputs: Path) -> None:
-    for descriptor, path in ((0, os.devnull), (1, outputs.with_suffix(".out")), (2, outputs.with_suffix(".err"))):
-        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+def _become(asked: dict[str, Any]) -> None:
+    """Execute the command in this new process."""
+    import harness.__main__
+
+    os.setsid()
+    outputs = Path(asked["outputs"])
+    files = os.devnull, outputs.with_suffix(".out"), asked["terminal"] or outputs.with_suffix(".err")
+    for descriptor, path in enumerate(files):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY, 0o666)
         os.dup2(opened, descriptor)
         os.close(opened)
+    for name, value in asked["variables"].items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    sys.argv = ["harness", *asked["start"]]
+    sys.modules["__main__"] = harness.__main__
+    util.spawnv_passfds = _fork_server
+    harness.__main__.main()
+
+
+def _fork_server(path: bytes, arguments: list[str], passed: Iterable[int], *, spawn: Any = util.spawnv_passfds) -> int:
+    """The process that `multiprocessing` would start with a command line, forked where it is the server of forks."""
+    command = arguments[-1]
+    if not command.startswith("from multiprocessing.forkserver import main"):
+        return spawn(path, arguments, passed)
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        lower = 0
+        for kept in sorted({0, 1, 2, *passed}):
+            os.closerange(lower, kept)
+            lower = kept + 1
+        os.closerange(lower, os.sysconf("SC_OPEN_MAX"))
+        exec(command, {})
+    except SystemExit:
+        code = 0
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]))
