@@ -7,6 +7,8 @@ workers of a test session, until the last has closed its connection. Run as a sc
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import os
 import signal
@@ -81,12 +83,12 @@ class Starter:
             self._socket = _connect(place) or self._start(place)
         self._answers = self._socket.makefile("r")
 
-    def __call__(self, *arguments: str | Path, terminal: str = "", **variables: str | None) -> Started:
-        """`harness ARGUMENTS`. `terminal`: the device that is its stderr. `variables`: of its environment, or None."""
+    def __call__(self, *arguments: str | Path, **variables: str) -> Started:
+        """`harness ARGUMENTS`. `variables`: of its environment, over those that are there."""
         self._count += 1
         outputs = self._outputs / str(self._count)
-        start = {"start": list(map(str, arguments)), "outputs": str(outputs), "terminal": terminal}
-        return Started(self, self.ask({**start, "variables": variables}), outputs)
+        asked = {"start": list(map(str, arguments)), "outputs": str(outputs), "variables": variables}
+        return Started(self, self.ask(asked), outputs)
 
     def ask(self, request: dict[str, Any]) -> Any:
         self._socket.sendall(json.dumps(request).encode() + b"\n")
@@ -122,11 +124,11 @@ def _connect(place: Path) -> socket.socket | None:
 def _serve(listener: socket.socket, place: Path) -> None:
     import harness.__main__
     import harness.cli.main
+    import harness.launch.preload  # noqa: F401
     import studies.compare
-    import studies.search.search
+    import studies.search.search  # noqa: F401
 
-    import harness.launch.preload  # noqa: F401  (the last, as it freezes what is there)
-
+    gc.freeze()
     clients: dict[socket.socket, Any] = {}
     while True:
         for ready in connection.wait([listener, *clients]):
@@ -158,13 +160,11 @@ def _become(asked: dict[str, Any]) -> None:
 
     os.setsid()
     outputs = Path(asked["outputs"])
-    files = os.devnull, outputs.with_suffix(".out"), asked["terminal"] or outputs.with_suffix(".err")
-    for descriptor, path in enumerate(files):
-        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY, 0o666)
+    for descriptor, path in enumerate((os.devnull, outputs.with_suffix(".out"), outputs.with_suffix(".err"))):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, descriptor)
         os.close(opened)
-    for name, value in asked["variables"].items():
-        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    os.environ.update(asked["variables"])
     sys.argv = ["harness", *asked["start"]]
     sys.modules["__main__"] = harness.__main__
     util.spawnv_passfds = _fork_server
@@ -180,11 +180,10 @@ def _fork_server(path: bytes, arguments: list[str], passed: Iterable[int], *, sp
         return pid
     code = 1
     try:
-        lower = 0
-        for kept in sorted({0, 1, 2, *passed}):
-            os.closerange(lower, kept)
-            lower = kept + 1
-        os.closerange(lower, os.sysconf("SC_OPEN_MAX"))
+        kept = [2, *sorted(passed), os.sysconf("SC_OPEN_MAX")]
+        for lower, upper in itertools.pairwise(kept):
+            if lower + 1 < upper:
+                os.closerange(lower + 1, upper)
         exec(command, {})
     except SystemExit:
         code = 0
