@@ -19,6 +19,7 @@ from harness.models.network import Segmenter, build_segmenter
 from harness.spec import Budget
 
 CLASSES = 3
+SMALLER = {"vit_tiny_patch16_224": {"depth": 4}}
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["", "deterministic"])
@@ -34,7 +35,13 @@ def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
 def network_of(method: str, backbone: str) -> Segmenter:
     torch.manual_seed(0)
     built = methods.get(method)
-    return build_segmenter(cut(backbone, create(backbone)), built(built.Hyperparameters()), "fpn:16", CLASSES, seed=0)
+    return build_segmenter(
+        cut(backbone, create(backbone, **SMALLER.get(backbone, {}))),
+        built(built.Hyperparameters()),
+        "fpn:16",
+        CLASSES,
+        seed=0,
+    )
 
 
 @pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
