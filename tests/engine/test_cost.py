@@ -66,7 +66,7 @@ def test_peak_memory_equals_that_of_real_steps(method: str, backbone: str) -> No
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224"])
 def test_peak_memory_is_close_to_what_torch_allocates(backbone: str) -> None:
     """Maps of 256×256, beside which what kernels take for themselves is little."""
-    images, side = 4, 256
+    images, side = 2, 256
     network = network_of("spm", backbone).train()
     counted = step_cost(network, Budget(name="one", steps=1, batch_size=images, crop=(side, side)))
     optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)
