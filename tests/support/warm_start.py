@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import connection, util
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from typing import Any
 from filelock import FileLock
 
 from tests.support.tiny_cell import environment
+
+LONGEST = 2**16
+"""Bytes of a message."""
 
 
 class Started:
@@ -81,25 +84,23 @@ class Starter:
         self.environment = environment(**variables)
         with FileLock(f"{place}.lock"):
             self._socket = _connect(place) or self._start(place)
-        self._answers = self._socket.makefile("r")
 
-    def __call__(self, *arguments: str | Path, **variables: str) -> Started:
-        """`harness ARGUMENTS`. `variables`: of its environment, over those that are there."""
+    def __call__(self, *arguments: str | Path, terminal: int | None = None, **variables: str) -> Started:
+        """`harness ARGUMENTS`. `terminal`: its stderr. `variables`: of its environment, over those that are there."""
         self._count += 1
         outputs = self._outputs / str(self._count)
         asked = {"start": list(map(str, arguments)), "outputs": str(outputs), "variables": variables}
-        return Started(self, self.ask(asked), outputs)
+        return Started(self, self.ask(asked, [] if terminal is None else [terminal]), outputs)
 
-    def ask(self, request: dict[str, Any]) -> Any:
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
-        return json.loads(self._answers.readline())
+    def ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> Any:
+        socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
+        return json.loads(self._socket.recv(LONGEST))
 
     def close(self) -> None:
-        self._answers.close()
         self._socket.close()
 
     def _start(self, place: Path) -> socket.socket:
-        with socket.socket(socket.AF_UNIX) as listener:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(str(place))
             listener.listen()
             number = str(listener.fileno())
@@ -111,7 +112,7 @@ class Starter:
 
 
 def _connect(place: Path) -> socket.socket | None:
-    client = socket.socket(socket.AF_UNIX)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         client.connect(str(place))
     except (FileNotFoundError, ConnectionRefusedError):
@@ -129,24 +130,27 @@ def _serve(listener: socket.socket, place: Path) -> None:
     import studies.search.search  # noqa: F401
 
     gc.freeze()
-    clients: dict[socket.socket, Any] = {}
+    clients: list[socket.socket] = []
     while True:
         for ready in connection.wait([listener, *clients]):
             if ready is listener:
-                client, _ = listener.accept()
-                clients[client] = client.makefile("r")
-            elif request := clients[ready].readline():  # a client sends one and waits for its answer
+                clients.append(listener.accept()[0])
+                continue
+            request, descriptors, _, _ = socket.recv_fds(ready, LONGEST, 1)
+            if request:
                 asked = json.loads(request)
                 if "poll" in asked:
                     pid, status = os.waitpid(asked["poll"], os.WNOHANG)
                     answer = os.waitstatus_to_exitcode(status) if pid else None
                 elif not (answer := os.fork()):
-                    for other in (listener, *clients, *clients.values()):
+                    for other in (listener, *clients):
                         other.close()
-                    return _become(asked)
-                ready.sendall(json.dumps(answer).encode() + b"\n")
+                    return _become(asked, *descriptors)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                ready.send(json.dumps(answer).encode())
             else:
-                clients.pop(ready).close()
+                clients.remove(ready)
                 ready.close()
                 if not clients:
                     place.unlink(missing_ok=True)
@@ -154,7 +158,7 @@ def _serve(listener: socket.socket, place: Path) -> None:
                         return None
 
 
-def _become(asked: dict[str, Any]) -> None:
+def _become(asked: dict[str, Any], terminal: int | None = None) -> None:
     """Execute the command in this new process."""
     import harness.__main__
 
@@ -164,6 +168,9 @@ def _become(asked: dict[str, Any]) -> None:
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, descriptor)
         os.close(opened)
+    if terminal is not None:
+        os.dup2(terminal, 2)
+        os.close(terminal)
     os.environ.update(asked["variables"])
     sys.argv = ["harness", *asked["start"]]
     sys.modules["__main__"] = harness.__main__
