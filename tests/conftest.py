@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.runs.folder import RunFolder
+from tests.support import step_costs
 from tests.support.made_once import made_once
 from tests.support.run_commands import only_run
 from tests.support.tiny_cell import harness, make_budget, make_dataset, run_arguments
@@ -20,8 +23,11 @@ from tests.support.warm_start import Starter
 TESTS = Path(__file__).parent
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Handle Ctrl-C: a shell ignores it in background jobs, and child processes of the tests would inherit that."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the environment of this process
+        os.environ[step_costs.VARIABLE] = folder = tempfile.mkdtemp(prefix="step-costs")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -94,6 +100,7 @@ def whole(shared: Path) -> RunFolder:
         done = harness(*run_arguments(dataset, budget, folder / "runs"))
         assert done.returncode == 0, done.stderr
         assert Path(done.stdout.splitlines()[-1]) == only_run(folder / "runs").path
+        step_costs.keep(folder / "runs")
 
     return only_run(made_once(shared / "whole", make) / "runs")
 

@@ -13,7 +13,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.util.progress import Reporter
-from tests.support.in_process import call, refusal, runs_in
+from tests.support.in_process import call, refusal, runs_in, train
 from tests.support.tiny_cell import fresh_python, make_budget, run_arguments
 from tests.support.warm_start import Starter
 
@@ -93,7 +93,7 @@ def test_force_keeps_the_old_result_if_the_rerun_cannot_start(
     flag: str, colours: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = run_arguments(colours, tiny, tmp_path / "runs", "--method", "linear")
-    folder = Path(call(*arguments).out.splitlines()[-1])
+    folder = train(colours, tiny, tmp_path / "runs", "--method", "linear")
     before = (folder / "result.json").read_bytes()
 
     def out_of_reach(*_: object) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from tests.support import step_costs
 from tests.support.tiny_cell import environment
 
 LONGEST = 2**16
@@ -32,14 +33,16 @@ LONGEST = 2**16
 class Started:
     """A started command: the leader of a process group of its own."""
 
-    def __init__(self, starter: Starter, pid: int, outputs: Path):
+    def __init__(self, starter: Starter, pid: int, outputs: Path, runs: Path | None):
         self.pid = pid
-        self._starter, self._outputs, self._code = starter, outputs, None
+        self._starter, self._outputs, self._runs, self._code = starter, outputs, runs, None
 
     def poll(self) -> int | None:
         """The exit code as `subprocess` has it, or None while it runs."""
         if self._code is None:
             self._code = self._starter.ask({"poll": self.pid})
+            if self._code is not None and self._runs is not None:
+                step_costs.keep(self._runs)
         return self._code
 
     def wait(self) -> int:
@@ -89,8 +92,11 @@ class Starter:
         """`harness ARGUMENTS`. `terminal`: its stderr. `variables`: of its environment, over those that are there."""
         self._count += 1
         outputs = self._outputs / str(self._count)
+        runs = Path(arguments[arguments.index("--runs") + 1]) if "--runs" in arguments else None
+        if runs is not None and not (runs / ".cache").exists():  # nothing is written beside finished runs
+            step_costs.lend(runs)
         asked = {"start": list(map(str, arguments)), "outputs": str(outputs), "variables": variables}
-        return Started(self, self.ask(asked, [] if terminal is None else [terminal]), outputs)
+        return Started(self, self.ask(asked, [] if terminal is None else [terminal]), outputs, runs)
 
     def ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> Any:
         socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
