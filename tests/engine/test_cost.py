@@ -22,9 +22,11 @@ CLASSES = 3
 SMALLER = {"vit_tiny_patch16_224": {"depth": 4}}
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["", "deterministic"])
+@pytest.fixture(
+    autouse=True, params=[pytest.param(False, marks=pytest.mark.exhaustive), True], ids=["", "deterministic"]
+)
 def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
-    """As runs set torch."""
+    """As runs set torch, and in the long tests as it is without."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(request.param, warn_only=True)
     yield
