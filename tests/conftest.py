@@ -35,9 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
 LONG = (
     "test_compare", "test_locks", "test_resume", "test_execute", "test_equality", "test_ray_launcher",
     "test_supervise", "test_reuse", "test_plugins", "test_mirror", "test_slurm_launcher", "test_contract",
-    "test_report", "test_benchmarks",
+    "test_report", "test_benchmarks", "test_search", "test_browser", "test_weights", "test_optuna_storage",
+    "test_tune_head", "test_collect", "test_plots", "test_stores",
 )  # fmt: skip
-"""Slow files that mostly wait for processes: started first, so that none runs alone at the end."""
+"""Slow files that mostly wait for processes: started first, so that none runs alone at the end, and while there is
+little to copy for those that fork: after the tests of networks a worker holds several GB."""
 
 
 PROCESSES = (
