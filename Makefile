@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m mypy
 
 test: lint
-	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
 
 # Tests that start no process and no server.
 test-fast: lint
@@ -30,7 +30,7 @@ test-fast: lint
 
 # The same as `test`, with the tests marked `exhaustive`, which take several minutes more.
 test-all: lint
-	$(PYTEST) -m "exhaustive or not exhaustive" -n 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "exhaustive or not exhaustive" -n 3 --dist loadfile --no-loadscope-reorder
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): several GB of packages, a few minutes the first time"

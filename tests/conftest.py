@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_cell import make_budget, make_dataset
+from harness.runs.folder import RunFolder
+from tests.support import step_costs
+from tests.support.made_once import made_once
+from tests.support.run_commands import only_run
+from tests.support.tiny_cell import harness, make_budget, make_dataset, run_arguments
+from tests.support.warm_start import Starter
 
 TESTS = Path(__file__).parent
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Handle Ctrl-C: a shell ignores it in background jobs, and child processes of the tests would inherit that."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the environment of this process
+        os.environ[step_costs.VARIABLE] = folder = tempfile.mkdtemp(prefix="step-costs")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -23,9 +35,11 @@ def pytest_configure() -> None:
 LONG = (
     "test_compare", "test_locks", "test_resume", "test_execute", "test_equality", "test_ray_launcher",
     "test_supervise", "test_reuse", "test_plugins", "test_mirror", "test_slurm_launcher", "test_contract",
-    "test_report", "test_benchmarks",
+    "test_report", "test_benchmarks", "test_search", "test_browser", "test_weights", "test_optuna_storage",
+    "test_tune_head", "test_collect", "test_plots", "test_stores",
 )  # fmt: skip
-"""Slow files that mostly wait for processes: started first, so that none runs alone at the end."""
+"""Slow files that mostly wait for processes: started first, so that none runs alone at the end, and while there is
+little to copy for those that fork: after the tests of networks a worker holds several GB."""
 
 
 PROCESSES = (
@@ -47,6 +61,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.processes)
 
 
+def pytest_collection_finish() -> None:
+    """What was imported is there to the end: no collection of garbage visits it, and no forked process copies it."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight train and five test images of 64×64, three classes by colour, some pixels ignored. Not to be changed."""
@@ -57,6 +76,35 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A budget of twelve steps of four crops of 32×32."""
     return make_budget(tmp_path_factory.mktemp("budgets") / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers of the session."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def start(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """`harness` in a process of its own."""
+    starter = Starter(tmp_path_factory.mktemp("outputs"), shared / "starter")
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="session")
+def whole(shared: Path) -> RunFolder:
+    """A finished run of the tiny cell, by the command itself from a cold start. Not to be changed."""
+
+    def make(folder: Path) -> None:
+        dataset, budget = make_dataset(folder / "colours"), make_budget(folder / "tiny.yaml")
+        done = harness(*run_arguments(dataset, budget, folder / "runs"))
+        assert done.returncode == 0, done.stderr
+        assert Path(done.stdout.splitlines()[-1]) == only_run(folder / "runs").path
+        step_costs.keep(folder / "runs")
+
+    return only_run(made_once(shared / "whole", make) / "runs")
 
 
 @pytest.fixture

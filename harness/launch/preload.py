@@ -1,5 +1,7 @@
 """Imported once by the process that jobs are forked from, so that no job spends time on these imports."""
 
+import gc
+
 from harness.util.quiet import quiet_imports
 
 with quiet_imports():
@@ -9,3 +11,5 @@ with quiet_imports():
     import harness.engine.side_by_side
     import harness.launch.worker
     import harness.tracking.mirror  # noqa: F401
+
+gc.freeze()  # a job's own collections would visit, and thereby copy, what they share

@@ -11,47 +11,11 @@ from pathlib import Path
 import pytest
 
 from harness.cells import plugins
-from harness.contract import broken, check_method
 from harness.errors import UserError
 from harness.method import methods
 from harness.util.files import sha256
+from tests.support.short_plugin import SCALE
 from tests.support.tiny_cell import environment
-
-SCALE = '''"""Learned per-channel scales behind the stages, from the documentation of harness.method alone."""
-
-from harness import method
-from harness.method import Method, No, knob
-
-
-class Scale(Method):
-    name = "channel_scale"
-    summary = "one learned factor a channel behind each stage"
-    source = "an example"
-
-    class Hyperparameters(method.Hyperparameters):
-        stages: int = knob(4, "how many of the last stages are scaled", ge=1, le=4, search=[1, 2, 3, 4])
-
-    def supports(self, backbone):
-        return True if len(backbone.stages) == 4 else No("has not four stages")
-
-    def attach(self, backbone, num_classes):
-        import torch
-        from torch import nn
-
-        class Factors(nn.Module):
-            def __init__(self, channels):
-                super().__init__()
-                self.factors = nn.Parameter(torch.ones(channels, 1, 1))
-
-            def forward(self, feature_map):
-                return feature_map * self.factors
-
-        for stage in range(4 - self.hyperparameters.stages, 4):
-            backbone.insert_after_stage(stage, Factors(backbone.channels[stage]))
-
-    def parameter_count(self, backbone, num_classes):
-        return sum(backbone.channels[-self.hyperparameters.stages :])
-'''
 
 
 @pytest.fixture(autouse=True)
@@ -82,16 +46,6 @@ def refusal(path: Path, text: str) -> str:
     assert (methods.names(), sorted(sys.modules)) == before
     (line,) = str(caught.value).splitlines()
     return line.removeprefix(f"--plugin {path}: ")
-
-
-@pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
-def test_method_in_one_short_file_passes(scale: Path, backbone: str) -> None:
-    assert len(SCALE.splitlines()) < 40
-    plugins.load([scale])
-    assert "channel_scale" in methods.names()
-    outcomes = check_method("channel_scale", [backbone])
-    assert broken(outcomes) == []
-    assert outcomes[-1].check == "finishes in two processes"
 
 
 def test_plugin_is_loaded_once_and_in_child_processes(scale: Path) -> None:

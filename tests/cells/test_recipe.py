@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,14 @@ from harness.runs.folder import RunFolder
 from harness.runs.store import RunStore
 from harness.spec import budget
 from tests.support.in_process import call, refusal
-from tests.support.tiny_cell import make_dataset, run_arguments
+from tests.support.run_commands import only_run
+from tests.support.tiny_cell import make_dataset
 
 
 @pytest.fixture(scope="module")
-def done(colours: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def done(whole: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run of the tiny cell. Not to be changed."""
-    runs = tmp_path_factory.mktemp("runs")
-    said = call(*run_arguments(colours, tiny, runs))
-    assert said.code == 0, said
-    return RunFolder(Path(said.out.splitlines()[-1]))
+    return only_run(Path(shutil.copytree(whole.path.parent, tmp_path_factory.mktemp("runs"), dirs_exist_ok=True)))
 
 
 def test_recipe_round_trips_a_request(tmp_path: Path) -> None:

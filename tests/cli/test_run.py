@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import pytest
 
 from harness.errors import UserError
 from harness.util.progress import Reporter
-from tests.support.in_process import call, refusal, runs_in
-from tests.support.tiny_cell import environment, fresh_python, make_budget, run_arguments
+from tests.support.in_process import call, refusal, runs_in, train
+from tests.support.tiny_cell import fresh_python, make_budget, run_arguments
+from tests.support.warm_start import Starter
 
 
 def test_run_prints_results_to_stdout_and_progress_to_stderr(colours: Path, tiny: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_force_keeps_the_old_result_if_the_rerun_cannot_start(
     flag: str, colours: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = run_arguments(colours, tiny, tmp_path / "runs", "--method", "linear")
-    folder = Path(call(*arguments).out.splitlines()[-1])
+    folder = train(colours, tiny, tmp_path / "runs", "--method", "linear")
     before = (folder / "result.json").read_bytes()
 
     def out_of_reach(*_: object) -> None:
@@ -113,27 +113,20 @@ def test_unsupported_method_is_listed_with_the_reason(colours: Path, tiny: Path,
     assert "unsupported: spm on resnet10t: gap 9" in call("list", "runs", "--runs", tmp_path / "runs").out
 
 
-def test_progress_bar_on_a_terminal(colours: Path, tmp_path: Path) -> None:
+def test_progress_bar_on_a_terminal(start: Starter, colours: Path, tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     budget = make_budget(tmp_path / "longer.yaml", steps=40)
     command = run_arguments(colours, budget, tmp_path / "runs", "--method", "linear")
     terminal, inner = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness", *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=inner,
-        text=True,
-        env={name: value for name, value in environment(TERM="xterm").items() if name != "NO_COLOR"},
-    )
+    process = start(*command, terminal=inner, TERM="xterm", NO_COLOR="")
     os.close(inner)
     shown = b""
     with contextlib.suppress(OSError):  # how Linux says that the other end is closed
         while part := os.read(terminal, 65536):
             shown += part
     os.close(terminal)
-    assert process.stdout is not None
-    out = process.stdout.read()
     assert process.wait() == 0
+    out = process.stdout
     assert len(out.splitlines()) == 3
     assert Path(out.splitlines()[-1]).is_dir()
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())

@@ -13,18 +13,16 @@ from torch.nn import functional as F
 
 from harness.deploy.export import export, load_exported
 from harness.models.delta import load_delta, read_delta_header
+from harness.runs.folder import RunFolder
 from harness.runs.store import RunStore
-from tests.support.in_process import call, refusal
+from tests.support.in_process import call, refusal, train
 from tests.support.oracle import attainable, batch, miou, oracle_network, world
-from tests.support.tiny_cell import run_arguments
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, colours: Path, tiny: Path) -> Path:
+def run(whole: RunFolder) -> Path:
     """The folder of a finished run of SPM. Not to be changed."""
-    output = call(*run_arguments(colours, tiny, tmp_path_factory.mktemp("exported")))
-    assert output.code == 0, output.err
-    return Path(output.out.splitlines()[-1])
+    return whole.path
 
 
 def trained(run: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,13 +100,14 @@ def test_onnx_is_written_or_names_the_missing_package(run: Path, tmp_path: Path)
         assert call("export", run, "--out", tmp_path / "out", "--format", "onnx").code == 0
 
 
-@pytest.mark.parametrize("method", ["bias", "fact", "lora", "repadapter", "ssf"])
+@pytest.mark.parametrize(
+    "method",
+    ["lora", "ssf", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("bias", "fact", "repadapter"))],
+)
 def test_merged_network_has_no_added_modules_and_the_same_logits(
     method: str, colours: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    output = call(*run_arguments(colours, tiny, tmp_path / "runs", "--method", method, "--backbone", "test_vit"))
-    assert output.code == 0, output.err
-    run = Path(output.out.splitlines()[-1])
+    run = train(colours, tiny, tmp_path / "runs", "--method", method, "--backbone", "test_vit")
     assert call("export", run, "--merge", "--out", tmp_path / "out").code == 0
     merged = load_exported(tmp_path / "out")
     assert merged.method.name == "linear" and len(merged.backbone.added) == 0

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from harness.data.folder import FolderDataset
 from harness.engine.evaluation import confusion
 from harness.runs.metrics import load_confusions
-from tests.support.in_process import call, refusal
-from tests.support.tiny_cell import COLOURS, run_arguments
+from tests.support.in_process import call, refusal, train
+from tests.support.tiny_cell import COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, colours: Path, tiny: Path, weights: Path) -> Path:
     """The folder of a finished run on weights from a file. Not to be changed."""
-    runs = tmp_path_factory.mktemp("predicted")
-    output = call(*run_arguments(colours, tiny, runs, "--weights", weights))
-    assert output.code == 0, output.err
-    return Path(output.out.splitlines()[-1])
+    return train(colours, tiny, tmp_path_factory.mktemp("predicted"), "--weights", weights)
 
 
 @pytest.fixture

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.runs.folder import RunFolder
 from tests.support.run_commands import LONGER, Stopped, curve, finished, only_run
-from tests.support.tiny_cell import harness, make_budget, make_dataset, run_arguments
+from tests.support.tiny_cell import make_budget, make_dataset, run_arguments
 from tests.support.warm_start import Starter
-
-
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
-    starter = Starter(tmp_path_factory.mktemp("outputs"))
-    yield starter
-    starter.close()
 
 
 @pytest.fixture(scope="session")
@@ -31,16 +23,6 @@ def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset without ignored pixels: every forward pass and every process has equally many labels."""
     return make_dataset(tmp_path_factory.mktemp("data") / "labelled", ignored_rows=0)
-
-
-@pytest.fixture(scope="session")
-def whole(colours: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A finished run of the tiny cell, by the command itself. Not to be changed."""
-    runs = tmp_path_factory.mktemp("whole")
-    done = harness(*run_arguments(colours, tiny, runs))
-    assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.splitlines()[-1]) == only_run(runs).path
-    return only_run(runs)
 
 
 @pytest.fixture(scope="session")

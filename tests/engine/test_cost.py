@@ -19,11 +19,14 @@ from harness.models.network import Segmenter, build_segmenter
 from harness.spec import Budget
 
 CLASSES = 3
+SMALLER = {"vit_tiny_patch16_224": {"depth": 4}}
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["", "deterministic"])
+@pytest.fixture(
+    autouse=True, params=[pytest.param(False, marks=pytest.mark.exhaustive), True], ids=["", "deterministic"]
+)
 def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
-    """As runs set torch."""
+    """As runs set torch, and in the long tests as it is without."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(request.param, warn_only=True)
     yield
@@ -34,7 +37,13 @@ def deterministic(request: pytest.FixtureRequest) -> Iterator[None]:
 def network_of(method: str, backbone: str) -> Segmenter:
     torch.manual_seed(0)
     built = methods.get(method)
-    return build_segmenter(cut(backbone, create(backbone)), built(built.Hyperparameters()), "fpn:16", CLASSES, seed=0)
+    return build_segmenter(
+        cut(backbone, create(backbone, **SMALLER.get(backbone, {}))),
+        built(built.Hyperparameters()),
+        "fpn:16",
+        CLASSES,
+        seed=0,
+    )
 
 
 @pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
@@ -59,7 +68,7 @@ def test_peak_memory_equals_that_of_real_steps(method: str, backbone: str) -> No
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224"])
 def test_peak_memory_is_close_to_what_torch_allocates(backbone: str) -> None:
     """Maps of 256×256, beside which what kernels take for themselves is little."""
-    images, side = 4, 256
+    images, side = 2, 256
     network = network_of("spm", backbone).train()
     counted = step_cost(network, Budget(name="one", steps=1, batch_size=images, crop=(side, side)))
     optimizer = torch.optim.AdamW(parameter_groups(network, network.method.hyperparameters), lr=1e-3, fused=True)

@@ -17,6 +17,7 @@ from harness.runs.folder import RunFolder
 from harness.runs.metrics import load_confusions
 from harness.runs.state import RunEnded
 from harness.runs.store import RunStore
+from tests.support import step_costs
 from tests.support.run_commands import assert_same, finished, only_run, outcome, request
 from tests.support.tiny_cell import STEPS, environment, make_budget, run_arguments
 from tests.support.warm_start import Starter
@@ -103,6 +104,7 @@ def start_of_training(
             raise training.interrupted(0)
 
         monkeypatch.setattr(training, "train", train)
+        step_costs.lend(tmp_path)
         store = RunStore(tmp_path)
         cell = resolve(request(colours, tiny, method=method, seed=seed), store, tmp_path)
         options = ExecutionOptions(runs=tmp_path, device="cpu", workers=0, tracking="off", cache_size=0)

@@ -25,6 +25,7 @@ from harness.features.store import FeatureStream
 from harness.runs.folder import RunFolder
 from harness.runs.state import Outcome, RunEnded, RunState
 from harness.runs.store import RunStore
+from tests.support import step_costs
 from tests.support.tiny_cell import make_dataset
 
 GIGABYTE = 10**9
@@ -53,6 +54,7 @@ def cell(colours: Path, budget: Path) -> Callable[..., tuple[Cell, RunStore]]:
     def make(runs: Path, **fields: Any) -> tuple[Cell, RunStore]:
         common = {"backbone": "resnet10t", "weights": "random", "head": "fpn:16", "method": "linear"}
         request = Request(**{"dataset": str(colours), "budget": str(budget), **common, **fields})
+        step_costs.lend(runs)
         store = RunStore(runs)
         return resolve(request, store, runs), store
 
@@ -63,7 +65,9 @@ def cell(colours: Path, budget: Path) -> Callable[..., tuple[Cell, RunStore]]:
 def run(cell: Callable[..., tuple[Cell, RunStore]]) -> Run:
     def go(runs: Path, cache_size: int = 0, expected_reuses: int = 0, **fields: Any) -> RunFolder:
         made, store = cell(runs, **fields)
-        return execute(made, store, options(runs, cache_size), quiet=True, expected_reuses=expected_reuses)
+        folder = execute(made, store, options(runs, cache_size), quiet=True, expected_reuses=expected_reuses)
+        step_costs.keep(runs)
+        return folder
 
     return go
 
@@ -85,6 +89,7 @@ def outcome(folder: RunFolder) -> tuple[Any, ...]:
     """All results of a run, to the bit."""
     result = folder.result()
     assert result is not None
+    step_costs.keep(folder.path.parent)
     with safe_open(folder.delta_path, "pt") as stored:
         delta = {name: stored.get_tensor(name).numpy().tobytes() for name in stored.keys()}  # noqa: SIM118
     with np.load(folder.confusions_path) as stored_matrices:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.launch.local import LocalLauncher
+from tests.support.made_once import made_once
 from tests.support.tiny_cell import make_budget
 from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, loaded, results_of, run_all, state
 
@@ -40,13 +42,14 @@ def known(plugin: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    cells: Cells, longer_cells: Cells, plugin: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict]:
+def undisturbed(cells: Cells, longer_cells: Cells, plugin: Path, shared: Path) -> dict[str, dict]:
     """Results of the cells that tests disturb, by fingerprint, from the local launcher with one thread a job."""
-    runs = tmp_path_factory.mktemp("undisturbed")
-    with loaded(plugin), LocalLauncher(min(2, len(os.sched_getaffinity(0))), "cpu", {}) as launcher:
-        jobs = [cells.job(runs, seed=seed) for seed in range(3)] + [longer_cells.job(runs, SLOW)]
-        ended = run_all(launcher, jobs)
-    assert {state(result) for result in ended.values()} == {"done"}, ended
-    return {job.name: results_of(job) for job in jobs}
+
+    def make(runs: Path) -> None:
+        with loaded(plugin), LocalLauncher(min(2, len(os.sched_getaffinity(0))), "cpu", {}) as launcher:
+            jobs = [cells.job(runs, seed=seed) for seed in range(3)] + [longer_cells.job(runs, SLOW)]
+            ended = run_all(launcher, jobs)
+        assert {state(result) for result in ended.values()} == {"done"}, ended
+        (runs / "results.pickle").write_bytes(pickle.dumps({job.name: results_of(job) for job in jobs}))
+
+    return pickle.loads((made_once(shared / "undisturbed", make) / "results.pickle").read_bytes())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from harness.method import methods
+from harness.method import Method, methods
 from harness.models.network import UnsupportedMethod
 from tests.support.tiny_methods import (
     NETWORKS,
@@ -40,17 +42,21 @@ SUPPORTED = {name: set(NETWORKS) for name in methods.names()} | {
 VARIANTS = {*ROUNDS, "vpt_shallow", "linear"}
 """They share nearly all of their code with another method, or attach nothing: four networks are enough."""
 FEW = {"resnet10t", "pvt_v2_b0", "vit_tiny_patch16_224", "swinv2_tiny_window8_256"}
-CASES = [
-    (method, name)
-    for method in methods.names()
-    for name in NETWORKS
-    if name in SUPPORTED[method] and (method not in VARIANTS or name in FEW)
-]
+ALWAYS = {"resnet10t", "vit_tiny_patch16_224"}
 SELECTIONS = {"full", "partial", "bias", "norm"}
-MERGED = [(method, name) for method, name in CASES if methods.get(method).mergeable and method not in SELECTIONS]
 
 
-@pytest.mark.parametrize(("method", "name"), [case for case in CASES if not methods.get(case[0]).changes_start])
+def cases(wanted: Callable[[type[Method]], bool] = lambda _: True) -> Iterator[Any]:
+    """Every method on `ALWAYS` and on every third of the other networks, in turn; the rest are long tests."""
+    for turn, method in enumerate(methods.names()):
+        networks = [name for name in NETWORKS if name in SUPPORTED[method] and (method not in VARIANTS or name in FEW)]
+        others = [name for name in networks if name not in ALWAYS]
+        late = {name for place, name in enumerate(others) if (place + turn) % 3}
+        for name in networks if wanted(methods.get(method)) else ():
+            yield pytest.param(method, name, marks=[pytest.mark.exhaustive] if name in late else [])
+
+
+@pytest.mark.parametrize(("method", "name"), cases(lambda method: not method.changes_start))
 def test_network_starts_as_the_frozen_backbone(method: str, name: str) -> None:
     with torch.no_grad():
         maps = segmenter(method, name).eval().backbone(batch()[0])
@@ -58,7 +64,7 @@ def test_network_starts_as_the_frozen_backbone(method: str, name: str) -> None:
             assert close(ours, expected) if method in ROUNDS else torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(("method", "name"), cases())
 def test_training_changes_exactly_what_the_delta_restores(method: str, name: str) -> None:
     bare = backbone(name)
     pretrained = {key: (tensor, tensor.clone()) for key, tensor in bare.state_dict(keep_vars=True).items()}
@@ -89,7 +95,7 @@ def test_copied_network_is_independent(method: str) -> None:
     assert not torch.equal(logits(twin), before)
 
 
-@pytest.mark.parametrize(("method", "name"), MERGED)
+@pytest.mark.parametrize(("method", "name"), cases(lambda method: method.mergeable and method.name not in SELECTIONS))
 def test_merged_network_computes_the_same_with_the_modules_of_the_backbone(method: str, name: str) -> None:
     network = segmenter(method, name)
     start = logits(network)

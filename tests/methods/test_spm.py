@@ -311,7 +311,10 @@ def _peak_bytes(method: str, name: str) -> int:
     return step_cost(network, Budget(name="one", steps=1, batch_size=1, crop=(512, 512))).peak_bytes
 
 
-@pytest.mark.parametrize("name", ["resnet101", pytest.param("vit_base_patch16_224", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("resnet101", "vit_base_patch16_224"))],
+)
 def test_step_needs_less_memory_than_full_fine_tuning(name):
     """At 512×512, one image, as an allocator would count it; on shapes alone."""
     assert _peak_bytes("spm", name) < 0.6 * _peak_bytes("full", name)

@@ -49,8 +49,14 @@ def cell(backbone: StagedBackbone, head: str) -> float:
     return backbone.strides[0] if backbone.hierarchical else backbone.strides[0] / 4
 
 
-@pytest.mark.parametrize("head", ["linear", "fpn:8"])
-@pytest.mark.parametrize("name", TINY.values(), ids=TINY)
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        pytest.param(name, head, marks=[pytest.mark.exhaustive] if long else [], id=f"{family}-{head}")
+        for family, name in TINY.items()
+        for head, long in (("linear", False), ("fpn:8", name not in (CNN, VIT, ROTARY)))
+    ],
+)
 def test_oracle_scores_what_resampling_allows(name: str, head: str) -> None:
     oracle = network(name, head)
     for size, count in SIZES.items():

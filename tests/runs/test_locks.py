@@ -26,7 +26,7 @@ from harness.launch.job import Job
 from harness.runs import locks
 from harness.runs.locks import AlreadyLocked, lock, lock_owner
 from tests.support import warm_start
-from tests.support.tiny_cell import environment, make_budget, run_arguments
+from tests.support.tiny_cell import make_budget, run_arguments
 from tests.support.tiny_jobs import PLUGIN, SLOW, Cells, executions, folder, loaded, results_of, steps_done
 from tests.support.warm_start import Started, Starter
 
@@ -37,15 +37,9 @@ class Machines(Starter):
     """Each process that it starts is a machine of its own while the file `apart` is in the folder `switches`."""
 
     def __init__(self, outputs: Path, library: Path, switches: Path):
-        self._outputs, self._count, self.switches = outputs, 0, switches
-        self.environment = environment(LD_PRELOAD=str(library), INTERPOSE=str(switches), HARNESS_LEASE=str(LEASE))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.warm_start"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=self.environment,
-        )
+        self.switches = switches
+        variables = {"LD_PRELOAD": str(library), "INTERPOSE": str(switches), "HARNESS_LEASE": str(LEASE)}
+        super().__init__(outputs, outputs / "starter", **variables)
 
     def switch_on(self, *names: str) -> None:
         for file in self.switches.iterdir():

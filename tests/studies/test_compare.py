@@ -23,19 +23,17 @@ from harness.runs.store import RunStore
 from studies.plan import make_plan
 from studies.study import load_study
 from tests.support.studies_at_hand import BUDGET, finish, write_study
-from tests.support.tiny_cell import environment, harness
+from tests.support.tiny_cell import environment
+from tests.support.warm_start import Started, Starter
 
+Begin = Callable[..., Started]
 QUICK = ("--tracking", "off", "--workers", "0", "--device", "cpu", "--checkpoint-seconds", "0")
 
 
-def compare(study: Path, runs: Path, *more: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return harness("compare", study, "--runs", runs, *QUICK, *more, **options)
-
-
-def start(study: Path, runs: Path, *more: str | Path, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "harness", "compare", study, "--runs", runs, *QUICK, *more]
-    options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(list(map(str, command)), text=True, **options)
+@pytest.fixture(scope="session")
+def begin(start: Starter) -> Begin:
+    """`compare` of a study, in a process of its own."""
+    return lambda study, runs, *more, **variables: start("compare", study, "--runs", runs, *QUICK, *more, **variables)
 
 
 def wait_until(reached: Callable[[], bool], seconds: float = 900) -> None:
@@ -82,20 +80,20 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(begin: Begin, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its runs, which nothing interrupted. Not to be changed."""
     runs = tmp_path_factory.mktemp("uninterrupted")
-    done = compare(tuned, runs, "--jobs", "2")
-    assert done.returncode == 0, done.stderr
+    done = begin(tuned, runs, "--jobs", "2")
+    assert done.wait() == 0, done.stderr
     assert len(finished(runs)) == 6
     return runs
 
 
-def test_compare_executes_every_cell_once_and_then_only_reads(tuned: Path, uninterrupted: Path) -> None:
+def test_compare_executes_every_cell_once_and_then_only_reads(begin: Begin, tuned: Path, uninterrupted: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
-    done = compare(tuned, uninterrupted, "--json")
+    done = begin(tuned, uninterrupted, "--json")
+    assert done.wait() == 0 and done.stderr == ""
     cells = json.loads(done.stdout)
-    assert done.returncode == 0 and done.stderr == ""
     assert [(cell["label"], cell["seed"], cell["state"]) for cell in cells] == [
         ("linear", 0, "done"),
         ("spm", 0, "done"),
@@ -120,38 +118,40 @@ def test_cell_takes_the_best_hyperparameters_of_its_search(tuned: Path, uninterr
 
 
 @pytest.mark.exhaustive
-def test_sharing_a_process_does_not_change_results(tuned: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_sharing_a_process_does_not_change_results(
+    begin: Begin, tuned: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
-    done = compare(tuned, runs, "--together", "2")
-    assert done.returncode == 0, done.stderr
+    done = begin(tuned, runs, "--together", "2")
+    assert done.wait() == 0, done.stderr
     assert "local: 1 jobs at a time, of up to 2 cells each\n" in done.stderr
     assert results_of(runs) == results_of(uninterrupted)
     assert len({run.status().pid for run in finished(runs)}) == 3  # of each search's trials, and of the cells
 
 
-def test_stopped_and_killed_study_ends_with_the_same_results(tuned: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_stopped_and_killed_study_ends_with_the_same_results(
+    begin: Begin, tuned: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
-    stopped = start(tuned, runs, "--jobs", "2")
+    stopped = begin(tuned, runs, "--jobs", "2")
     wait_until(lambda: any(run.curve() for run in RunStore(runs)))
-    stopped.send_signal(signal.SIGINT)
-    _, errors = stopped.communicate(timeout=900)
-    assert stopped.returncode == 130, errors
+    stopped.signal_group(signal.SIGINT)
+    assert stopped.wait() == 130, stopped.stderr
+    errors = stopped.stderr
     assert errors.endswith("stopped; run the command again to resume\n") and "Traceback" not in errors
     assert not any(is_running(run) for run in RunStore(runs))
 
-    killed = start(tuned, runs, "--jobs", "2")
+    killed = begin(tuned, runs, "--jobs", "2")
     wait_until(lambda: len(finished(runs)) >= 3)
     assert killed.poll() is None
     killed.kill()
-    killed.communicate()
 
-    last = start(tuned, runs, "--jobs", "2")
+    last = begin(tuned, runs, "--jobs", "2")
     wait_until(lambda: any(is_running(run) for run in RunStore(runs)) or last.poll() is not None)
     for run in RunStore(runs):
         if is_running(run):
             os.kill(run.status().pid, signal.SIGKILL)  # a worker, too
-    _, errors = last.communicate()
-    assert last.returncode == 0, errors
+    assert last.wait() == 0, last.stderr
     assert results_of(runs) == results_of(uninterrupted)
 
 
@@ -161,34 +161,31 @@ def is_running(run: RunFolder) -> bool:
 
 
 @pytest.mark.exhaustive
-def test_racing_commands_execute_each_cell_once(colours: Path, tmp_path: Path) -> None:
+def test_racing_commands_execute_each_cell_once(begin: Begin, colours: Path, tmp_path: Path) -> None:
     study = write_study(tmp_path / "s.yaml", colours)
-    racers = [start(study, tmp_path / "runs") for _ in range(2)]
-    outputs = [racer.communicate() for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0]
+    racers = [begin(study, tmp_path / "runs") for _ in range(2)]
+    assert [racer.wait() for racer in racers] == [0, 0], [racer.stderr for racer in racers]
+    assert racers[0].stdout == racers[1].stdout
     assert [executions(run) for run in finished(tmp_path / "runs")] == [1] * 4
 
 
 @pytest.mark.exhaustive
-def test_cell_of_a_dead_machine_is_taken_over(colours: Path, tmp_path: Path) -> None:
+def test_cell_of_a_dead_machine_is_taken_over(begin: Begin, colours: Path, tmp_path: Path) -> None:
     study, runs = write_study(tmp_path / "s.yaml", colours, methods=["linear"], seeds=1), tmp_path / "runs"
     (cell,) = make_plan(load_study(study), RunStore(runs), tmp_path).cells
     lease = runs / ".locks" / f"{cell.fingerprint}.lease"
     lease.parent.mkdir(parents=True)
-    errors = tmp_path / "errors.txt"
-    with errors.open("w") as handle:
-        waiting = start(study, runs, env=environment(HARNESS_LEASE="3"), stderr=handle)
+    waiting = begin(study, runs, HARNESS_LEASE="3")
     beats = 0
 
     def is_awaited() -> bool:  # until then the other machine renews its lease, and never after
         nonlocal beats
         beats += 1
         lease.write_text(json.dumps({"id": "0" * 16, "machine": "elsewhere/0", "pid": 1}) + f"\n{beats:012d}\n")
-        return waiting.poll() is not None or "executed by process 1 on elsewhere" in errors.read_text()
+        return waiting.poll() is not None or "executed by process 1 on elsewhere" in waiting.stderr
 
     wait_until(is_awaited)
-    assert waiting.wait(timeout=900) == 0, errors.read_text()
+    assert waiting.wait() == 0, waiting.stderr
     assert [executions(run) for run in finished(runs)] == [1]
 
 
@@ -224,15 +221,15 @@ BAD = """
 
 
 @pytest.mark.exhaustive
-def test_bad_cells_do_not_stop_the_others(tmp_path: Path, colours: Path) -> None:
+def test_bad_cells_do_not_stop_the_others(begin: Begin, tmp_path: Path, colours: Path) -> None:
     plugin = tmp_path / "bad.py"
     plugin.write_text(textwrap.dedent(BAD))
     ways = ["raise", "hang", "memory", "diverge"]
     rows = [{"method": "bad", "label": way, "settings": {"how": way}} for way in ways]
     study = write_study(tmp_path / "s.yaml", colours, methods=[*rows, "vpt_deep", "linear"], seeds=1)
-    done = compare(study, tmp_path / "runs", "--plugin", plugin, "--jobs", "2", "--time-limit", "0.1", "--json")
+    done = begin(study, tmp_path / "runs", "--plugin", plugin, "--jobs", "2", "--time-limit", "0.1", "--json")
+    assert done.wait() == 1
     cells = {cell["label"]: cell for cell in json.loads(done.stdout)}
-    assert done.returncode == 1
     assert {label: cell["state"] for label, cell in cells.items()} == {
         "raise": "failed", "hang": "timed_out", "memory": "out_of_memory", "diverge": "diverged",
         "vpt_deep": "unsupported", "linear": "done",
@@ -244,13 +241,16 @@ def test_bad_cells_do_not_stop_the_others(tmp_path: Path, colours: Path) -> None
         status = RunFolder(tmp_path / "runs" / cell["fingerprint"]).status()
         assert status is not None and (status.state, status.reason) == (cell["state"], cell["reason"])
 
-    again = compare(study, tmp_path / "runs", "--plugin", plugin, "--plan", "--json")
+    again = begin(study, tmp_path / "runs", "--plugin", plugin, "--plan", "--json")
+    again.wait()
     states = {cell["label"]: cell["state"] for cell in json.loads(again.stdout)}
     assert states == {label: cell["state"] for label, cell in cells.items()}
 
 
 @pytest.mark.exhaustive
-def test_damaged_results_and_checkpoints_are_recomputed(tuned: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_damaged_results_and_checkpoints_are_recomputed(
+    begin: Begin, tuned: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     runs = Path(shutil.copytree(uninterrupted, tmp_path / "runs"))
     first, second = [run for run in finished(runs) if run.result().spec.part == "report"]
     first.result_path.write_text(first.result_path.read_text()[:100])
@@ -259,8 +259,8 @@ def test_damaged_results_and_checkpoints_are_recomputed(tuned: Path, uninterrupt
     checkpoint = second.checkpoints.folder / f"{5:09d}-{'0' * 16}.pt"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"not what the name says")
-    done = compare(tuned, runs, "--jobs", "2")
-    assert done.returncode == 0, done.stderr
+    done = begin(tuned, runs, "--jobs", "2")
+    assert done.wait() == 0, done.stderr
     assert done.stderr.count("the run is executed again") == 1
     assert results_of(runs) == results_of(uninterrupted)
     assert [path.name[:16] for path in (runs / ".superseded").iterdir()] == [first.fingerprint]

@@ -12,6 +12,8 @@ from unittest import mock
 import torch
 
 from harness.cli import main
+from tests.support import step_costs
+from tests.support.tiny_cell import run_arguments
 
 torch.set_num_threads(1)  # the networks are tiny, and other tests need the cores
 
@@ -42,6 +44,15 @@ def call(*arguments: str | Path) -> CommandOutput:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return CommandOutput(code, out.getvalue(), err.getvalue())
+
+
+def train(dataset: Path, budget: Path, runs: Path, *more: str | Path) -> Path:
+    """The folder of a finished run of the tiny cell; `more` as for `run_arguments`."""
+    step_costs.lend(runs)
+    output = call(*run_arguments(dataset, budget, runs, *more))
+    assert output.code == 0, output.err
+    step_costs.keep(runs)
+    return Path(output.out.splitlines()[-1])
 
 
 def refusal(*arguments: str | Path) -> str:

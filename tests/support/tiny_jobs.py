@@ -25,6 +25,7 @@ from harness.runs.folder import RunFolder
 from harness.runs.metrics import load_confusions
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
+from tests.support import step_costs
 from tests.support.tiny_cell import environment
 
 PLUGIN = '''\
@@ -152,6 +153,7 @@ class Cells:
     def job(self, runs: Path, method: str = "spm", seed: int = 0, settings: dict[str, Any] | None = None,
             head: str = "fpn:16", **options: Any) -> Job:  # fmt: skip
         """`options`: fields of `ExecutionOptions`."""
+        step_costs.lend(runs)
         request = Request(
             method, "resnet10t", "random", str(self.dataset), head, str(self.budget), seed, settings=settings or {}
         )
@@ -185,6 +187,7 @@ def results_of(job: Job) -> dict[str, Any]:
     """What must not depend on where and in how many attempts a run was executed."""
     result = folder(job).result()
     assert result is not None, folder(job).status()
+    step_costs.keep(job.options.runs)
     found = result.model_dump(include={"metrics", "parameters", "steps", "images", "train_flops"})
     tensors = load_file(folder(job).delta_path)
     stored = load_confusions(folder(job).confusions_path)
