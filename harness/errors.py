@@ -7,6 +7,7 @@ adds its location: the reader of a file with `located`, the command line with `U
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,14 +95,15 @@ class InvalidField(ValueError):
 def invalid(error: ValidationError, known: Iterable[str] = ()) -> UserError:
     """The first problem of a pydantic error; `known` are the names to choose from where a field does not exist."""
     problems = error.errors()
-    first = problems[0]
+    # A misspelt field is also a missing one: the name that was written says more.
+    first = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     path = list(first["loc"])
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidField):
         return UserError(str(cause), field=_path([*path, cause.field]), value=cause.value)
     if first["type"] == "extra_forbidden":
         return UserError("no such field", field=_path(path), hint=did_you_mean(str(path[-1]), known))
-    message = first["msg"].removeprefix("Value error, ")
+    message = re.sub(" or instance of \\w+$", "", first["msg"].removeprefix("Value error, "))
     if first["type"] == "missing":
         return UserError("is missing", field=_path(path))
     if first["type"] != "value_error":

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
 from harness.errors import UserError, did_you_mean, invalid
+from harness.spec import Budget
 from harness.util.registry import Registry
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ class HeadHyperparameters(BaseModel):
         """
         for name in settings:
             if name not in cls.model_fields:
-                hint = cls._replacement(name, settings) or did_you_mean(name, cls.model_fields)
+                hint = cls._replacement(name, settings)
+                if name in Budget.model_fields:
+                    hint = "it is a field of the budget"
+                hint = hint or did_you_mean(name, cls.model_fields)
                 raise UserError(f"no such hyperparameter of method {method}", field=f"settings.{name}", hint=hint)
         try:
             return cls.model_validate(settings)

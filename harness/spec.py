@@ -67,6 +67,20 @@ class Budget(BaseModel):
     evaluation: Literal["whole", "slide"] = Field("whole", description="whole images, or windows of `crop` size")
     stride: tuple[int, int] | None = Field(None, description="height, width between windows of `slide`")
 
+    @field_validator("clip_norm", mode="before")
+    @classmethod
+    def _check_clip_norm(cls, norm: Any) -> Any:
+        if norm is None or norm == float("inf"):
+            raise ValueError("use 0 for no clipping")
+        return norm
+
+    @field_validator("crop", mode="before")
+    @classmethod
+    def _check_two_sides(cls, crop: Any) -> Any:
+        if not isinstance(crop, list | tuple) or len(crop) != 2:
+            raise ValueError("use [height, width] in pixels")
+        return crop
+
     @field_validator("crop")
     @classmethod
     def _check_crop(cls, crop: tuple[int, int]) -> tuple[int, int]:

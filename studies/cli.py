@@ -76,7 +76,9 @@ def compare(
         print_table(progress.table(planned))
         for note in progress.notes(planned) if not plan else ():
             print(note)
-    if not plan:
+    if plan:
+        raise typer.Exit(1 if any(cell.spec is None and cell.state.failed for cell in planned.cells) else 0)
+    else:
         raise typer.Exit(0 if all(cell.state in ("done", "unsupported") for cell in planned.cells) else 1)
 
 

@@ -13,6 +13,7 @@ from harness.runs.locks import AlreadyLocked
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.util.progress import say, warn
+from harness.util.text import counted
 from studies.plan import Plan, PlannedSearch, make_plan
 from studies.progress import LiveTable, describe, work_left
 from studies.scheduler import Scheduler, SearchTask
@@ -54,7 +55,7 @@ def compare(
         tasks = open_searches([*plan.heads, *plan.searches])
         launcher = stack.enter_context(choice.open())
         each = f", of up to {options.together} cells each" if options.together > 1 else ""
-        say(f"{launcher.name}: {launcher.slots} jobs at a time{each}")
+        say(f"{launcher.name}: {counted(launcher.slots, 'job')} at a time{each}")
         table = stack.enter_context(LiveTable(plan, store, quiet))
         Scheduler(launcher, options, resolve, plan.cells, tasks, table.update, open_searches).run()
     return plan
@@ -73,7 +74,7 @@ def _searches(
     from studies.search.search import Search
 
     for planned, *others in rows.values():
-        tune, sampler = planned.tune, planned.tune.sampler_of(planned.space, planned.trials)
+        tune, sampler = planned.tune, planned.tune.sampler_of(planned.space)
         search = Search(
             planned.request, planned.space, planned.trials, store, resolve,
             sampler=sampler, pruner=tune.pruner, seeds=tune.seeds, storage=storage, warn=warn,

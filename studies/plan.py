@@ -156,7 +156,9 @@ def _plan_head(tune: Tune, request: Request, resolve: Resolver, store: RunStore)
     if tune.head is None:
         return None
     searched = replace(request, part="dev", seed=tune.seeds[0])
-    head = PlannedSearch(f"{HEAD_LR}, with {HEAD_METHOD}", searched, tune, tune.head.trials, tune.head_space())
+    space = tune.head_space()
+    trials = tune.trials_of(space, tune.head.trials)
+    head = PlannedSearch(f"{HEAD_LR}, with {HEAD_METHOD}", searched, tune, trials, space)
     try:
         _define(head, resolve, store)
     except UserError as error:  # of the cell, such as a missing dataset
@@ -188,7 +190,8 @@ def _plan_search(
         if isinstance(head, UserError):
             raise head
         space = tune.space_of(row.request)
-        planned = PlannedSearch(label, searched, tune, tune.trials if space else 0, space, head=head)
+        trials = tune.trials_of(space, tune.trials) if space else 0
+        planned = PlannedSearch(label, searched, tune, trials, space, head=head)
         resolve(searched)
         _define(planned, resolve, store)
     except UserError as error:
@@ -210,7 +213,7 @@ def _define(search: PlannedSearch, resolve: Resolver, store: RunStore) -> None:
     if of_head is None or not search.space:
         return
     search.request = replace(search.request, settings={**search.request.settings, **of_head})
-    tune, sampler = search.tune, search.tune.sampler_of(search.space, search.trials)
+    tune, sampler = search.tune, search.tune.sampler_of(search.space)
     spec = SearchSpec.of(resolve(search.request), search.space, sampler, tune.pruner, seeds=tune.seeds)
     search.folder = SearchFolder.under(store.root, spec)
 

@@ -39,7 +39,7 @@ def describe(plan: Plan) -> list[str]:
             "seeds": study.seeds}  # fmt: skip
     sizes = " × ".join(f"{len(values)} {name if len(values) > 1 else name[:-1]}" for name, values in axes.items())
     budget = study.the_budget()
-    lines = [f"{study.title or study.name}: {sizes} = {len(plan.cells)} cells, budget {budget.name} "
+    lines = [f"{study.title or study.name}: {sizes} = {counted(len(plan.cells), 'cell')}, budget {budget.name} "
              f"({budget.steps} steps of {budget.batch_size})"]  # fmt: skip
     lines.append("  " + ", ".join(f"{count} {state.label}" for state, count in sorted(plan.count().items())))
     if study.tune is not None:
@@ -92,7 +92,7 @@ def table(plan: Plan) -> list[dict[str, str]]:
 def _head_line(head: PlannedSearch) -> dict[str, str]:
     request = head.request
     if head.chosen is not None:
-        state = ", ".join(f"{name}={value:g}" for name, value in head.chosen.items())
+        state = RunState.DONE.label + "".join(f", {name}={value:g}" for name, value in head.chosen.items())
     else:
         state = (RunState.FAILED if head.finished else RunState.RUNNING if head.ended else RunState.TO_DO).label
     return {
@@ -103,7 +103,7 @@ def _head_line(head: PlannedSearch) -> dict[str, str]:
         "mIoU": "-",
         "seeds": "-",
         "trials": _trials(head),
-        "state": state,
+        "state": state + _remarks(head),
     }
 
 
@@ -120,20 +120,30 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
         "mIoU": f"{statistics.fmean(values):.4f}{spread}" if values else "-",
         "seeds": f"{states[RunState.DONE]}/{len(cells)}",
         **({"trials": _trials(search) if search else "-"} if tuned else {}),
-        "state": ", ".join(s.label if count == len(cells) else f"{count} {s.label}" for s, count in states.items()),
+        "state": ", ".join(s.label if count == len(cells) else f"{count} {s.label}" for s, count in states.items())
+        + _remarks(search),
     }
 
 
 def _trials(search: PlannedSearch) -> str:
-    """`3/3`, with what was lost, and the chosen values at the edge of their range."""
+    """`3/3`, with what was lost."""
     if not search.space:
         return "-"
     trials = search.folder.trials() if search.folder else []
     counted = Counter(trial.state for trial in trials if trial.number < search.trials)
     ended = counted.total() - counted[TrialState.RUNNING]
     lost = "".join(f", {counted[state]} {state}" for state in (TrialState.FAILED, TrialState.PRUNED) if counted[state])
-    edges = "".join(f", {edge}" for edge in search.edges())
-    return f"{ended}/{search.trials}{lost}{edges}"
+    return f"{ended}/{search.trials}{lost}"
+
+
+def _remarks(search: PlannedSearch | None) -> str:
+    """What makes a search's choice doubtful: values at the edge of their range, or trials that all score the same."""
+    if search is None:
+        return ""
+    values = [trial.values[0] for trial in (search.folder.trials() if search.folder else []) if trial.values]
+    if len(values) > 1 and len(set(values)) == 1:
+        return f", all {len(values)} trials score the same"
+    return "".join(f", {edge} tried" for edge in search.edges())
 
 
 class Live:

@@ -158,7 +158,12 @@ class Study(_Model):
                 find_weights(backbone.backbone, "random", cache)  # only the name: its weights may be missing
         for dataset in self.datasets:
             with self._located("datasets"):
-                check_dataset(self._dataset(dataset), data)
+                try:
+                    check_dataset(self._dataset(dataset), data)
+                except UserError as error:
+                    if self.source in shipped_studies().values() and "datasets" not in self.flags:
+                        error.hint = "the comment at the top of the file says how to get it, or give --dataset"
+                    raise
         for head in self.heads:
             with self._located("heads"):
                 parse_head(head)
@@ -166,10 +171,21 @@ class Study(_Model):
         self._check_tune()
 
     def _check_overrides(self) -> None:
+        """Their settings fit, and each matches a cell. Where the command line chose the cells, it need not."""
+        used: set[int] = set()
         for arm, request in self._rows(self.the_budget()):
             for number, override in self._matching(arm, request):
+                used.add(number)
                 with located(self.source, under=f"overrides[{number}]"):
                     methods.get(arm.method).Hyperparameters.parse(arm.method, dict(override.settings))
+            if self.tune is not None and self.tune.head is not None:
+                of_head = self._matching(MethodArm(method=HEAD_METHOD, label=HEAD_METHOD), request)
+                used |= {number for number, _ in of_head}
+        for number in range(len(self.overrides)):
+            if number not in used and not self.flags & {"methods", "backbones", "datasets", "heads"}:
+                patterns = self.overrides[number].model_dump(exclude={"settings"}, exclude_defaults=True)
+                problem = f"no cell of the study matches {patterns}"
+                raise UserError(problem, field=f"overrides[{number}]").at(self.source)
 
     def _check_tune(self) -> None:
         if self.tune is None:
@@ -216,7 +232,7 @@ class Study(_Model):
         assert self.tune is not None
         if space:
             try:
-                check_sampler(self.tune.sampler_of(space, trials), space, trials)
+                check_sampler(self.tune.sampler_of(space), space, self.tune.trials_of(space, trials))
             except UserError as error:
                 if error.field == "trials":
                     error.field = f"{prefix}trials"

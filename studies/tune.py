@@ -5,6 +5,7 @@ Free of torch and Optuna.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -30,6 +31,11 @@ def seeds_from_count(seeds: Any) -> Any:
     return tuple(range(seeds))
 
 
+def range_from_list(value: Any) -> Any:
+    """`[0.001, 0.01]` -> `0.001|0.01`; anything else as it is."""
+    return "|".join(map(str, value)) if isinstance(value, list) and value else value
+
+
 class HeadTune(BaseModel):
     """A search of `head_lr` with `linear`, once for each backbone, dataset and head; every row gets its result."""
 
@@ -37,6 +43,8 @@ class HeadTune(BaseModel):
 
     trials: int = Field(ge=1)
     space: str | None = Field(None, description="LOW:HIGH, LOW:HIGH:log or A|B|C; default: the declared range")
+
+    _from_list = field_validator("space", mode="before")(range_from_list)
 
 
 class Tune(BaseModel):
@@ -50,11 +58,23 @@ class Tune(BaseModel):
     space: dict[str, str] = Field(
         {}, description="hyperparameter -> LOW:HIGH, LOW:HIGH:log or A|B|C, in place of the declared range"
     )
-    sampler: str | None = Field(None, description="default: grid where all ranges are lists that suffice, else tpe")
+    sampler: str | None = Field(None, description="default: grid where all ranges are lists, else tpe")
     pruner: str | None = None
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="of a trial, whose value is the mean over them")
 
     _from_count = field_validator("seeds", mode="before")(seeds_from_count)
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _from_lists(cls, space: Any) -> Any:
+        return {name: range_from_list(value) for name, value in space.items()} if isinstance(space, dict) else space
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _check_head(cls, head: Any) -> Any:
+        if head is None or isinstance(head, dict | HeadTune):
+            return head
+        raise ValueError("expected the fields `space` and `trials`, or nothing")
 
     @field_validator("seeds")
     @classmethod
@@ -88,12 +108,17 @@ class Tune(BaseModel):
             return {}
         return make_space(method, names, given, dict.fromkeys(fixed))
 
-    def sampler_of(self, space: dict[str, Range], trials: int) -> str:
+    def sampler_of(self, space: dict[str, Range]) -> str:
         """The sampler of a search. By default a list of values is tried value by value: TPE may repeat one of a few and
         leave out another."""
-        if self.sampler is not None:
-            return self.sampler
-        points = 1
-        for range_ in space.values():
-            points *= len(range_.choices or ())
-        return "grid" if trials <= points else "tpe"
+        return self.sampler or ("grid" if _points(space) else "tpe")
+
+    def trials_of(self, space: dict[str, Range], trials: int) -> int:
+        """The trials of a search: no more than there are values, where lists are tried value by value by default."""
+        points = _points(space)
+        return min(trials, points) if points and self.sampler is None else trials
+
+
+def _points(space: dict[str, Range]) -> int:
+    """The number of combinations of values; 0 where a range is no list."""
+    return math.prod(len(range_.choices or ()) for range_ in space.values())

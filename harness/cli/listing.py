@@ -87,8 +87,12 @@ def list_runs(store: RunStore, pattern: str | None = None) -> list[ListedRun]:
 
 
 def print_rows(kind: Kind, rows: list[Row], pattern: str | None) -> None:
-    """A table; for methods one line each, or the details of one that is named without wildcards."""
-    if kind != "methods":
+    """A table; for methods one line each. The details of a method or budget that is named without wildcards."""
+    if kind == "budgets" and [row["name"] for row in rows] == [pattern]:
+        (budget,) = rows
+        print_table([{"field": key, "value": str(plain(value)), "meaning": described}
+                     for key, value, described in budget_fields(budget)])  # fmt: skip
+    elif kind != "methods":
         print_table([{key: plain(value) for key, value in row.items()} for row in rows])
     elif [row["name"] for row in rows] == [pattern]:
         (method,) = rows
@@ -150,6 +154,14 @@ def _heads() -> list[Row]:
     from harness.models.heads import heads
 
     return [{"name": name, "summary": (heads.get(name).__doc__ or "").split("\n")[0]} for name in heads.names()]
+
+
+def budget_fields(values: Row) -> list[tuple[str, Any, str]]:
+    """Name, value and meaning of each field of a budget."""
+    from harness.spec import Budget
+
+    fields = Budget.model_fields.items()
+    return [(name, values[name], field.description or "") for name, field in fields if name != "name"]
 
 
 def _budgets() -> list[Row]:

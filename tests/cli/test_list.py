@@ -47,6 +47,14 @@ def test_every_hyperparameter_is_described() -> None:
     assert hidden["search"] == [8, 64, "log"]
 
 
+def test_every_field_of_a_budget_is_explained() -> None:
+    lines = call("list", "budgets", "small").out.splitlines()
+    fields = {line.split()[0]: line for line in lines[1:]}
+    assert {"steps", "crop", "drop_path", "auxiliary_head", "clip_norm", "dev_fraction"} <= fields.keys()
+    assert all(len(line.split()) > 2 for line in fields.values())
+    assert "weight of the loss of an FCN head" in fields["auxiliary_head"]
+
+
 def test_datasets_say_whether_they_are_present(tmp_path: Path, colours: Path) -> None:
     rows = {row["name"]: row for row in json.loads(call("list", "datasets", "--json", "--data", colours.parent).out)}
     assert (rows["colours"]["kind"], rows["colours"]["present"]) == ("folder", True)

@@ -77,10 +77,23 @@ def test_old_rate_of_the_head_is_answered_with_what_to_write(method: str, settin
     assert refusal("run", "--method", method, *flags).partition("; ")[2].startswith(hint)
 
 
-@pytest.mark.parametrize("field", ["clip_norm", "power"])
-def test_infinite_number_in_a_budget_is_refused(field: str, tmp_path: Path) -> None:
-    (tmp_path / "b.yaml").write_text(f"{{steps: 4, batch_size: 4, crop: [32, 32], {field}: .inf}}")
-    assert f"b.yaml: {field}: inf: input should be a finite number" in refusal("run", "--budget", tmp_path / "b.yaml")
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("power", ".inf", "power: inf: input should be a finite number"),
+        ("clip_norm", ".inf", "clip_norm: inf: use 0 for no clipping"),
+        ("clip_norm", "null", "clip_norm: null: use 0 for no clipping"),
+        ("crop", "[96]", "crop: [96]: use [height, width] in pixels"),
+    ],
+)
+def test_value_that_a_budget_refuses(field: str, value: str, message: str, tmp_path: Path) -> None:
+    fields = {"steps": "4", "batch_size": "4", "crop": "[32, 32]", field: value}
+    (tmp_path / "b.yaml").write_text("\n".join(f"{name}: {text}" for name, text in fields.items()))
+    assert f"b.yaml: {message}" in refusal("run", "--budget", tmp_path / "b.yaml")
+
+
+def test_field_of_the_budget_is_no_hyperparameter() -> None:
+    assert refusal("run", "--method", "full", "--set", "drop_path=0.1").endswith("; it is a field of the budget")
 
 
 # ---- weight decay ----------------------------------------------------------------------------------------------------

@@ -55,13 +55,23 @@ def test_rows_of_one_method_only_differ_in_their_settings(tmp_path: Path, colour
 def test_override_changes_matching_cells_only(tmp_path: Path, colours: Path) -> None:
     overrides = [
         {"method": "lin*", "backbone": "resnet*", "settings": {"head_lr": 0.5}},
-        {"backbone": "vit*", "settings": {"head_lr": 9}},
+        {"backbone": "*", "method": "s*", "settings": {"hidden": 8}},
     ]
     path = write_study(tmp_path / "s.yaml", colours, overrides=overrides, seeds=1)
     plan = make_plan(load_study(path), RunStore(tmp_path), tmp_path)
     assert [cell.spec and cell.spec.hyperparameters["head_lr"] for cell in plan.cells] == [0.5, 0.003]
+    assert [cell.spec and cell.spec.hyperparameters.get("hidden") for cell in plan.cells] == [None, 8]
     path = write_study(tmp_path / "t.yaml", colours, overrides=[{"method": "spm", "budget": "20k"}])
     assert refused(path).startswith("overrides[0].settings: ") or "budget" in refused(path)
+
+
+def test_override_that_matches_nothing_is_refused(tmp_path: Path, colours: Path) -> None:
+    overrides = [{"backbone": "resnett*", "settings": {"head_lr": 0.1}}]
+    path = write_study(tmp_path / "s.yaml", colours, overrides=overrides, seeds=1)
+    with pytest.raises(UserError, match=r"s.yaml: overrides\[0\]: no cell of the study matches {'backbone': 'resnett"):
+        load_study(path).check(tmp_path, tmp_path)
+    chosen = load_study(path, Replacements(methods=("linear",)))  # a part of the study, which it need not match
+    assert len(make_plan(chosen, RunStore(tmp_path), tmp_path).cells) == 1
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,9 +74,20 @@ def test_rows_wait_for_the_learning_rate_of_the_head(tmp_path: Path, colours: Pa
 
     _, spm = plan().searches
     assert all(cell.request.settings == {"head_lr": 0.1, "lr": 0.002} for cell in spm.cells)
-    assert [line["trials"] for line in table(plan())] == [
-        "2/2, head_lr=0.1 is the highest", "-", "3/3, head_lr=0.1 is the highest"
-    ]  # fmt: skip
+    assert [(line["trials"], line["state"]) for line in table(plan())] == [
+        ("2/2", "done, head_lr=0.1, head_lr=0.1 is the highest tried"),
+        ("-", "to do, head_lr=0.1 is the highest tried"),
+        ("3/3", "to do, head_lr=0.1 is the highest tried"),
+    ]
+
+
+def test_equal_trials_are_said(tmp_path: Path, colours: Path) -> None:
+    tune = {"head": {"trials": 2, "space": [0.001, 0.1]}, "trials": 2, "parameters": ["lr"]}
+    study, store = load_study(write_study(tmp_path / "s.yaml", colours, tune=tune)), RunStore(tmp_path)
+    (head,) = make_plan(study, store, tmp_path).heads
+    assert head.folder is not None
+    end_trials(head.folder, [0.3, 0.3], [{"head_lr": 0.001}, {"head_lr": 0.1}])
+    assert table(make_plan(study, store, tmp_path))[0]["state"] == ("done, head_lr=0.001, all 2 trials score the same")
 
 
 def test_rows_fail_with_the_reason_if_no_trial_of_the_head_is_complete(tmp_path: Path, colours: Path) -> None:
@@ -146,8 +157,9 @@ def test_list_of_values_is_tried_value_by_value(tmp_path: Path, colours: Path) -
         jobs = [search.next() for _ in range(3)]
     assert {job.request.settings["head_lr"] for job in jobs if job} == {0.001, 0.003, 0.01}
     assert study.tune is not None
-    assert study.tune.sampler_of({"lr": Range(low=1e-4, high=1e-2, log=True)}, 2) == "tpe"
-    assert study.tune.sampler_of({"lr": Range(choices=(0.1, 0.2))}, 3) == "tpe"
+    ranges, lists = {"lr": Range(low=1e-4, high=1e-2, log=True)}, {"lr": Range(choices=(0.1, 0.2))}
+    assert (study.tune.sampler_of(ranges), study.tune.trials_of(ranges, 5)) == ("tpe", 5)
+    assert (study.tune.sampler_of(lists), study.tune.trials_of(lists, 5)) == ("grid", 2)  # no value twice
 
 
 @pytest.mark.parametrize(
@@ -157,6 +169,7 @@ def test_list_of_values_is_tried_value_by_value(tmp_path: Path, colours: Path) -
          "tune.head.trials: 3: the grid of head_lr has only 2 points; use a smaller number"),
         ({"sampler": "grid", "head": {"trials": 2, "space": "0.1|0.2"}}, "tune.sampler: grid: lr=0.0001:0.03:log is"),
         ({"sampler": "grid", "space": {"lr": "0.1|0.2"}, "trials": 5}, "tune.trials: 5: the grid of lr has only 2"),
+        ({"head": True}, "tune.head: True: expected the fields `space` and `trials`, or nothing"),
         ({"pruner": "median", "seeds": 2}, "tune.pruner: median: only prunes trials of one seed, and `seeds` has 2"),
     ],
 )  # fmt: skip

@@ -128,8 +128,8 @@ def tensors_digest(network: StagedBackbone) -> str:
 
 
 _REMEDIES = (
-    "give a .safetensors or .pth file in timm's layout, or random, or fill the hub's cache (HF_HOME) on a machine that "
-    "reaches it"
+    "choose one of `harness list backbones --pretrained`, or give a .safetensors or .pth file in timm's layout, or "
+    "random, or fill the hub's cache (HF_HOME) on a machine that reaches it"
 )
 
 

@@ -52,7 +52,7 @@ def tradeoff(context: PlotContext, cost: Measure, published: pd.DataFrame) -> It
             "tradeoff",
             f"mIoU against {cost.title}",
             f"Mean over {context.seeds()}; {BARS}. Line: the Pareto front; no measured method has a higher mIoU at "
-            "the same or a lower cost. Dashed: full fine-tuning; dotted: linear probe."
+            "the same or a lower cost. Dashed: full fine-tuning; dotted: the head alone."
             + (" Hollow markers: published scores." if has_cited else ""),
             figure,
         )
@@ -69,8 +69,8 @@ def _tradeoff_panel(
     """Draw the points of one setting; returns the labels, which still overlap."""
     x = rows[cost.key] / axis_scale(cost)
     _set_scale(axes, x if cited.empty else pd.concat([x, cited.trained]), logarithmic, cost.unit)
-    for name, dashes in (("full", (5, 3)), ("linear", (1, 2))):
-        for value in rows.miou[rows.label == name]:
+    for names, dashes in ((("full",), (5, 3)), (("linear", "head only"), (1, 2))):
+        for value in rows.miou[rows.label.isin(names)]:
             axes.axhline(value, color=MUTED, linewidth=0.8, linestyle=(0, dashes), zorder=1)
     front = rows.assign(x=x)[pareto_front(rows[cost.key].to_numpy(), rows.miou.to_numpy())].sort_values("x")
     axes.plot(front.x, front.miou, color=MUTED, linewidth=1.0, alpha=0.7, drawstyle="steps-post", zorder=1.5)

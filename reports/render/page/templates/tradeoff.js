@@ -22,7 +22,7 @@ function scatter() {
   chart.replaceChildren();
   const seeds = [...new Set(points.map((point) => point.own.length))].sort((a, b) => a - b);
   $("scatter-note").textContent = points.length
-    ? `Large: mean over ${seeds.length > 1 ? `${seeds[0]} to ${seeds.at(-1)}` : seeds[0]} seed${seeds.at(-1) > 1 ? "s" : ""}; ${data.barsCaption}. Small: single seeds. Line: Pareto front. Dashed: full fine-tuning; dotted: linear probe.` +
+    ? `Large: mean over ${seeds.length > 1 ? `${seeds[0]} to ${seeds.at(-1)}` : seeds[0]} seed${seeds.at(-1) > 1 ? "s" : ""}; ${data.barsCaption}. Small: single seeds. Line: Pareto front. Dashed: full fine-tuning; dotted: the head alone.` +
       `${cited.length ? " Hollow markers: published scores." : ""} Select a point to open its run.`
     : "No finished run of this setting has this metric and this cost.";
   if (!points.length) return;
@@ -52,7 +52,7 @@ function scatter() {
   put(svg, "text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, `${narrow ? cost.name : cost.axis}${useLog ? " (log)" : ""}`);
   put(svg, "text", { x: left, y: top - 2, "text-anchor": "start" }, `${metric.name}, %`);
   for (const [name, dash] of [["full", "7 5"], ["linear", "2 4"]]) {
-    const reference = points.find((point) => point.label === name);
+    const reference = points.find((point) => point.label === name || (name === "linear" && point.label === "head only"));
     if (reference) put(svg, "line", { class: "reference", x1: left, x2: right, y1: y.at(reference.y), y2: y.at(reference.y), "stroke-dasharray": dash });
   }
   let best = -Infinity;
