@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from harness.data.file_pairs import read_image
+from harness.data.images import read_image
 from harness.engine.device import make_fabric
 from harness.engine.evaluation import Predictor
 from harness.errors import UserError
