@@ -69,9 +69,13 @@ class FolderDataset(PairedFiles):
         others = self._by_stem(masks, mask_files, OTHER_MASKS)
         mask_of |= {stem: others[stem] for stem in image_of if stem in others and stem not in mask_of}
         self._refuse_unread(images, image_files, image_of)
+        unread = {path.relative_to(masks).with_suffix("").as_posix(): path for path in mask_files}
+        formats = ", ".join(sorted(MASKS | OTHER_MASKS))
         lonely = [
-            f"{image_of[stem]}: no mask {masks / stem}.png (or {', '.join(sorted((MASKS | OTHER_MASKS) - {'.png'}))})"
-            for stem in image_of
+            f"{path}: its mask {unread[stem]} is a {unread[stem].suffix}, which is not read; save it as a PNG"
+            if stem in unread
+            else f"{path}: no mask {masks / stem}.png (or another of {formats})"
+            for stem, path in image_of.items()
             if stem not in mask_of
         ]
         lonely += [f"{mask_of[stem]}: no image {images / stem}.*" for stem in mask_of if stem not in image_of]

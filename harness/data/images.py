@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from harness.data.masks import png_depth
 
-_ORIENTATION, _BITS = 0x0112, 258
+_ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _SAMPLES = 258, 262, 277  # TIFF tags
+_PLAIN = (1, 2)
+"""Photometric interpretations whose samples are bands: grey and RGB."""
 _CONVERT = "convert it to 8-bit RGB"
 _STATE_RANGE = f"state `range: [lowest, highest]` of its values in dataset.yaml, or {_CONVERT}"
 _STATE_BANDS = "state `bands: [red, green, blue]`, counted from 1, in dataset.yaml"
@@ -51,8 +55,7 @@ def is_deep(content: bytes) -> bool:
     """Whether Pillow reads 8 of the file's 16 bits a channel."""
     if not _is_tiff(content):
         return png_depth(content) == 16
-    with Image.open(io.BytesIO(content)) as image:
-        return max(image.tag_v2.get(_BITS, (8,))) > 8  # type: ignore[attr-defined]
+    return max(_tiff_tags(content).get(_BITS, (1,))) > 8
 
 
 def orientation(content: bytes) -> int:
@@ -90,22 +93,29 @@ def _from_bands(content: bytes, stated: Bands) -> np.ndarray:
 
 def _channels(content: bytes) -> np.ndarray:
     """[H, W, bands] at the file's own depth, upright, in the file's order (RGB for colour)."""
-    tiff = _is_tiff(content)
-    pixels = _by_tifffile(content) if tiff else None
-    if pixels is not None:
-        return _turned(pixels, orientation(content))
+    tags = _tiff_tags(content) if _is_tiff(content) else None
+    if tags is not None:
+        if tags.get(_PHOTOMETRIC) not in _PLAIN:
+            raise ValueError(f"a TIFF of palette or YCbCr colours, which are no bands; {_CONVERT}")
+        pixels = _by_tifffile(content)
+        if pixels is not None:
+            return _turned(pixels, orientation(content))
     import cv2
 
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        if tiff:
-            raise ValueError("OpenCV cannot read this TIFF; pip install tifffile imagecodecs")
+    if pixels is None and tags is None:
         raise UnidentifiedImageError
-    if pixels.ndim == 2:
+    if pixels is not None and pixels.ndim == 2:
         pixels = pixels[..., None]
+    if tags is not None:
+        # OpenCV reads other TIFFs than grey and RGB as one band, or as 8 bits.
+        expected = tags.get(_SAMPLES, 1), max(tags.get(_BITS, (1,)))
+        if pixels is None or (pixels.shape[2], 8 * pixels.itemsize) != expected:
+            raise ValueError(f"a TIFF of {expected[0]} bands of {expected[1]} bits; pip install tifffile imagecodecs")
+    assert pixels is not None
     if pixels.shape[2] in (3, 4):  # OpenCV's order is BGR
         pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-    return pixels if tiff else _turned(pixels, orientation(content))  # of a TIFF OpenCV applies the orientation itself
+    return pixels if tags is not None else _turned(pixels, orientation(content))  # it turns a TIFF itself
 
 
 def _by_tifffile(content: bytes) -> np.ndarray | None:
@@ -116,13 +126,22 @@ def _by_tifffile(content: bytes) -> np.ndarray | None:
         return None
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
-            pixels = file.series[0].asarray() if file.series[0].ndim == 3 else file.pages[0].asarray()
-            axes = file.series[0].axes
+            first = file.series[0] if file.series[0].ndim == 3 else file.pages[0]
+            pixels, axes = first.asarray(), first.axes
     except ValueError:
         return None
     if pixels.ndim == 2:
         return pixels[..., None]
     return pixels if axes.startswith("YX") else np.moveaxis(pixels, 0, 2)
+
+
+def _tiff_tags(content: bytes) -> ImageFileDirectory_v2:
+    """Of the first page, also where Pillow cannot decode it."""
+    header = content[: 16 if content[2:4] in (b"+\0", b"\0+") else 8]
+    tags, file = ImageFileDirectory_v2(header), io.BytesIO(content)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
