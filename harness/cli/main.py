@@ -176,16 +176,31 @@ def list_(
 
 
 @app.command(cls=Command)
-@with_options(example="harness check spm lora")
+@with_options(example="harness check spm lora street/dataset.yaml")
 def check(
-    options: Annotated[ExecutionOptions, Only("plugins")],
-    names: Annotated[list[str] | None, typer.Argument(help="methods; see `harness list methods`")] = None,
+    options: Annotated[ExecutionOptions, Only("runs", "plugins")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="methods, see `harness list methods`; or a dataset's YAML file or folder"),
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="every method")] = False,
     json_: Json = False,
 ) -> None:
-    """Check a method against the contract, on one tiny network of every backbone family."""
+    """Check a method against the contract, on one tiny network of every backbone family; or a dataset's files.
+
+    Of a dataset it prints sizes, groups, the share of each class in each split, and warnings.
+    """
     if bool(names) == all_:
-        raise UserError("check: pass the names of methods, or --all")
+        raise UserError("check: pass the names of methods, or --all, or the path of a dataset")
+    from harness.cli.check_dataset import check_datasets, is_dataset
+
+    paths = [name for name in names or [] if is_dataset(name)]
+    if paths:
+        if len(paths) < len(names or []):
+            raise UserError("check: methods and datasets in one command; check one after the other")
+        from harness.runs.store import RunStore
+
+        raise typer.Exit(check_datasets(paths, RunStore(options.runs).cache, json_))
     from harness.contract.matrix import run_check
     from harness.method import methods
 

@@ -57,12 +57,13 @@ def describe_parts(dataset: SegmentationDataset, dev_fraction: float) -> str:
 
 def warnings(dataset: SegmentationDataset, budget: Budget) -> list[str]:
     """What makes scores on this dataset under this budget misleading; one line each."""
-    return [
-        *(f"{dataset.name}: {text}" for text in dataset.oddities),
-        *_copied_images(dataset),
-        *_shared_groups(dataset),
-        *_small_crop(dataset, budget),
-    ]
+    return [*file_warnings(dataset), *_small_crop(dataset, budget)]
+
+
+def file_warnings(dataset: SegmentationDataset) -> list[str]:
+    """What is odd about the dataset itself, under any budget; one line each."""
+    oddities = [f"{dataset.name}: {text}" for text in dataset.oddities]
+    return [*oddities, *_copied_images(dataset), *_shared_groups(dataset)]
 
 
 def _copied_images(dataset: SegmentationDataset) -> list[str]:
