@@ -63,6 +63,8 @@ def orientation(content: bytes) -> int:
     if content.startswith(b"\x93NUMPY"):
         return 1
     try:
+        if _is_tiff(content):  # Pillow logs an error for each one that has too many bands
+            return int(_tiff_tags(content).get(_ORIENTATION, 1))
         with Image.open(io.BytesIO(content)) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # of a file that Pillow does not read, or with broken EXIF
