@@ -90,7 +90,12 @@ def run(
         if text := difference(from_, cell.spec):
             say(f"warning: {from_}: {text}")
     folder = store.folder(cell.spec)
-    if force or again or folder.result() is None:
+    result = folder.result()
+    changed = None if result is None else folder.changed(result)
+    if changed is not None:
+        say(f"warning: {folder.path / changed} was changed or removed after the run ended; the run is executed again")
+        force = True
+    if force or again or result is None:
         check_writable("--runs", options.runs)
         from harness.engine.run import execute
 

@@ -18,7 +18,7 @@ from harness.engine.failures import is_out_of_memory
 from harness.errors import UserError
 from harness.models.delta import load_delta
 from harness.models.network import apply_memory_format
-from harness.runs.folder import RunFolder
+from harness.runs.folder import RunFolder, is_unchanged
 from harness.runs.samples import overlay, save_labels, save_picture, written_by
 from harness.runs.store import RunStore
 from harness.util.progress import Reporter
@@ -174,6 +174,8 @@ def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
         raise UserError(
             f"run {run}: not finished ({outcome.state.label}), so there is no delta; rerun it with `harness run`"
         )
+    if not is_unchanged(folder.delta_path, result.files):
+        raise UserError(f"{folder.delta_path}: was changed after the run ended; repeat the command of the run")
     weights = result.provenance.weights.get("given", "auto")
     return folder.delta_path, weights if Path(weights).is_file() else "auto"
 

@@ -245,6 +245,15 @@ def test_images_with_the_same_name_are_refused(run: Path, colours: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_changed_delta_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(run, tmp_path / run.name))
+    content = bytearray((changed / "delta.safetensors").read_bytes())
+    content[-1] ^= 1
+    (changed / "delta.safetensors").write_bytes(content)
+    line = refusal("predict", changed, colours / "images/test/0.png", "--out", tmp_path / "out")
+    assert line.startswith(f"{changed / 'delta.safetensors'}: was changed after the run ended")
+
+
 def test_moved_weights_are_requested(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
