@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from harness.runs.difference import (
     POWER,
@@ -17,6 +16,7 @@ from harness.runs.difference import (
     of_one_table,
     resample,
 )
+from harness.runs.folder import RunFolder, is_unchanged
 from harness.runs.metrics import load_confusions
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
@@ -29,20 +29,19 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Needed:
-    """The seeds that one setting needs to find a true difference with probability `POWER`; None: more images."""
+    """What one setting needs to find a true difference with probability `POWER`."""
 
     setting: str
     seeds: int
     """Of the finished runs that this rests on."""
-    for_a_point: int | None
-    for_half_a_point: int | None
+    for_a_point: str
+    """As `Variances.needed`."""
+    for_half_a_point: str
 
     def __str__(self) -> str:
-        points = (("1 point", self.for_a_point), ("0.5 points", self.for_half_a_point))
-        found = [f"{name}: {f'{count} seeds' if count else 'more test images'}" for name, count in points]
         return (
             f"{self.setting}: to find a true difference with probability {POWER:g}, by the variances of the "
-            f"{self.seeds} seeds that are done: {'; '.join(found)}"
+            f"{self.seeds} seeds that are done: 1 point: {self.for_a_point}; 0.5 points: {self.for_half_a_point}"
         )
 
 
@@ -56,33 +55,40 @@ def seeds_needed(plan: Plan, store: RunStore) -> Iterator[Needed]:
         reference = HEAD_METHOD if len(runs.get(HEAD_METHOD, ())) > 1 else max(runs, key=lambda label: len(runs[label]))
         seen, seeds = _variances(runs, reference, store)
         if seen is not None:
-            yield Needed(", ".join(names), seeds, seen.seeds_for(0.01), seen.seeds_for(0.005))
+            yield Needed(", ".join(names), seeds, seen.needed(0.01), seen.needed(0.005))
 
 
 def _variances(runs: Mapping[str, Mapping[int, str]], reference: str, store: RunStore) -> tuple[Variances | None, int]:
     """Of the differences of all labels to the reference, and the most seeds that one of them has."""
-    read: dict[str, Resampled | None] = {}
+    read: dict[str, tuple[list[str], Resampled] | None] = {}
 
-    def resampled(fingerprint: str) -> Resampled | None:
+    def resampled(fingerprint: str) -> tuple[list[str], Resampled] | None:
         if fingerprint not in read:
-            read[fingerprint] = _resample(store.by_fingerprint(fingerprint).confusions_path)
+            read[fingerprint] = _resample(store.by_fingerprint(fingerprint))
         return read[fingerprint]
 
     differences: dict[str, Difference] = {}
     for label in runs.keys() - {reference}:
         shared = sorted(runs[label].keys() & runs[reference].keys())
         pairs = [(resampled(runs[label][seed]), resampled(runs[reference][seed])) for seed in shared]
-        readable = [(own, base) for own, base in pairs if own and base and own.groups == base.groups]
+        readable = [
+            (own[1], base[1])
+            for own, base in pairs
+            if own and base and own[0] == base[0] and own[1].groups == base[1].groups
+        ]
         if len(readable) > 1:
             differences[label] = difference(*(list(side) for side in zip(*readable, strict=True)))
     found = list(of_one_table(differences).values())
     return Variances.of(found), max((one.seeds for one in found), default=0)
 
 
-def _resample(path: Path) -> Resampled | None:
-    """None where the file cannot be read; a report says why."""
+def _resample(run: RunFolder) -> tuple[list[str], Resampled] | None:
+    """The images' names, and the run resampled. None where its files cannot be used; a report says why."""
+    result = run.result()
+    if result is None or not is_unchanged(run.confusions_path, result.files):
+        return None
     try:
-        stored = load_confusions(path)
+        stored = load_confusions(run.confusions_path)
     except Exception:  # numpy and zipfile raise many kinds of errors for a damaged file
         return None
-    return resample(grouped(image_counts(stored.matrices), stored.groups), resamples=RESAMPLES)
+    return stored.names, resample(grouped(image_counts(stored.matrices), stored.groups), resamples=RESAMPLES)

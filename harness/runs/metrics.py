@@ -86,9 +86,14 @@ def save_confusions(path: Path, names: Sequence[str], groups: Sequence[str], mat
 
 
 def load_confusions(path: Path) -> ImageConfusions:
-    """Load a file of `save_confusions`."""
+    """Load a file of `save_confusions`. Raises errors of many kinds for a damaged file."""
     with np.load(path, allow_pickle=False) as stored:
         matrices = np.zeros(stored["shape"], np.int64)
         matrices[stored["image"], stored["label"], stored["predicted"]] = stored["pixels"]
+        names = stored["names"].tolist()
         groups = stored["groups"].tolist() if "groups" in stored else None
-        return ImageConfusions(stored["names"].tolist(), groups, matrices)
+    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
+        raise ValueError(f"matrices of shape {list(matrices.shape)}")
+    if any(not isinstance(texts, list) or len(texts) != len(matrices) for texts in (names, groups or names)):
+        raise ValueError("as many names and groups as matrices are due")
+    return ImageConfusions(names, groups, matrices)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.runs.difference import FEW_GROUPS
+from harness.runs.difference import FEW_GROUPS, RARE
 from harness.util.text import counted
 from reports.analysis.comparison import Comparison
 from reports.analysis.paired import BEST, NO_VERDICT, NOT_COMPARABLE, TIED, WORSE
@@ -40,18 +40,24 @@ def _sentences(here: pd.DataFrame, comparison: Comparison, write: Callable[[floa
     yield f"{score}."
     if names[TIED]:
         candidates = pd.concat([of[BEST], of[TIED]])
-        cheapest = next(rows_of(candidates.sort_values(["trained_method", "label"])))
+        cheapest = candidates[candidates["trained_method"] == candidates["trained_method"].min()]
+        size = _size(next(rows_of(cheapest)))
         yield f"Not distinguishable from it: {names[TIED]}."
-        yield f"The cheapest of these {len(candidates)} is {cheapest.label}, which trains {_size(cheapest)}."
+        if len(cheapest) == 1:
+            yield f"The cheapest of these {len(candidates)} is {cheapest['label'].iloc[0]}, which trains {size}."
+        else:
+            yield f"The cheapest of these {len(candidates)} are {', '.join(cheapest['label'])}, which train {size}."
     if names[WORSE]:
         yield f"Worse: {names[WORSE]}."
     for verdict in (NO_VERDICT, NOT_COMPARABLE):
-        if names[verdict]:
-            yield f"{verdict.capitalize()}: {names[verdict]}."
-    if min(best.seeds, tested["seeds"].min()) == 2:
-        yield "Two seeds can hardly tell anything."
+        for reason, here in of[verdict].groupby("to_best_reason"):
+            yield f"{verdict.capitalize()}: {', '.join(here['label'])} ({reason})."
+    if (tested["to_best_seeds"] == 2).any():
+        yield "With two seeds, verdicts are wrong more often than they say."
     if 0 < best.groups < FEW_GROUPS:
         yield f"The test images are only {counted(best.groups, 'group')}."
+    if best.rare_classes:
+        yield f"Classes in fewer than {RARE} groups: {best.rare_classes}; verdicts are less sure."
 
 
 def _size(row: Any) -> str:

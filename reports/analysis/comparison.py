@@ -40,18 +40,18 @@ class Comparison:
     """The reported rows of `Collected.runs`, with the metric as `value`."""
     summary: pd.DataFrame
     """One row per setting and label: seeds (done), planned, mean, std (NaN for one seed), the means of `COSTS`,
-    share (of the backbone's parameters), best, second, groups (of test images; 0 if unknown), to_best and
-    to_best_reason (see `against_best`; empty without a score)."""
+    share (of the backbone's parameters), best, second, groups (of test images; 0 if unknown), rare_classes,
+    to_best, to_best_reason and to_best_seeds (see `against_best`; empty without a score)."""
     images: pd.DataFrame
     """One row per setting, label and test image: miou of the image alone, mean over seeds."""
     significance: pd.DataFrame
-    """One row per setting, reference and label: seeds, images, groups, groups_known, difference, low, high,
-    seed_variance, image_variance, p, p_holm, verdict, reason."""
+    """One row per setting, reference and label: seeds, images, groups, rare_classes, groups_known, difference, low,
+    high, seed_variance, image_variance, p, p_holm, verdict, reason."""
     shares: pd.DataFrame
     """One row per comparison of `significance` and class: index, name, share (in units of the score)."""
     power: pd.DataFrame
     """One row per setting and reference that has verdicts: comparisons, seed_deviation, image_deviation, groups,
-    seeds_for_half_a_point, seeds_for_a_point (None: no number of seeds is enough)."""
+    for_half_a_point, for_a_point (see `Variances.needed`)."""
     dev_test: pd.DataFrame
     """One row per setting and label that was also run on the dev part: dev, dev_runs, test, test_runs, at_edge, and the
     setting's tau between the two (NaN for fewer than three labels)."""
@@ -71,8 +71,8 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
     runs = everything[everything["part"] == "report"]
     done = runs[(runs["state"] == RunState.DONE) & runs["value"].notna()]
     summary = _summary(runs, done)
-    to_best: dict[tuple[str, str], tuple[str, str]] = {}
-    groups: dict[tuple[str, str], int] = {}
+    to_best: dict[tuple[str, str], tuple[str, str, int]] = {}
+    groups: dict[tuple[str, str], tuple[int, int, int]] = {}
     rows: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     shares: list[dict[str, Any]] = []
@@ -81,7 +81,7 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
         paired = Paired(collected, here, by_index)
         of_best = against_best(paired, here.groupby("label")["value"].mean())
         to_best |= {(setting, label): found for label, found in of_best.items()}
-        groups |= {(setting, label): paired.groups(label) for label in of_best}
+        groups |= {(setting, label): paired.size(label) for label in of_best}
         images += paired.image_scores()
         for reference in references:
             compared = against_reference(paired, reference)
@@ -89,9 +89,11 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
             shares += shares_of_classes(paired, compared, collected.per_class)
             power += power_of(paired, reference)
     cells = list(zip(summary["setting"], summary["label"], strict=True))
-    summary["groups"] = [groups.get(cell, 0) for cell in cells]
-    summary["to_best"], summary["to_best_reason"] = (
-        [to_best.get(cell, ("", ""))[number] for cell in cells] for number in (0, 1)
+    summary["groups"], summary["rare_classes"] = (
+        [groups.get(cell, (0, 0, 0))[number] for cell in cells] for number in (1, 2)
+    )
+    summary["to_best"], summary["to_best_reason"], summary["to_best_seeds"] = (
+        [to_best.get(cell, ("", "", 0))[number] for cell in cells] for number in (0, 1, 2)
     )
     keys = ["setting", "setting_name", "reference"]
     return Comparison(
@@ -99,12 +101,13 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
         runs=runs,
         summary=summary,
         images=_frame(images, ["setting", "label", "image", "miou"]),
-        significance=_frame(rows, [*keys, "label", "method", "seeds", "images", "groups", "groups_known", "difference",
+        significance=_frame(rows, [*keys, "label", "method", "seeds", "images", "groups", "rare_classes",
+                                   "groups_known", "difference",
                                    "low", "high", "seed_variance", "image_variance", "p", "p_holm", "verdict",
                                    "reason"]),
         shares=_frame(shares, [*keys, "label", "index", "name", "share"]),
         power=_frame(power, [*keys, "comparisons", "seed_deviation", "image_deviation", "groups",
-                             "seeds_for_half_a_point", "seeds_for_a_point"]),
+                             "for_half_a_point", "for_a_point"]),
         dev_test=_dev_test(everything[everything["part"] == "dev"], done),
         overall=_overall(summary, references),
         agreement=_agreement(summary),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,14 @@ import pandas as pd
 from harness.errors import UserError
 from harness.runs.difference import (
     LEVEL,
+    RARE,
     Difference,
     Resampled,
     Variances,
     class_shares,
     difference,
     grouped,
+    occurrences,
     of_one_table,
     resample,
     score,
@@ -47,10 +48,21 @@ class Paired:
         self.methods = dict(zip(runs["label"], runs["method"], strict=True))
         self.runs = {label: dict(zip(group["seed"], group["fingerprint"], strict=True))
                      for label, group in runs.groupby("label")}  # fmt: skip
-        self._collected, self._metric = collected, metric
+        self._metric = metric
         self._counts: dict[str, ImageCounts] = {}
         self._resampled: dict[str, Resampled] = {}
         self._groups: dict[tuple[str, ...], list[str]] = {}
+        self._with: dict[tuple[int, tuple[str, ...]], np.ndarray] = {}
+        self.unreadable: dict[str, str] = {}
+        """Run -> why its matrices cannot be used."""
+        for fingerprint in (run for of_label in self.runs.values() for run in of_label.values()):
+            try:
+                read = self._counts[fingerprint] = collected.counts(fingerprint)
+            except UserError as error:
+                self.unreadable[fingerprint] = str(error)
+                continue
+            if read.groups is not None:  # also for runs on the same images that do not record them
+                self._groups.setdefault(tuple(read.names), read.groups)
 
     def differences_to(self, reference: str) -> tuple[dict[str, Difference], dict[str, str]]:
         """Of every other label, minus the reference: the comparisons of one table, and why others are not in it."""
@@ -65,30 +77,33 @@ class Paired:
             found[label] = difference(own, base)
         return of_one_table(found), reasons
 
-    def images(self, label: str) -> int:
-        return len(self._read(next(iter(self.runs[label].values()))).names)
-
-    def groups(self, label: str) -> int:
-        """Of its images; 0 where they cannot be read."""
-        try:
-            return self._resample(next(iter(self.runs[label].values()))).groups
-        except UserError:
-            return 0
+    def size(self, label: str) -> tuple[int, int, int]:
+        """Of the images of a label's runs: how many, in how many groups, and how many classes are rare (labelled in
+        fewer groups than `RARE`). Zeros where none can be read."""
+        for fingerprint in self.runs[label].values():
+            if fingerprint in self._counts:
+                read = self._counts[fingerprint]
+                counts = self._grouped(fingerprint)
+                found = occurrences(counts)
+                return len(read.names), self._resample(fingerprint).groups, int(((found > 0) & (found < RARE)).sum())
+        return 0, 0, 0
 
     @property
     def groups_known(self) -> bool:
         """Whether the runs record which images belong together."""
         return all(tuple(counts.names) in self._groups for counts in self._counts.values())
 
+    def why_missing(self, a: str, b: str) -> str:
+        """The reasons why runs of two labels are left out of their comparison."""
+        runs = {*self.runs[a].values(), *self.runs[b].values()}
+        return "; ".join(self.unreadable[run] for run in sorted(runs & self.unreadable.keys()))
+
     def image_scores(self) -> list[dict[str, Any]]:
         """The mIoU of each image for each label: over the classes that occur in it, mean over the runs with readable
         matrices."""
         rows = []
         for label, runs in self.runs.items():
-            read = []
-            for fingerprint in runs.values():
-                with contextlib.suppress(UserError):
-                    read.append(self._read(fingerprint))
+            read = [self._counts[run] for run in runs.values() if run in self._counts]
             read = [one for one in read if one.names == read[0].names]
             if read:
                 means = np.mean([score(one.counts) for one in read], axis=0)
@@ -102,35 +117,46 @@ class Paired:
         if not isinstance(self._metric, str):
             return None
         metric = self._metric
-        own, base = ([class_shares(self._read(run).counts.sum(0), metric) for run in side]
+        own, base = ([class_shares(self._counts[run].counts.sum(0), metric) for run in side]
                      for side in zip(*self._pairs(a, b), strict=True))  # fmt: skip
         return np.asarray(np.mean(own, axis=0) - np.mean(base, axis=0))
 
     def _pairs(self, a: str, b: str) -> list[tuple[str, str]]:
-        """The pairs of runs that share a seed."""
+        """The pairs of readable runs that share a seed. Raises `UserError` if there are none, or the images differ."""
         pairs = [(self.runs[a][seed], self.runs[b][seed]) for seed in sorted(self.runs[a].keys() & self.runs[b].keys())]
         if not pairs:
             raise UserError("no seed in common")
-        first = self._read(pairs[0][0])
+        pairs = [pair for pair in pairs if not self.unreadable.keys() & set(pair)]
+        if not pairs:
+            raise UserError(self.why_missing(a, b))
+        first = self._counts[pairs[0][0]]
         for fingerprint in itertools.chain(*pairs):
-            other = self._read(fingerprint)
+            other = self._counts[fingerprint]
             if other.names != first.names or other.counts.shape != first.counts.shape:
-                raise UserError(f"run {fingerprint} was evaluated on other images")
+                raise UserError(f"run {fingerprint} was evaluated on other images, or in another order")
         return pairs
 
-    def _read(self, fingerprint: str) -> ImageCounts:
-        if fingerprint not in self._counts:
-            read = self._counts[fingerprint] = self._collected.counts(fingerprint)
-            if read.groups is not None:
-                self._groups.setdefault(tuple(read.names), read.groups)
-        return self._counts[fingerprint]
+    def _grouped(self, fingerprint: str) -> np.ndarray:
+        read = self._counts[fingerprint]
+        return grouped(read.counts, self._groups.get(tuple(read.names)))
 
     def _resample(self, fingerprint: str) -> Resampled:
+        """Of one class, only the groups in which a run of the setting has it: others say nothing about its IoU."""
         if fingerprint not in self._resampled:
-            read = self._read(fingerprint)
             metric = self._metric if isinstance(self._metric, str) else self._metric[fingerprint]
-            self._resampled[fingerprint] = resample(grouped(read.counts, self._groups.get(tuple(read.names))), metric)
+            counts = self._grouped(fingerprint)
+            if isinstance(metric, int):
+                counts = counts[self._groups_with(metric, tuple(self._counts[fingerprint].names))]
+            self._resampled[fingerprint] = resample(counts, metric)
         return self._resampled[fingerprint]
+
+    def _groups_with(self, index: int, names: tuple[str, ...]) -> np.ndarray:
+        """Mask [G]: a class is labelled or predicted there, in any run on these images."""
+        key = index, names
+        if key not in self._with:
+            same = [run for run, counts in self._counts.items() if tuple(counts.names) == names]
+            self._with[key] = np.any([self._grouped(run)[:, 1:, index].sum(1) > 0 for run in same], axis=0)
+        return self._with[key]
 
 
 def against_reference(paired: Paired, reference: str) -> list[dict[str, Any]]:
@@ -149,13 +175,21 @@ def against_reference(paired: Paired, reference: str) -> list[dict[str, Any]]:
         }
         if label in differences:
             found = differences[label]
-            interval = found.interval
-            row |= {"seeds": found.seeds, "images": paired.images(label), "groups": found.groups,
+            interval, (images, _, rare) = found.interval, paired.size(label)
+            reason = "; ".join(filter(None, (found.why_untested, paired.why_missing(label, reference)))) or None
+            row |= {"seeds": found.seeds, "images": images, "groups": found.groups, "rare_classes": rare,
                     "groups_known": paired.groups_known, "difference": found.estimate, "low": interval.low,
                     "high": interval.high, "seed_variance": found.seed_variance,
-                    "image_variance": found.image_variance, "p": found.p, "reason": found.why_untested}  # fmt: skip
+                    "image_variance": found.image_variance, "p": found.p, "reason": reason}  # fmt: skip
         else:
-            row |= {"seeds": 0, "images": 0, "groups": 0, "groups_known": True, "reason": reasons[label]}
+            row |= {
+                "seeds": 0,
+                "images": 0,
+                "groups": 0,
+                "rare_classes": 0,
+                "groups_known": True,
+                "reason": reasons[label],
+            }
             row |= dict.fromkeys(["difference", "low", "high", "seed_variance", "image_variance", "p"], math.nan)
         rows.append(row)
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
@@ -171,19 +205,21 @@ def _verdict(row: Mapping[str, Any], p: float) -> str:
     return BETTER if row["difference"] > 0 else WORSE
 
 
-def against_best(paired: Paired, means: pd.Series) -> dict[str, tuple[str, str]]:
-    """For each label of a setting: `BEST`, `TIED`, `WORSE`, `NO_VERDICT` or `NOT_COMPARABLE`, and why there is none.
+def against_best(paired: Paired, means: pd.Series) -> dict[str, tuple[str, str, int]]:
+    """For each label of a setting: `BEST`, `TIED`, `WORSE`, `NO_VERDICT` or `NOT_COMPARABLE`, why there is none, and
+    the seeds of the comparison.
 
     The best one is known only from the scores, so any two labels could have been compared: see `differs_among`.
     """
     best = str(means.idxmax())
     differences, reasons = paired.differences_to(best)
-    found = {best: (BEST, "")} | {label: (NOT_COMPARABLE, reason) for label, reason in reasons.items()}
+    found = {best: (BEST, "", 0)} | {label: (NOT_COMPARABLE, reason, 0) for label, reason in reasons.items()}
     for label, compared in differences.items():
         if compared.why_untested:
-            found[label] = NO_VERDICT, compared.why_untested
-        else:
-            found[label] = WORSE if compared.differs_among(len(paired.runs)) else TIED, ""
+            found[label] = NO_VERDICT, compared.why_untested, compared.seeds
+        else:  # at the seeds that they share, the best one can be the lower one
+            worse = compared.estimate < 0 and compared.differs_among(len(paired.runs))
+            found[label] = WORSE if worse else TIED, "", compared.seeds
     return found
 
 
@@ -211,4 +247,4 @@ def power_of(paired: Paired, reference: str) -> list[dict[str, Any]]:
     return [{"setting": paired.setting, "setting_name": paired.setting_name, "reference": reference,
              "comparisons": len(differences), "seed_deviation": math.sqrt(seen.of_seeds),
              "image_deviation": math.sqrt(seen.of_images), "groups": seen.groups,
-             "seeds_for_half_a_point": seen.seeds_for(0.005), "seeds_for_a_point": seen.seeds_for(0.01)}]  # fmt: skip
+             "for_half_a_point": seen.needed(0.005), "for_a_point": seen.needed(0.01)}]  # fmt: skip

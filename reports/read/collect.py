@@ -103,7 +103,10 @@ class Collected:
         if path.exists() and not is_unchanged(path, self.files.get(fingerprint, {})):
             raise UserError(f"run {fingerprint}: {path.name} was changed after the run ended; run it again")
         try:
-            return load_confusions(path)
+            read = load_confusions(path)
+            if read.matrices.shape[1] != (self.per_class["fingerprint"] == fingerprint).sum():
+                raise ValueError("another number of classes than the result has")
+            return read
         except Exception as error:  # numpy and zipfile raise many kinds of errors for a damaged file
             message = f"run {fingerprint}: confusions.npz is missing or damaged; run it again"
             raise UserError(message) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.runs.difference import FEW_GROUPS, MOST_SEEDS, POWER
+from harness.runs.difference import FEW_GROUPS, POWER, RARE
 from harness.util.text import counted
 from reports.analysis.comparison import Comparison
 from reports.analysis.paired import BETTER, SAME, WORSE
@@ -69,24 +69,25 @@ def _about_verdicts(rows: pd.DataFrame) -> Iterator[str]:
             yield "Some runs do not record groups: each of their images counts as one, and intervals may be too narrow."
         if groups < FEW_GROUPS:
             yield f"With fewer than {FEW_GROUPS} groups, the variance over images is badly known."
+        rare = int(compared["rare_classes"].max())
+        if rare:
+            yield (
+                f"{counted(rare, 'class', 'classes')} labelled in fewer than {RARE} groups: verdicts are wrong more "
+                "often than they say."
+            )
     if (rows["seeds"] == 1).any():
         yield "One seed shows how these trained networks differ, not how the methods do: there is no verdict."
     if (tested["seeds"] == 2).any():
-        yield "Two seeds can hardly tell anything: only very large differences become significant."
+        yield "Of two equal methods with two seeds, one is called better in up to 12 % of comparisons: use more."
 
 
 def _about_power(row: Any) -> Iterator[str]:
     """How many seeds would have been enough."""
     if row is None:
         return
-    enough = "; ".join(
-        f"{points}: "
-        + (f"more test images, as {MOST_SEEDS} seeds are too few" if pd.isna(seeds) else f"{seeds:.0f} seeds")
-        for points, seeds in (("1 point", row.seeds_for_a_point), ("0.5 points", row.seeds_for_half_a_point))
-    )
     yield (
         f"Needed to find a true difference with a probability of {POWER:g}, by the variances of this table and before "
-        f"Holm's correction: {enough}."
+        f"Holm's correction: 1 point: {row.for_a_point}; 0.5 points: {row.for_half_a_point}."
     )
 
 
@@ -120,7 +121,8 @@ def share_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
         header += [f"{others} others"] if others else []
         caption = (
             f"What each class adds to the difference in {comparison.metric}{numbers.difference_unit}, mean over seeds: "
-            "its own difference, divided by the number of classes. The shares add up to the difference."
+            "a class adds its own score, divided by the number of classes that have one with that method. The shares "
+            "add up to the difference."
         )
         tables.append(Table(f"classes-{number}", f"{setting}: compared with {reference}", header, cells, caption))
     return tables
@@ -186,7 +188,8 @@ def overall_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]
                 f"{warning} Methods with a score in all settings, by their means over seeds; rank 1 is best. Win rate: "
                 "share of comparisons with the other methods that are won. Improvability: how far the error "
                 "(1 − score) of the best method of a setting is below the method's own, mean over settings. "
-                f"Elo: 400 points are odds of 10 to 1; {reference} has 1000. Definitions: TabArena, arXiv 2506.16791.",
+                f"Elo: 400 points are odds of 10 to 1; {reference} has 1000. "
+                "Definitions: TabArena, arXiv 2506.16791; the prior of our Elo is stronger.",
             )
         )  # fmt: skip
     if agreement:

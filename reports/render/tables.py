@@ -16,13 +16,13 @@ from harness.errors import UserError, did_you_mean
 from harness.runs.result import COSTS
 from harness.runs.state import RunState
 from reports.analysis.comparison import Comparison
-from reports.analysis.paired import NO_VERDICT, TIED, WORSE
+from reports.analysis.paired import NO_VERDICT, NOT_COMPARABLE, TIED, WORSE
 from reports.read.frames import rows_of
 from reports.read.rows import state_label
 from reports.render.formats import Footnotes, Table, TableCell
 from reports.render.numbers import DASH, SIZES, UNITS, NumberFormat
 
-MARKS = {TIED: "≈", NO_VERDICT: "?"}
+MARKS = {TIED: "≈", NO_VERDICT: "?", NOT_COMPARABLE: "?"}
 """After a score, by `to_best`."""
 
 
@@ -157,8 +157,8 @@ class _Block:
         found = set(self.to_best)
         if found & {TIED, WORSE}:
             yield f"{MARKS[TIED]}: not significantly worse than the best (5 %, Tukey)"
-        if NO_VERDICT in found:
-            yield f"{MARKS[NO_VERDICT]}: no verdict, for want of a second seed or group of images"
+        if found & {NO_VERDICT, NOT_COMPARABLE}:
+            yield f"{MARKS[NO_VERDICT]}: no verdict on its difference to the best; results.csv says why"
 
     def _score(self, setting: str, label: str) -> TableCell:
         if (setting, label) not in self.rows:

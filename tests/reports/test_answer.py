@@ -55,14 +55,19 @@ def test_one_seed_is_no_answer(tmp_path: Path) -> None:
 
 def test_two_seeds_and_few_groups_are_said(tmp_path: Path) -> None:
     text = answer(made(tmp_path, {"spm": 0.9, "linear": 0.6}, seeds=[0, 1], per_group=10))
-    assert text.endswith("Two seeds can hardly tell anything. The test images are only 3 groups.")
+    assert text.endswith(
+        "With two seeds, verdicts are wrong more often than they say. "
+        "The test images are only 3 groups. Classes in fewer than 5 groups: 4; verdicts are less sure."
+    )
 
 
 def test_method_without_a_second_seed_has_no_verdict(tmp_path: Path) -> None:
     made(tmp_path, {"spm": 0.9, "linear": 0.6})
     make_run(tmp_path, make_spec("norm", seed=0), 0.7, images=30)
     make_run(tmp_path, make_spec("lora", seed=9), 0.7, images=30)
-    assert answer(tmp_path).endswith("Worse: linear. No verdict: norm. Not comparable: lora.")
+    assert answer(tmp_path).endswith(
+        "Worse: linear. No verdict: norm (one seed). Not comparable: lora (no seed in common)."
+    )
 
 
 def test_single_method_and_no_score(tmp_path: Path) -> None:

@@ -402,13 +402,58 @@ def test_shares_of_classes_add_up_to_the_difference(tmp_path: Path) -> None:
     assert compare(collect(tmp_path), "class:water").shares.empty
 
 
+def test_best_by_its_own_seeds_can_be_lower_at_shared_ones(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate([0.7, 0.7, 0.7, 0.95, 0.95]):
+        make_run(tmp_path, make_spec("linear", seed=seed), accuracy, images=40)
+    make_runs(tmp_path, ["spm"], seeds=range(3), accuracies={"spm": 0.75}, images=40)
+    comparison = compare(collect(tmp_path))
+    assert comparison.significance.set_index("label")["verdict"].to_dict() == {"spm": "better"}
+    assert comparison.summary.set_index("label")["to_best"].to_dict() == {"linear": "best", "spm": "tied"}
+
+
+def test_unreadable_run_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    make_runs(tmp_path, ["linear", "spm"], seeds=range(4))
+    (tmp_path / make_spec("spm", seed=0).fingerprint / "confusions.npz").write_bytes(b"")
+    (row,) = compare(collect(tmp_path)).significance.to_dict("records")
+    assert (row["seeds"], row["verdict"], row["images"]) == (3, "better", 12)
+    assert row["reason"].endswith("confusions.npz was changed after the run ended; run it again")
+
+
+def test_class_in_one_group_has_no_verdict(tmp_path: Path) -> None:
+    for method, hits in (("linear", 20), ("spm", 30)):
+        for seed in range(3):
+            matrices = np.tile([[80, 20, 0], [10, 90, 0], [0, 0, 0]], (12, 1, 1))
+            matrices[0, 2] = [40 - hits - seed, 0, hits + seed]
+            make_run(tmp_path, make_spec(method, seed=seed), matrices=matrices, classes=["a", "b", "rare"])
+    (row,) = compare(collect(tmp_path), "class:rare").significance.to_dict("records")
+    assert (row["verdict"], row["reason"], row["groups"]) == ("no verdict", "one group of images", 1)
+    (row,) = compare(collect(tmp_path), "miou").significance.to_dict("records")
+    assert (row["groups"], row["rare_classes"]) == (12, 1)
+
+
+@pytest.mark.parametrize("wrong", ["names", "groups", "shape", "classes"])
+def test_matrices_of_another_form_are_damaged(tmp_path: Path, wrong: str) -> None:
+    runs = make_runs(tmp_path, ["linear", "spm"])
+    make_older(runs[0])
+    with np.load(runs[0].confusions_path) as stored:
+        fields = {name: stored[name] for name in stored}
+    if wrong in ("names", "groups"):
+        fields[wrong] = fields[wrong][:-1]
+    else:
+        fields["shape"] = np.array([12, 4, 5] if wrong == "shape" else [12, 5, 5])
+    np.savez(runs[0].confusions_path, **fields)
+    (row,) = compare(collect(tmp_path)).significance.to_dict("records")
+    assert row["seeds"] == 1 and "confusions.npz is missing or damaged" in row["reason"]
+
+
 def test_power_by_the_variances_of_a_setting(tmp_path: Path) -> None:
     make_runs(tmp_path, ["linear", "spm", "lora"], seeds=range(4), images=200)
     (row,) = compare(collect(tmp_path), references=["linear"]).power.to_dict("records")
     seen = compare(collect(tmp_path), references=["linear"]).significance
     assert row["comparisons"] == 2
     assert row["seed_deviation"] == pytest.approx(np.sqrt(seen["seed_variance"].mean()))
-    assert 2 <= row["seeds_for_a_point"] < row["seeds_for_half_a_point"]
+    fewer, more = (int(row[name].removesuffix(" seeds")) for name in ("for_a_point", "for_half_a_point"))
+    assert 2 <= fewer < more
 
 
 def test_dev_scores_are_those_of_the_same_hyperparameters(tmp_path: Path) -> None:

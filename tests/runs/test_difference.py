@@ -187,8 +187,24 @@ def test_power_is_that_of_a_t_test() -> None:
 
 
 def test_no_number_of_seeds_replaces_test_images() -> None:
-    assert Variances(of_seeds=1e-6, of_images=1e-4, groups=20).seeds_for(0.01) is None
+    few_images = Variances(of_seeds=1e-6, of_images=1e-4, groups=20)
+    assert (few_images.seeds_for(0.01), few_images.needed(0.01)) == (None, "more test images")
+    noisy = Variances(of_seeds=0.01, of_images=1e-8, groups=20)
+    assert (noisy.seeds_for(0.01), noisy.needed(0.01)) == (None, "more than 100 seeds")
     assert Variances(of_seeds=1e-6, of_images=1e-6, groups=20).seeds_for(0.01) == 2
+
+
+def test_more_seeds_can_have_less_power() -> None:
+    """With two groups of images, the degrees of freedom fall to one as the seeds' part of the variance vanishes."""
+    seen = Variances(of_seeds=0.5 * 0.000744**2, of_images=0.000744**2, groups=2)
+    assert seen.power(0.01, 100) < seen.power(0.01, 12) < 0.8 < seen.power(0.01, 2)
+    assert seen.seeds_for(0.01) == 2
+
+
+def test_runs_of_other_groups_cannot_be_paired() -> None:
+    counts = image_counts(drawn(1))
+    with pytest.raises(ValueError, match="other groups"):
+        difference([resample(counts)], [resample(counts[:10])])
 
 
 def test_variance_over_seeds_is_no_less_than_the_median_of_its_table() -> None:
