@@ -291,7 +291,7 @@ def test_unavailable_weights_are_an_error_with_remedies(
 
 
 def test_backbone_without_weights_in_timm_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="weights auto: timm has no weights for resnet200; choose one of .* or give a"):
+    with pytest.raises(UserError, match=r"weights auto: timm has no weights for resnet200; choose one of .* or give a"):
         find_weights("resnet200", "auto", tmp_path)
 
 
