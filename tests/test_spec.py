@@ -82,7 +82,7 @@ def test_budget_file_overrides_its_base(tmp_path: Path) -> None:
         ("base: small\nstep: 3", "step: no such field; did you mean steps or stride?"),
         ("base: small\nsteps: 0", "steps: 0: input should be greater than or equal to 1"),
         ("base: small\nsteps: many", "steps: many: input should be a valid integer"),
-        ("base: small\ncrop: 32", "crop: 32: input should be a valid tuple"),
+        ("base: small\ncrop: 32", "crop: 32: use [height, width] in pixels"),
         ("base: small\ncrop: [0, 32]", "crop: [0, 32]: invalid size"),
         ("base: small\nresize: [2, 0.5]", "resize: [2, 0.5]: invalid range"),
         ("base: small\nwarmup: 1200", "warmup: 1200: leaves none of the 1200 steps"),

@@ -90,7 +90,12 @@ def run(
         if text := difference(from_, cell.spec):
             say(f"warning: {from_}: {text}")
     folder = store.folder(cell.spec)
-    if force or again or folder.result() is None:
+    result = folder.result()
+    changed = None if result is None else folder.changed(result)
+    if changed is not None:
+        say(f"warning: {folder.path / changed} was changed or removed after the run ended; the run is executed again")
+        force = True
+    if force or again or result is None:
         check_writable("--runs", options.runs)
         from harness.engine.run import execute
 
@@ -104,20 +109,35 @@ def run(
 @with_options(example="harness predict 3f2a photo1.jpg photo2.jpg --out predictions")
 def predict(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="image files")],
+    images: Annotated[list[Path], typer.Argument(help="image files, and folders with images at any depth")],
     options: Annotated[ExecutionOptions, Only("runs", "device", "plugins")],
     out: Annotated[
         Path, typer.Option(parser=read_path, metavar="FOLDER", help="folder for label maps and overlays")
     ] = Path("predictions"),
     weights: Weights = None,
+    window: Annotated[
+        int | None,
+        typer.Option(min=32, metavar="PIXELS", help="predict squares of this size one at a time, for large images"),
+    ] = None,
 ) -> None:
-    """Predict images with a finished run: write label maps and coloured overlays."""
+    """Predict images with a finished run: write label maps and coloured overlays.
+
+    Only files that an earlier `predict` wrote are overwritten. An image that cannot be read does not stop the others;
+    the exit code is then 1.
+    """
     check_writable("--out", out)
-    from harness.deploy.predict import predict_images
+    from harness.deploy.predict import Failed, predict_images
     from harness.runs.store import RunStore
 
-    for path in predict_images(RunStore(options.runs), run, images, out, weights, options.device):
-        print(path)
+    failed = []
+    for found in predict_images(RunStore(options.runs), run, images, out, weights, options.device, window):
+        if isinstance(found, Failed):
+            failed.append(found)
+        else:
+            print(found)
+    for one in failed:
+        say(f"error: {one.image}: {one.reason}")
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command(cls=Command)
@@ -176,16 +196,31 @@ def list_(
 
 
 @app.command(cls=Command)
-@with_options(example="harness check spm lora")
+@with_options(example="harness check spm lora street/dataset.yaml")
 def check(
-    options: Annotated[ExecutionOptions, Only("plugins")],
-    names: Annotated[list[str] | None, typer.Argument(help="methods; see `harness list methods`")] = None,
+    options: Annotated[ExecutionOptions, Only("runs", "plugins")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="methods, see `harness list methods`; or a dataset's YAML file or folder"),
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="every method")] = False,
     json_: Json = False,
 ) -> None:
-    """Check a method against the contract, on one tiny network of every backbone family."""
+    """Check a method against the contract, on one tiny network of every backbone family; or a dataset's files.
+
+    Of a dataset it prints sizes, groups, the share of each class in each split, and warnings.
+    """
     if bool(names) == all_:
-        raise UserError("check: pass the names of methods, or --all")
+        raise UserError("check: pass the names of methods, or --all, or the path of a dataset")
+    from harness.cli.check_dataset import check_datasets, is_dataset
+
+    paths = [name for name in names or [] if is_dataset(name)]
+    if paths:
+        if len(paths) < len(names or []):
+            raise UserError("check: methods and datasets in one command; check one after the other")
+        from harness.runs.store import RunStore
+
+        raise typer.Exit(check_datasets(paths, RunStore(options.runs).cache, json_))
     from harness.contract.matrix import run_check
     from harness.method import methods
 

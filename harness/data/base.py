@@ -114,6 +114,23 @@ class SegmentationDataset(ABC):
         return ()
 
     @property
+    def oddities(self) -> Sequence[str]:
+        """What is odd about the files and may be intended; one line each. Raises `UserError`, as `digest` does."""
+        return ()
+
+    def class_pixels(self, split: Split) -> Sequence[int]:
+        """The pixels of each class and, last, the ignored ones. Raises `UserError`, as `digest` does."""
+        counts = np.zeros(IGNORE_INDEX + 1, np.int64)
+        for sample in self.samples(split):
+            counts += np.bincount(self.load(sample).mask.ravel(), minlength=IGNORE_INDEX + 1)
+        return [*counts[: len(self.classes)].tolist(), int(counts[IGNORE_INDEX])]
+
+    @property
+    def thinnest(self) -> tuple[int, str] | None:
+        """The shortest side of all images at `scale`, in pixels, and its sample; None if it is that of every image."""
+        return None
+
+    @property
     @abstractmethod
     def working_sizes(self) -> WorkingSizes:
         """The sizes of all images at `scale`. Raises `UserError`, as `digest` does."""

@@ -6,7 +6,6 @@ Where the files are and what their labels mean is in the subclasses (`folder`, `
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,29 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import UnidentifiedImageError
 
-from harness.data.base import IGNORE_INDEX, SPLITS, Copies, Pair, Sample, SegmentationDataset, Split, WorkingSizes
+from harness.data.base import (
+    IGNORE_INDEX,
+    SPLITS,
+    Copies,
+    Pair,
+    Sample,
+    SegmentationDataset,
+    Split,
+    WorkingSizes,
+    working_size,
+)
+from harness.data.contents import Checked, Contents, hint_of_values
+from harness.data.images import Bands, is_deep, orientation, read_image
+from harness.data.masks import ILLEGAL, LabelRules, MaskFile
 from harness.errors import UserError
 from harness.util.files import digest
 from harness.util.json_cache import cached_json
+from harness.util.text import list_some
 
-ILLEGAL = -1
-"""In a label table: a value that is not allowed in a mask."""
+_READER = 2
+"""Part of the cache's key: changes with what a check finds out."""
 
 
 class Files(NamedTuple):
@@ -34,19 +47,16 @@ class Files(NamedTuple):
     mask: Path
 
 
-class Checked(NamedTuple):
-    """The result of checking one pair."""
+class Problem(NamedTuple):
+    """Why a pair cannot be used."""
 
-    size: tuple[int, int]
-    """height, width in pixels"""
-    image_sha256: str
-    mask_sha256: str
-    labels: frozenset[int]
-    """The classes in the mask."""
+    text: str
+    values: frozenset[int] = frozenset()
+    """Those in the mask, if some are not declared."""
 
 
 class PairedFiles(SegmentationDataset):
-    """Pairs of one 8-bit image file and one single-channel mask file.
+    """Pairs of one image file and one mask file.
 
     A subclass sets the attributes below and implements `find`.
     """
@@ -55,8 +65,12 @@ class PairedFiles(SegmentationDataset):
     palette: tuple[tuple[int, int, int], ...] = ()
     root: Path
     cache: Path
-    label_table: np.ndarray
-    """int16 [256]: a mask file's value to a class, `IGNORE_INDEX` or `ILLEGAL`."""
+    rules: LabelRules
+    """What the pixels of masks mean."""
+    bands: Bands = Bands()
+    """How the channels of images become RGB, if they are not."""
+    states_255: bool = True
+    """Whether it is known that 255 in masks is ignored, or that it is a class."""
 
     @abstractmethod
     def find(self, split: Split) -> list[Sample]:
@@ -70,7 +84,9 @@ class PairedFiles(SegmentationDataset):
 
     def load(self, sample: Sample) -> Pair:
         image, mask = sample.source
-        return Pair(read_image(image.read_bytes()), self._labels(_read_mask(mask.read_bytes())))
+        labels = self.rules.labels(self.rules.read(mask.read_bytes()))
+        # An illegal value would become 255 here, but `digest` has refused it before training.
+        return Pair(read_image(image.read_bytes(), self.bands), labels.astype(np.uint8))
 
     @property
     def digest(self) -> str:
@@ -85,47 +101,80 @@ class PairedFiles(SegmentationDataset):
     def copies(self) -> Sequence[Copies]:
         return [Copies(first, second, images, (a, b)) for first, second, images, (a, b) in self._contents["copies"]]
 
+    @property
+    def thinnest(self) -> tuple[int, str]:
+        side, name = self._contents["thinnest"]
+        return side, name
+
+    @property
+    def oddities(self) -> Sequence[str]:
+        return self._contents["warnings"]
+
+    def class_pixels(self, split: Split) -> Sequence[int]:
+        return self._contents["pixels"].get(split, [0] * (len(self.classes) + 1))
+
     @cached_property
     def _contents(self) -> dict[str, Any]:
         """Decodes every file once; later calls only compare the files' sizes and times."""
         samples = [sample for split in SPLITS for sample in self.samples(split)]
-        settings = {
+        rules = self.rules
+        settings: dict[str, Any] = {
             "classes": self.classes,
-            "labels": self.label_table.tolist(),
+            "labels": rules.table.tolist(),
             "scale": self.scale,
             "samples": [[sample.name, sample.group] for sample in samples],
         }
+        # Of later fields only what is given, so that the digest of a dataset without them stays.
+        settings |= {"wide_labels": sorted(rules.wide.items())} if rules.wide else {}
+        settings |= {"bands": self.bands} if self.bands != Bands() else {}
+        colours = sorted([*colour, label] for colour, label in rules.colours.items())
         files = [[self._relative(path), *_size_and_time(path)] for sample in samples for path in sample.source]
-        key = {"root": str(self.root.resolve()), "settings": digest(settings), "files": digest(files)}
-        return cached_json(self.cache, "dataset-files", key, lambda: self._check(samples, settings))
+        key = {
+            "root": str(self.root.resolve()),
+            "settings": digest(settings),
+            "files": digest(files),
+            "reader": [_READER, colours, self.states_255],
+        }
+        return cached_json(self.cache, "dataset-files", key, lambda: self._check(samples, settings, colours))
 
-    def refuse(self, problems: Sequence[str]) -> NoReturn:
+    def refuse(self, problems: Sequence[str], hint: str | None = None) -> NoReturn:
         """Raise the first problem as `UserError`, with the number of further ones."""
         more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}", field="dataset", value=self.name)
+        raise UserError(f"{problems[0]}{more}", field="dataset", value=self.name, hint=hint)
 
     @cached_property
     def _splits(self) -> dict[Split, list[Sample]]:
         return {split: sorted(self.find(split), key=lambda sample: sample.name) for split in SPLITS}
 
-    def _check(self, samples: list[Sample], settings: dict) -> dict[str, Any]:
+    def _check(self, samples: list[Sample], settings: dict, colours: list[list[int]]) -> dict[str, Any]:
         self._check_disjoint()
         # Threads: Pillow's decoders and hashlib release the GIL.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             outcomes = list(pool.map(self._check_pair, samples))
-        problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        problems = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
         if problems:
-            self.refuse(problems)
+            hint = None
+            if undeclared := sum(bool(problem.values) for problem in problems):
+                hint = hint_of_values(self.classes, self.rules.table, [outcome.values for outcome in outcomes])
+                hint = f"such labels are in {undeclared} of {len(samples)} masks{f'; {hint}' if hint else ''}"
+            self.refuse([problem.text for problem in problems], hint)
         checked = [outcome for outcome in outcomes if isinstance(outcome, Checked)]
-        present = frozenset[int]().union(*(found.labels for found in checked[: len(self.samples("train"))]))
-        if len(present) < 2:
-            # The usual cause is a two-class mask of 0 and 255 where the labels should be 0 and 1.
-            only = f"class {min(present)} alone" if present else "ignored pixels alone"
-            self.refuse([f"{samples[0].source.mask}: the masks of train hold {only}; labels are class indices"])
+        contents = Contents(self.classes, self.rules, self.states_255, checked)
+        if refusal := contents.refusal():
+            name, reason, hint = refusal
+            files: Files = next(sample.source for sample in samples if sample.name == name)
+            self.refuse([f"{files.image if reason.startswith('16 bits') else files.mask}: {reason}"], hint)
+        # Colours that only repeat the order of the labels do not enter the digest.
+        read_by = {"colours": colours} if any(found.by_colour for found in checked) else {}
         return {
-            "digest": digest({**settings, "contents": [[c.image_sha256, c.mask_sha256] for c in checked]}),
+            "digest": digest(
+                {**settings, **read_by, "contents": [[c.image_sha256, c.mask_sha256] for c in checked]},
+            ),
             "working_sizes": WorkingSizes.of((c.size for c in checked), self.scale),
+            "thinnest": min((min(working_size(c.size, self.scale)), c.name) for c in checked),
             "copies": _copies([sample.name for sample in samples], [c.image_sha256 for c in checked]),
+            "pixels": {split: pixels.tolist() for split, pixels in contents.pixels.items()},
+            "warnings": contents.warnings(),
         }
 
     def _check_disjoint(self) -> None:
@@ -140,40 +189,66 @@ class PairedFiles(SegmentationDataset):
         if problems:
             self.refuse(problems)
 
-    def _check_pair(self, sample: Sample) -> Checked | str:
-        """The pair's hashes and labels, or the problem with it."""
-        contents, arrays = [], []
-        for path, read in zip(sample.source, (read_image, _read_mask), strict=True):
-            # For a damaged file Pillow raises OSError, SyntaxError, ValueError, struct.error and more.
-            try:
-                contents.append(path.read_bytes())
-                arrays.append(read(contents[-1]))
-            except Image.UnidentifiedImageError:
-                return f"{path}: not an image file"
-            except Exception as error:
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                return f"{path}: {' '.join(reason.split())}"
-        image, values = arrays
-        mask = sample.source.mask
-        if image.shape[:2] != values.shape:
-            return f"{mask}: {_size(values)} pixels, but {sample.source.image} has {_size(image)}"
-        present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-        labels = self.label_table[present]
-        if (labels == ILLEGAL).any():
-            value = int(present[labels == ILLEGAL][0])
-            row, column = (int(place[0]) for place in np.nonzero(values == value))
-            return f"{mask}: label {value} at ({row}, {column}) but {self._known_labels()}"
-        image_sha256, mask_sha256 = (hashlib.sha256(content).hexdigest() for content in contents)
-        return Checked(values.shape, image_sha256, mask_sha256, frozenset(labels.tolist()) - {IGNORE_INDEX})
+    def _check_pair(self, sample: Sample) -> Checked | Problem:
+        """What the pair holds, or the problem with it."""
+        files: Files = sample.source
+        path = files.image
+        # For a damaged file Pillow raises OSError, SyntaxError, ValueError, struct.error and more.
+        try:
+            content = path.read_bytes()
+            image = read_image(content, self.bands)
+            path = files.mask
+            mask_content = path.read_bytes()
+            mask = self.rules.read(mask_content)
+            labels = self.rules.labels(mask)
+        except UnidentifiedImageError:
+            return Problem(f"{path}: not an image file")
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            return Problem(f"{path}: {' '.join(reason.split())}")
+        turned = orientation(content)
+        if image.shape[:2] != labels.shape:
+            problem = f"{path}: {_size(labels)} pixels, but {files.image} has {_size(image)}"
+            if turned > 4 and image.shape[1::-1] == labels.shape:
+                problem += f" after its EXIF orientation, {turned}; turn the mask too, or remove the orientation"
+            return Problem(problem)
+        illegal = labels == ILLEGAL
+        if illegal.any():
+            row, column = (int(place[0]) for place in np.nonzero(illegal))
+            return self._undeclared(path, mask, row, column)
+        counts = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)
+        return Checked(
+            sample.name,
+            labels.shape,
+            hashlib.sha256(content).hexdigest(),
+            hashlib.sha256(mask_content).hexdigest(),
+            np.append(counts[: len(self.classes)], counts[IGNORE_INDEX]),
+            mask.values,
+            mask.used_palette,
+            self.rules.by_colour(mask),
+            1 if turned == orientation(mask_content) else turned,
+            int(image.max()) if self.bands == Bands() and is_deep(content) else None,
+        )
 
-    def _labels(self, values: np.ndarray) -> np.ndarray:
-        # An illegal value would become 255 here, but `digest` has refused it before training.
-        return self.label_table.astype(np.uint8)[values]
+    def _undeclared(self, path: Path, mask: MaskFile, row: int, column: int) -> Problem:
+        """The problem with a pixel of a mask."""
+        value = mask.pixels[row, column]
+        if mask.pixels.ndim == 3:
+            colour = value.tolist()
+            grey = (mask.pixels == mask.pixels[..., :1]).all()
+            hint = "remove the colours from dataset.yaml to read grey masks as class indices" if grey else None
+            hint = hint or f"`ignore: [{colour}]` ignores it"
+            return Problem(f"{path}: the colour {colour} at ({row}, {column}) is of no class; {hint}")
+        return Problem(f"{path}: label {value} at ({row}, {column}) but {self._known_labels()}", mask.values)
 
     def _known_labels(self) -> str:
-        known = np.flatnonzero((self.label_table != ILLEGAL) & (self.label_table != IGNORE_INDEX))
-        ignored = " and ".join(str(value) for value in np.flatnonzero(self.label_table == IGNORE_INDEX))
-        return f"{len(self.classes)} classes ({known[0]}..{known[-1]}) and {ignored} = ignore"
+        labels = {value: int(label) for value, label in enumerate(self.rules.table)} | dict(self.rules.wide)
+        ignored = sorted(value for value, label in labels.items() if label == IGNORE_INDEX)
+        known = sorted(value for value, label in labels.items() if label not in (ILLEGAL, IGNORE_INDEX))
+        rising = known == list(range(known[0], known[-1] + 1))
+        shown = f"{known[0]}..{known[-1]}" if rising else list_some([str(value) for value in known], 12)
+        end = f" and {' and '.join(map(str, ignored))} = ignore" if ignored else ""
+        return f"{len(self.classes)} classes ({shown}){end}"
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -211,21 +286,3 @@ def _copies(names: Sequence[str], hashes: Sequence[str]) -> list[Copies]:
         if splits[0] != splits[1]:
             found.setdefault(splits, []).append((original, name))
     return [Copies(*splits, len(pairs), pairs[0]) for splits, pairs in found.items()]
-
-
-def read_image(content: bytes) -> np.ndarray:
-    """uint8 [H, W, 3], RGB. Rotated by the EXIF orientation, as mmcv does."""
-    with Image.open(io.BytesIO(content)) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {image.mode}: more than 8 bits a channel; convert it to 8-bit RGB")
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def _read_mask(content: bytes) -> np.ndarray:
-    """uint8 [H, W]; of a palette image the indices."""
-    with Image.open(io.BytesIO(content)) as mask:
-        if mask.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {mask.mode}: has more than 8 bits a pixel; save class indices as 8-bit greyscale")
-        if mask.mode not in ("L", "P", "1"):
-            raise ValueError(f"mode {mask.mode}: a colour mask; save class indices as one 8-bit channel")
-        return np.asarray(mask).astype(np.uint8, copy=False)

@@ -29,6 +29,14 @@ def check_fit(dataset: SegmentationDataset, budget: Budget, part: Part) -> None:
         )
         hint = "use a smaller crop, or `evaluation: whole`"
         raise UserError(problem, field="budget", value=budget.name, hint=hint)
+    if dataset.thinnest is not None and dataset.thinnest[0] * budget.resize[0] < 1:
+        side, name = dataset.thinnest
+        problem = (
+            f"{name} of {dataset.name} is {side} pixel thin at working size, and nothing at {budget.resize[0]:g} of it"
+        )
+        raise UserError(
+            problem, field="budget", value=budget.name, hint="leave the image out, or use a higher `resize`"
+        )
     if part == "dev":
         split_samples(dataset, part, budget.dev_fraction)
 
@@ -49,7 +57,13 @@ def describe_parts(dataset: SegmentationDataset, dev_fraction: float) -> str:
 
 def warnings(dataset: SegmentationDataset, budget: Budget) -> list[str]:
     """What makes scores on this dataset under this budget misleading; one line each."""
-    return [*_copied_images(dataset), *_shared_groups(dataset), *_small_crop(dataset, budget)]
+    return [*file_warnings(dataset), *_small_crop(dataset, budget)]
+
+
+def file_warnings(dataset: SegmentationDataset) -> list[str]:
+    """What is odd about the dataset itself, under any budget; one line each."""
+    oddities = [f"{dataset.name}: {text}" for text in dataset.oddities]
+    return [*oddities, *_copied_images(dataset), *_shared_groups(dataset)]
 
 
 def _copied_images(dataset: SegmentationDataset) -> list[str]:

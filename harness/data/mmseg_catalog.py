@@ -20,7 +20,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from harness.data.base import IGNORE_INDEX, SPLITS, Sample, Split
-from harness.data.file_pairs import ILLEGAL, Files, PairedFiles, files_below
+from harness.data.file_pairs import Files, PairedFiles, files_below
+from harness.data.masks import ILLEGAL, LabelRules
 from harness.errors import UserError
 from harness.util.files import read_yaml
 
@@ -70,7 +71,7 @@ class MMSegmentationDataset(PairedFiles):
         colours = {name: colour for name, colour in found.classes.items() if name not in found.ignored}
         self.classes = tuple(colours)
         self.palette = tuple(colours.values())
-        self.label_table = label_table(tuple(found.classes), self.classes, found.reduce_zero_label)
+        self.rules = LabelRules(label_table(tuple(found.classes), self.classes, found.reduce_zero_label))
         self.scale = found.scale
         if not is_present(name, data):
             expected = " and ".join(

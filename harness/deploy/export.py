@@ -22,6 +22,7 @@ from harness.runs.store import RunStore
 from harness.util.files import atomically, write_text
 
 Format = Literal["safetensors", "torchscript", "onnx"]
+SUFFIXES = (".safetensors", ".pt", ".onnx")
 TOLERANCE = 1e-4
 """Largest allowed difference of a merged or traced network's logits, relative to the largest logit."""
 
@@ -40,6 +41,7 @@ def export(store: RunStore, run: str, out: Path, format: Format, merge: bool, we
     if merge:
         _merge(network, images, expected)
     name = f"{header.spec.method}-{header.spec.backbone}-{header.spec.dataset}"
+    _check_own(out / f"{name}.json", header.spec.fingerprint)
     recipe = _recipe(network, header, merge)
     if format == "safetensors":
         written = _write_tensors(network, out / f"{name}.safetensors")
@@ -51,6 +53,19 @@ def export(store: RunStore, run: str, out: Path, format: Format, merge: bool, we
     recipe["size"] = "any" if format == "safetensors" else list(images.shape[-2:])
     write_text(out / f"{name}.json", json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
     return [written, out / f"{name}.json"]
+
+
+def _check_own(recipe: Path, fingerprint: str) -> None:
+    """Raises `UserError` where files of this name are there that are not an export of the same run."""
+    there = [path for path in (recipe, *map(recipe.with_suffix, SUFFIXES)) if path.exists()]
+    if not there:
+        return
+    try:
+        own = json.loads(recipe.read_bytes())["fingerprint"] == fingerprint
+    except (OSError, ValueError, TypeError, KeyError):
+        own = False
+    if not own:
+        raise UserError(f"{there[0]}: exists and is no export of this run; choose another folder with --out")
 
 
 def load_exported(folder: Path) -> nn.Module:

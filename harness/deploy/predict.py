@@ -4,61 +4,163 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from harness.data.file_pairs import read_image
+from harness.data.images import read_image
 from harness.engine.device import make_fabric
 from harness.engine.evaluation import Predictor
+from harness.engine.failures import is_out_of_memory
 from harness.errors import UserError
 from harness.models.delta import load_delta
 from harness.models.network import apply_memory_format
-from harness.runs.folder import RunFolder
-from harness.runs.samples import overlay, save_labels, save_picture
+from harness.runs.folder import RunFolder, is_unchanged
+from harness.runs.samples import overlay, save_labels, save_picture, written_by
 from harness.runs.store import RunStore
+from harness.util.progress import Reporter
+
+WRITER = "harness predict"
+"""What the files name as their software: only such files are overwritten."""
+LABELS, OVERLAY = ".labels.png", ".overlay.png"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One image and the files that are written for it."""
+
+    image: Path
+    labels: Path
+    overlay: Path
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An image that could not be predicted."""
+
+    image: Path
+    reason: str
 
 
 def predict_images(
-    store: RunStore, run: str, images: Sequence[Path], out: Path, weights: str | None, device: str
-) -> Iterator[Path]:
-    """Write `NAME.png` (class indices, with a palette) and `NAME.overlay.png` for each image; yields their paths.
+    store: RunStore,
+    run: str,
+    images: Sequence[Path],
+    out: Path,
+    weights: str | None,
+    device: str,
+    window: int | None = None,
+) -> Iterator[Path | Failed]:
+    """Write `NAME.labels.png` (class indices, with a palette) and `NAME.overlay.png` for each image.
 
-    `run` is a run folder, the beginning of a fingerprint, or a delta file. All images are checked before the first is
-    predicted. Raises `UserError`.
+    `run` is a run folder, the beginning of a fingerprint, or a delta file; `images` are files, and folders with all
+    images below them, whose structure is kept. `window`: predict squares of so many pixels, one at a time. Yields the
+    paths of what is written, and what failed: the others are predicted. Raises `UserError` before anything is written,
+    also where an output would overwrite an image or a file that this command did not write.
     """
+    outputs = plan_outputs(images, out)
     delta, run_weights = find_delta(store, run)
-    names = [path.stem for path in images]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"predict: two images are named {name}, and would have the same output file; rename one")
-    for path in images:
-        _read(path)
     network, header = load_delta(delta, weights or run_weights, store.cache)
+    if window is not None and header.scale is not None:
+        size = "x".join(map(str, header.scale))
+        raise UserError(f"--window {window}: the run resizes every image to {size}, and needs no windows; leave it out")
     fabric = make_fabric(device, header.spec.budget.precision)
     apply_memory_format(fabric.to_device(network), header.spec.budget)
     backbone = network.backbone
-    predictor = Predictor(
-        network,
-        backbone.mean,
-        backbone.std,
-        header.scale,
-        header.spec.budget,
-        fabric.device,
-    )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {os.strerror(error.errno or 0)}; name another folder") from error
+    predictor = Predictor(network, backbone.mean, backbone.std, header.scale, header.spec.budget, fabric.device)
+    reporter = Reporter()
+    if len(outputs) > 1:
+        reporter.start("predict", len(outputs))
+    for number, output in enumerate(outputs, 1):
+        try:
+            image = _read(output.image)
+            labels = _labels(predictor, image, window)
+        except UserError as error:
+            yield Failed(output.image, str(error).removeprefix(f"{output.image}: "))
+            continue
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            yield Failed(output.image, "out of memory; use --window 512, or less")
+            continue
+        output.labels.parent.mkdir(parents=True, exist_ok=True)
+        save_labels(output.labels, labels, header.palette, WRITER)
+        yield output.labels
+        save_picture(output.overlay, overlay(image, labels, header.palette), WRITER)
+        yield output.overlay
+        if len(outputs) > 1:
+            reporter.advance(number)
+    reporter.stop()
+
+
+def plan_outputs(images: Sequence[Path], out: Path) -> list[Output]:
+    """Every image with its files under `out`. Raises `UserError` where two images would have the same files, or where a
+    file would be overwritten that `predict` did not write. Writes nothing."""
+    outputs: dict[Path, Output] = {}
+    for image, name in _find(images, out):
+        planned = Output(image, out / f"{name}{LABELS}", out / f"{name}{OVERLAY}")
+        other = outputs.setdefault(planned.labels, planned)
+        if other is not planned:
+            raise UserError(f"predict: {other.image} and {image} would have the same output file; rename one")
+    inputs = {output.image.resolve() for output in outputs.values()}
+    for output in outputs.values():
+        for path in (output.labels, output.overlay):
+            if path.resolve() in inputs:
+                raise UserError(f"--out {out}: {path} would overwrite that image; choose another folder")
+            if os.path.lexists(path) and written_by(path) != WRITER:
+                problem = f"{path} exists and was not written by `harness predict`"
+                raise UserError(f"--out {out}: {problem}; choose another folder")
+    return list(outputs.values())
+
+
+def _find(images: Sequence[Path], out: Path) -> Iterator[tuple[Path, str]]:
+    """Images and their names under the output folder. In a folder only files that Pillow can open by their suffix are
+    images, and not what an earlier command wrote."""
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     for path in images:
-        image = _read(path)
-        labels = predictor([image])[0].cpu().numpy()
-        label_path, overlay_path = out / f"{path.stem}.png", out / f"{path.stem}.overlay.png"
-        save_labels(label_path, labels, header.palette)
-        yield label_path
-        save_picture(overlay_path, overlay(image, labels, header.palette))
-        yield overlay_path
+        if not path.is_dir():
+            yield path, path.stem
+            continue
+        found = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.suffix.lower() in known
+            and file.is_file()
+            and not file.name.startswith(".")
+            and out.resolve() not in file.resolve().parents
+            and not (file.name.endswith((LABELS, OVERLAY)) and written_by(file) == WRITER)
+        ]
+        if not found:
+            raise UserError(f"{path}: no image in this folder")
+        yield from ((file, file.relative_to(path).with_suffix("").as_posix()) for file in found)
+
+
+def _labels(predictor: Predictor, image: np.ndarray, window: int | None) -> np.ndarray:
+    """uint8 [H, W]. With windows, each pixel's label is from the window in which it is farthest from the border."""
+    height, width = image.shape[:2]
+    if window is None or max(height, width) <= window:
+        return predictor([image])[0].cpu().numpy()
+    labels = np.empty((height, width), np.uint8)
+    for (top, bottom, first, last), (left, right, start, end) in product(
+        _windows(height, window), _windows(width, window)
+    ):
+        found = predictor([np.ascontiguousarray(image[top:bottom, left:right])])[0].cpu().numpy()
+        labels[first:last, start:end] = found[first - top : last - top, start - left : end - left]
+    return labels
+
+
+def _windows(length: int, window: int) -> Iterator[tuple[int, int, int, int]]:
+    """Windows along one axis that overlap by a quarter: begin and end, and the part that is used of each."""
+    if length <= window:
+        yield 0, length, 0, length
+        return
+    begins = [*range(0, length - window, max(window - window // 4, 1)), length - window]
+    cuts = [0, *((one + window + other) // 2 for one, other in pairwise(begins)), length]
+    for begin, first, last in zip(begins, cuts[:-1], cuts[1:], strict=True):
+        yield begin, begin + window, first, last
 
 
 def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
@@ -72,6 +174,8 @@ def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
         raise UserError(
             f"run {run}: not finished ({outcome.state.label}), so there is no delta; rerun it with `harness run`"
         )
+    if not is_unchanged(folder.delta_path, result.files):
+        raise UserError(f"{folder.delta_path}: was changed after the run ended; repeat the command of the run")
     weights = result.provenance.weights.get("given", "auto")
     return folder.delta_path, weights if Path(weights).is_file() else "auto"
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from harness.runs.locks import RunLock
 from harness.runs.result import RunResult
 from harness.runs.state import Outcome, RunState
 from harness.spec import Spec
-from harness.util.files import write_json, write_text
+from harness.util.files import digest, sha256, write_json, write_text
 
 Listener = Callable[[Path, bool], object]
 """Called with a run folder's path after its state was written, and whether that state ends this attempt."""
@@ -41,6 +41,14 @@ class Status:
     updated: str = ""
     pid: int = 0
     host: str = ""
+
+
+def is_unchanged(path: Path, digests: Mapping[str, str]) -> bool:
+    """Whether a file has the SHA-256 recorded under its name; true where none is."""
+    try:
+        return path.name not in digests or sha256(path) == digests[path.name]
+    except OSError:
+        return False
 
 
 class RunFolder:
@@ -104,7 +112,9 @@ class RunFolder:
             return
         self.check_lock()
         if result is not None:
-            write_json(self.result_path, result.model_dump(mode="json"))
+            record = result.model_dump(mode="json", exclude={"digest"})
+            record["files"] = {path.name: sha256(path) for path in self._results() if path.exists()}
+            write_json(self.result_path, record | {"digest": digest(record)})
         fields = {} if outcome.step is None else {"step": outcome.step}
         self._write_status(outcome.state, reason=outcome.reason, **fields)
         self._notify(final=True)
@@ -139,16 +149,30 @@ class RunFolder:
             return None
 
     def read_result(self) -> RunResult:
-        """Raises `UserError` that names the file, without its folder, if it is missing or invalid."""
+        """Raises `UserError` that names the file, without its folder, if it is missing, invalid, or was changed."""
         try:
-            result = RunResult.model_validate_json(self.result_path.read_bytes())
+            content = self.result_path.read_bytes()
+            result = RunResult.model_validate_json(content)
         except OSError as error:
             raise UserError(f"{self.result_path.name}: {error.strerror}") from error
         except ValidationError as error:
             raise invalid(error).at(self.result_path.name) from error
         if result.fingerprint != self.fingerprint:
             raise UserError(f"{self.result_path.name}: belongs to run {result.fingerprint}")
+        if result.digest is not None:
+            record = json.loads(content)
+            del record["digest"]
+            if digest(record) != result.digest:
+                raise UserError(f"{self.result_path.name}: was changed after the run ended")
         return result
+
+    def changed(self, result: RunResult) -> str | None:
+        """The name of a file that is not the one that the run ended with; None if all are, or if it is not known."""
+        return next((path.name for path in self._results() if not is_unchanged(path, result.files)), None)
+
+    def _results(self) -> tuple[Path, Path]:
+        """The files that a result rests on, besides its own."""
+        return self.confusions_path, self.delta_path
 
     def spec(self) -> Spec:
         """Raises `UserError` if the folder does not hold a complete spec."""

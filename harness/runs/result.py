@@ -101,6 +101,8 @@ class RunResult(_Part):
     inference: Inference
     reuse: Reuse
     provenance: Provenance
+    files: dict[str, str] = Field(default_factory=dict, description="SHA-256 of the files that the run ended with")
+    digest: str | None = Field(None, description="SHA-256 of the other fields; None: the run is older than this field")
 
 
 Unit = Literal["share", "count", "bytes", "seconds", "rate", "ratio", "flops"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from harness.data.base import IGNORE_INDEX
 from harness.util.files import atomically
@@ -21,8 +22,11 @@ def colour(labels: np.ndarray, palette: Palette) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, opacity: float = 0.5) -> np.ndarray:
-    """The labels' colours over a uint8 image [H, W, 3]."""
-    return np.round((1 - opacity) * image + opacity * colour(labels, palette)).astype(np.uint8)
+    """The labels' colours over a uint8 image [H, W, 3]. Row by row: as floats, a large image takes gigabytes."""
+    mixed = np.empty_like(image)
+    for row, pixels in enumerate(image):
+        mixed[row] = np.round((1 - opacity) * pixels + opacity * colour(labels[row], palette))
+    return mixed
 
 
 def strip(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: Palette) -> np.ndarray:
@@ -31,19 +35,33 @@ def strip(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette:
     return np.concatenate([image, line, colour(truth, palette), line, colour(prediction, palette)], axis=1)
 
 
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    """RGB [H, W, 3] as PNG, atomically."""
-    with atomically(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+def save_picture(path: Path, picture: np.ndarray, writer: str = "") -> None:
+    """RGB [H, W, 3] as PNG, atomically. `writer`: the software that the file names, for `written_by`."""
+    _save(path, Image.fromarray(picture), writer)
 
 
-def save_labels(path: Path, labels: np.ndarray, palette: Palette) -> None:
+def save_labels(path: Path, labels: np.ndarray, palette: Palette, writer: str = "") -> None:
     """Labels [H, W] as an indexed PNG with the palette, atomically."""
-    picture = Image.fromarray(labels, mode="L").convert("P")
-    picture.putdata(labels.reshape(-1).tolist())
+    picture = Image.frombytes("P", labels.shape[::-1], np.ascontiguousarray(labels).tobytes())
     picture.putpalette(_table(palette).reshape(-1).tolist())
+    _save(path, picture, writer)
+
+
+def written_by(path: Path) -> str | None:
+    """The software that a PNG names; None for any other file."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _save(path: Path, picture: Image.Image, writer: str) -> None:
+    named = PngInfo()
+    if writer:
+        named.add_text("Software", writer)
     with atomically(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=named)
 
 
 def _table(palette: Palette) -> np.ndarray:

@@ -17,7 +17,7 @@ import pandas as pd
 from harness.errors import UserError
 from harness.models.backbones.packaged import display_name
 from harness.runs.difference import image_counts
-from harness.runs.folder import RunFolder
+from harness.runs.folder import RunFolder, is_unchanged
 from harness.runs.metrics import ImageConfusions, load_confusions
 from harness.runs.result import Provenance
 from harness.runs.state import Outcome, RunState
@@ -77,6 +77,8 @@ class Collected:
     """As `frame_of_curves` has it."""
     provenance: dict[str, Provenance]
     """By fingerprint, of runs that are done."""
+    files: dict[str, dict[str, str]]
+    """By fingerprint: the SHA-256 of the run's files when it ended."""
     searches: list[SearchRecord]
     skipped: list[Skipped]
     root: Path
@@ -97,10 +99,13 @@ class Collected:
 
         Not cached: those of one run on ADE20K take 360 MB.
         """
+        path = RunFolder(self.root / fingerprint).confusions_path
+        if path.exists() and not is_unchanged(path, self.files.get(fingerprint, {})):
+            raise UserError(f"run {fingerprint}: {path.name} was changed after the run ended; run it again")
         try:
-            return load_confusions(RunFolder(self.root / fingerprint).confusions_path)
+            return load_confusions(path)
         except Exception as error:  # numpy and zipfile raise many kinds of errors for a damaged file
-            message = f"run {fingerprint}: confusions.npz is missing or damaged; rerun it with --force"
+            message = f"run {fingerprint}: confusions.npz is missing or damaged; run it again"
             raise UserError(message) from error
 
     def counts(self, fingerprint: str) -> ImageCounts:
@@ -156,6 +161,7 @@ def collect(root: Path, study: Path | None = None, data: Path = Path("data")) ->
         per_class=frame_of_classes(root, results),
         curves=frame_of_curves(root, results),
         provenance={fingerprint: result.provenance for fingerprint, result in results.items()},
+        files={fingerprint: result.files for fingerprint, result in results.items()},
         searches=searches,
         skipped=skipped,
         root=root,

@@ -75,6 +75,21 @@ def test_finished_run_is_printed_and_not_trained(finished: list[str | Path]) -> 
     assert "spm(hidden=8)" in after.out
 
 
+@pytest.mark.parametrize("name", ["confusions.npz", "delta.safetensors"])
+def test_run_of_which_a_file_was_changed_is_executed_again(
+    name: str, colours: Path, tiny: Path, tmp_path: Path
+) -> None:
+    arguments = run_arguments(colours, tiny, tmp_path / "runs", "--method", "linear")
+    folder = train(colours, tiny, tmp_path / "runs", "--method", "linear")
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    output = call(*arguments)
+    changed = f"warning: {folder / name} was changed or removed after the run ended; the run is executed again"
+    assert output.code == 0 and changed in output.err.splitlines()
+    assert changed not in call(*arguments).err
+
+
 def test_finished_run_is_printed_without_torch(finished: list[str | Path]) -> None:
     code = f"""
 import sys

@@ -12,7 +12,7 @@ import pytest
 from harness.data import mmseg_catalog
 from harness.data.base import IGNORE_INDEX
 from harness.data.catalog import open_dataset
-from harness.data.file_pairs import ILLEGAL
+from harness.data.masks import ILLEGAL
 from harness.data.splits import split_samples
 from harness.util.quiet import quiet_imports
 from tests.support.tiny_files import labels, picture, save
@@ -131,7 +131,10 @@ def test_ade20k_ignores_label_zero(ade):
 def test_label_beyond_the_classes_is_named_with_its_file_value(ade, refusal):
     path = save(ade / ADE / "annotations/training/a.png", np.full((12, 16), 151, np.uint8))
     message = refusal(lambda: opened("ade20k", ade).digest)
-    assert message == f"dataset ade20k: {path}: label 151 at (0, 0) but 150 classes (1..150) and 0 and 255 = ignore"
+    assert message == (
+        f"dataset ade20k: {path}: label 151 at (0, 0) but 150 classes (1..150) and 0 and 255 = ignore; "
+        "such labels are in 1 of 2 masks"
+    )
 
 
 def test_image_without_a_mask_is_named(ade, refusal):

@@ -52,6 +52,18 @@ def test_recipe_describes_input_and_output(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / recipe["file"]).is_file()
 
 
+def test_export_overwrites_its_own_files_and_no_others(run: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert call("export", run, "--out", tmp_path).code == 0
+    (recipe,) = tmp_path.glob("*.json")
+    other = json.loads(recipe.read_text()) | {"fingerprint": "0" * 16}
+    recipe.write_text(json.dumps(other))
+    assert refusal("export", run, "--out", tmp_path) == (
+        f"{recipe}: exists and is no export of this run; choose another folder with --out"
+    )
+    assert json.loads(recipe.read_text()) == other
+
+
 def test_torchscript_gives_the_same_logits(run: Path, tmp_path: Path) -> None:
     output = call("export", run, "--out", tmp_path / "out", "--format", "torchscript")
     assert output.code == 0, output.err

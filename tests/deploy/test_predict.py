@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from harness.data.folder import FolderDataset
+from harness.deploy.predict import _windows
 from harness.engine.evaluation import confusion
 from harness.runs.metrics import load_confusions
 from tests.support.in_process import call, refusal, train
@@ -43,7 +44,7 @@ def predict(tmp_path: Path, run: Path) -> Callable[..., list[Path]]:
 
     def written(*arguments: str | Path) -> list[Path]:
         output = call("predict", run, *arguments, "--out", tmp_path / "out", "--device", "cpu")
-        assert (output.code, output.err) == (0, "")
+        assert output.code == 0 and not {"error", "warning"} & {line.split(":")[0] for line in output.err.splitlines()}
         paths = [Path(line) for line in output.out.splitlines()]
         assert sorted(paths) == sorted((tmp_path / "out").iterdir())
         return paths
@@ -76,7 +77,7 @@ def test_label_maps_and_overlays_have_the_dataset_colours(
 ) -> None:
     source = colours / "images/test/0.png"
     label_path, overlay_path = predict(source)
-    assert [label_path.name, overlay_path.name] == ["0.png", "0.overlay.png"]
+    assert [label_path.name, overlay_path.name] == ["0.labels.png", "0.overlay.png"]
     palette = np.array(FolderDataset(colours / "dataset.yaml", tmp_path).palette)
     shown = np.asarray(Image.open(label_path).convert("RGB"))
     np.testing.assert_array_equal(shown, palette[labels_of(label_path)])
@@ -96,7 +97,7 @@ def test_run_is_found_by_folder_fingerprint_or_delta(run: Path, colours: Path, w
     for name, arguments in ways.items():
         output = call("predict", *arguments, image, "--out", tmp_path / name)
         assert output.code == 0, output.err
-        maps.append((tmp_path / name / "0.png").read_bytes())
+        maps.append((tmp_path / name / "0.labels.png").read_bytes())
     assert maps[0] == maps[1] == maps[2]
 
 
@@ -135,7 +136,70 @@ def test_exif_orientation_is_applied(predict: Callable[..., list[Path]], tmp_pat
     assert Image.open(label_path).size == Image.open(overlay_path).size == (20, 30)
 
 
+# Folders and large images
+
+
+def test_folder_is_predicted_at_any_depth_and_keeps_its_structure(run: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("a.png", "trip/b.jpg", "trip/deep/b.jpg"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(20, 30, 3)).save(photos / name)
+    (photos / "notes.txt").write_text("no image")
+    for _ in range(2):  # again: what the first command wrote is no image of the second
+        output = call("predict", run, photos, "--out", photos / "maps")
+        assert output.code == 0, output.err
+        written = {path.relative_to(photos / "maps").as_posix() for path in (photos / "maps").rglob("*.png")}
+        assert written == {
+            "a.labels.png", "a.overlay.png", "trip/b.labels.png", "trip/b.overlay.png", "trip/deep/b.labels.png",
+            "trip/deep/b.overlay.png",
+        }  # fmt: skip
+
+
+def test_folder_without_images_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert refusal("predict", run, tmp_path / "empty") == f"{tmp_path / 'empty'}: no image in this folder"
+
+
+@pytest.mark.parametrize("window", [32, 50, 1000])
+def test_windows_cover_an_image(predict: Callable[..., list[Path]], tmp_path: Path, window: int) -> None:
+    Image.fromarray(noise(83, 131, 3)).save(tmp_path / "large.png")
+    label_path, _ = predict(tmp_path / "large.png", "--window", str(window))
+    assert labels_of(label_path).shape == (83, 131)
+    if window == 1000:
+        alone, _ = predict(tmp_path / "large.png")
+        assert alone.read_bytes() == label_path.read_bytes()
+
+
+@pytest.mark.parametrize(("length", "window"), [(100, 32), (33, 32), (32, 32), (7, 32), (131, 50), (1000, 512)])
+def test_windows_use_every_pixel_once_and_none_at_an_inner_border(length: int, window: int) -> None:
+    used = []
+    for begin, end, first, last in _windows(length, window):
+        assert 0 <= begin <= first < last <= end <= length and end - begin == min(window, length)
+        assert (first == 0 or first > begin) and (last == length or last < end)
+        used += range(first, last)
+    assert used == list(range(length))
+
+
 # What is refused, before anything is written
+
+
+def test_photographs_are_never_overwritten(run: Path, tmp_path: Path) -> None:
+    photos = [tmp_path / name for name in ("a.png", "a.labels.png", "b.png", "b.overlay.png")]
+    for path in photos:
+        Image.fromarray(noise(20, 30, 3)).save(path)
+    before = {path: path.read_bytes() for path in photos}
+    line = refusal("predict", run, *photos[:2], "--out", tmp_path)
+    assert line.startswith(f"--out {tmp_path}: {photos[1]} would overwrite that image; choose another folder")
+    line = refusal("predict", run, photos[2], "--out", tmp_path)
+    assert line.startswith(f"--out {tmp_path}: {photos[3]} exists and was not written by `harness predict`; choose")
+    assert {path: path.read_bytes() for path in photos} == before
+    assert sorted(tmp_path.glob("*.png")) == sorted(photos)
+
+
+def test_own_files_are_overwritten(predict: Callable[..., list[Path]], tmp_path: Path) -> None:
+    Image.fromarray(noise(20, 30, 3)).save(tmp_path / "a.png")
+    first = [path.read_bytes() for path in predict(tmp_path / "a.png")]
+    assert [path.read_bytes() for path in predict(tmp_path / "a.png")] == first
 
 
 def truncated(path: Path) -> Path:
@@ -154,36 +218,40 @@ def text(path: Path) -> Path:
     return path
 
 
-def folder(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
         (lambda path: path, "not a readable image: No such file or directory"),
         (truncated, "not a readable image: image file is truncated"),
         (text, "not an image file"),
-        (folder, "not a readable image: Is a directory"),
         (deep, "not a readable image: mode I;16: more than 8 bits a channel; convert it to 8-bit RGB"),
     ],
-    ids=["missing", "truncated", "text", "folder", "16 bits"],
+    ids=["missing", "truncated", "text", "16 bits"],
 )
-def test_unreadable_image_is_named_before_anything_is_written(
+def test_unreadable_image_is_named_and_the_others_are_predicted(
     run: Path, colours: Path, tmp_path: Path, make: Callable[[Path], Path], complaint: str
 ) -> None:
     bad = make(tmp_path / "bad.png")
-    line = refusal("predict", run, colours / "images/test/0.png", bad, "--out", tmp_path / "out")
-    assert line == f"{bad}: {complaint}"
-    assert not (tmp_path / "out").exists()
+    output = call("predict", run, bad, colours / "images/test/0.png", "--out", tmp_path / "out")
+    assert output.code == 1
+    assert output.err.splitlines()[-1].startswith(f"error: {bad}: {complaint}")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.labels.png", "0.overlay.png"]
 
 
 def test_images_with_the_same_name_are_refused(run: Path, colours: Path, tmp_path: Path) -> None:
     images = [colours / "images" / split / "0.png" for split in ("train", "test")]
     line = refusal("predict", run, *images, "--out", tmp_path / "out")
-    assert line == "predict: two images are named 0, and would have the same output file; rename one"
+    assert line == f"predict: {images[0]} and {images[1]} would have the same output file; rename one"
     assert not (tmp_path / "out").exists()
+
+
+def test_changed_delta_is_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(run, tmp_path / run.name))
+    content = bytearray((changed / "delta.safetensors").read_bytes())
+    content[-1] ^= 1
+    (changed / "delta.safetensors").write_bytes(content)
+    line = refusal("predict", changed, colours / "images/test/0.png", "--out", tmp_path / "out")
+    assert line.startswith(f"{changed / 'delta.safetensors'}: was changed after the run ended")
 
 
 def test_moved_weights_are_requested(run: Path, colours: Path, weights: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import yaml
 from harness.cli.listing import list_runs
 from harness.runs.folder import RunFolder
 from harness.runs.store import RunStore
+from tests.support import step_costs
 from tests.support.run_commands import assert_same, curve, finished, one_line, only_run, snapshot
 from tests.support.tiny_cell import STEPS, environment, make_budget, run_arguments
 from tests.support.warm_start import Starter
@@ -155,10 +156,12 @@ def test_full_disk_is_a_one_line_error_and_the_run_resumes(
     runs = small_disk / "runs"
     other = Path(shutil.copytree(whole.path, runs / ("0" * 16)))
     before = snapshot(other)
+    step_costs.lend(runs)  # `start` does it, and they take up space
     filler = small_disk / "filler"
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(bytes(free - left))
-    command = start(*run_arguments(colours, tiny, runs))
+    # Kept features would fill what is left as far as they can, at another moment each time.
+    command = start(*run_arguments(colours, tiny, runs), "--cache-size", "0")
     assert command.wait() == 2, command.stderr
     run = runs / whole.fingerprint
     assert one_line(command.stderr).startswith(f"error: {run}: No space left on device; free some space")

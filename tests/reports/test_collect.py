@@ -23,6 +23,7 @@ from tests.support.made_runs import (
     HEAD_PARAMETERS,
     PALETTE,
     end_run,
+    make_older,
     make_run,
     make_runs,
     make_search,
@@ -86,6 +87,17 @@ def test_unreadable_result_is_damaged(tmp_path: Path, text: str | None, reason: 
     assert row["state"] == "damaged"
     assert row["reason"].startswith(reason)
     assert pd.isna(row["miou"])
+
+
+@pytest.mark.parametrize("field", ["miou", "train_seconds", "seed"])
+def test_possible_value_that_was_edited_is_damaged(tmp_path: Path, field: str) -> None:
+    run = make_run(tmp_path, make_spec())
+    result = json.loads(run.result_path.read_text())
+    where = {"miou": result["metrics"], "seed": result["spec"]}.get(field, result)
+    where[field] += 1 if field == "seed" else 0.001
+    run.result_path.write_text(json.dumps(result))
+    (row,) = collect(tmp_path).runs.to_dict("records")
+    assert (row["state"], row["reason"]) == ("damaged", "result.json: was changed after the run ended")
 
 
 @pytest.mark.parametrize("field", ["miou", "trainable"])
@@ -268,7 +280,8 @@ def test_one_seed_or_one_group_is_no_verdict(tmp_path: Path, seeds: tuple[int, .
 
 def test_groups_of_newer_runs_are_used_for_older_ones(tmp_path: Path) -> None:
     """Runs before groups were recorded have none in their file."""
-    make_runs(tmp_path, ["linear", "spm"], per_group=3)
+    for run in make_runs(tmp_path, ["linear", "spm"], per_group=3):
+        make_older(run)
     everything = list(tmp_path.glob("*/confusions.npz"))
     for path in everything[:2]:
         with np.load(path) as stored:
@@ -299,13 +312,17 @@ def test_comparison_uses_shared_seeds(tmp_path: Path) -> None:
     assert row["difference"] == pytest.approx(np.mean([runs["spm", s] - runs["linear", s] for s in (1, 2)]))
 
 
-@pytest.mark.parametrize("why", ["no seed in common", "was evaluated on other images", "missing or damaged"])
+@pytest.mark.parametrize(
+    "why", ["no seed in common", "was evaluated on other images", "missing or damaged", "was changed"]
+)
 def test_incomparable_runs_have_a_reason(tmp_path: Path, why: str) -> None:
     make_run(tmp_path, make_spec("linear"))
     run = make_run(
         tmp_path, make_spec("spm", seed=int(why == "no seed in common")), images=9 if "images" in why else 12
     )
     if why == "missing or damaged":
+        make_older(run)
+    if why in ("missing or damaged", "was changed"):
         run.confusions_path.write_bytes(b"not a zip")
     (row,) = compare(collect(tmp_path)).significance.to_dict("records")
     assert row["verdict"] == "not comparable"

@@ -22,7 +22,7 @@ from reports.render import page
 from reports.render.page import samples
 from reports.render.page.svg import inlined
 from reports.render.plots.saving import SavedPlot
-from tests.support.made_runs import end_run, make_run, make_runs, make_spec
+from tests.support.made_runs import end_run, make_older, make_run, make_runs, make_spec
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -103,9 +103,8 @@ def test_page_of_failures_only(tmp_path: Path) -> None:
 
 def test_provenance_of_another_form(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", make_spec("spm"))
-    result = json.loads(run.result_path.read_text())
-    result["provenance"]["packages"] = "none"
-    run.result_path.write_text(json.dumps(result))
+    provenance = json.loads(run.result_path.read_text())["provenance"]
+    make_older(run, provenance={**provenance, "packages": "none"})
     (entry,) = data_of(write(collect(tmp_path / "runs"), tmp_path / "index.html"))["runs"]
     assert entry["state"] == "done"
 

@@ -102,6 +102,12 @@ def _result(spec: Spec, matrices: np.ndarray, classes: Sequence[str], trained: i
     )
 
 
+def make_older(run: RunFolder, **changes: Any) -> None:
+    """The same run as of a version that recorded no digests, with other fields."""
+    record = json.loads(run.result_path.read_text()) | {"digest": None, "files": {}} | changes
+    write_json(run.result_path, record)
+
+
 def end_run(root: Path, spec: Spec, state: Any, reason: str) -> RunFolder:
     """A run that ended without a result: `unsupported`, `failed`, `diverged`, `out_of_memory`, `interrupted`."""
     run = RunStore(root).folder(spec)

@@ -1,0 +1,202 @@
+"""What the files of a dataset hold, from the one time that they are read: pixels of each class, and what is odd.
+
+Where reading would be wrong, `refusal` has the reason; what may be intended is a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.data.base import IGNORE_INDEX
+from harness.data.masks import Colour, LabelRules
+from harness.util.text import counted, list_some
+
+MUCH_IGNORED = 0.5
+"""Share of ignored pixels of a split above which there is a warning."""
+
+DARK = 64
+"""If no value of 16-bit images reaches this in its higher 8 bits, the images use a part of the range only."""
+
+
+class Checked(NamedTuple):
+    """The result of checking one pair."""
+
+    name: str
+    """Of the sample; begins with its split."""
+    size: tuple[int, int]
+    """height, width in pixels"""
+    image_sha256: str
+    mask_sha256: str
+    pixels: np.ndarray
+    """int64 [classes + 1]: pixels of each class, and ignored ones."""
+    values: frozenset[int]
+    """The values in a mask of one channel."""
+    palette: dict[int, Colour]
+    """The colours of a palette mask that are used."""
+    by_colour: bool
+    """Whether the stated colours decide how the mask is read."""
+    orientation: int
+    """EXIF orientation of the image; 1 if the mask has the same."""
+    deep_peak: int | None
+    """Of an image of 16 bits a channel that is read by its higher 8 bits: their largest value."""
+
+    @property
+    def split(self) -> str:
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The checked pairs of a dataset, in the order of splits and names."""
+
+    classes: Sequence[str]
+    rules: LabelRules
+    states_255: bool
+    """Whether the dataset says that 255 is ignored, or that it is a class."""
+    checked: Sequence[Checked]
+
+    @property
+    def pixels(self) -> dict[str, np.ndarray]:
+        """split -> int64 [classes + 1]."""
+        sums: dict[str, np.ndarray] = {}
+        for found in self.checked:
+            sums[found.split] = sums.get(found.split, 0) + found.pixels
+        return sums
+
+    @property
+    def _total(self) -> np.ndarray:
+        return np.sum(list(self.pixels.values()), axis=0)
+
+    def refusal(self) -> tuple[str, str, str | None] | None:
+        """The sample, the reason and a hint, if the pairs are read wrongly or cannot be trained on or scored."""
+        for split, pixels in self.pixels.items():
+            first = next(found for found in self.checked if found.split == split)
+            present = np.flatnonzero(pixels[:-1])
+            if len(present) < (2 if split == "train" else 1):
+                only = f"class {present[0]} alone" if len(present) else "ignored pixels alone"
+                reason = f"the masks of {split} hold {only}; labels are class indices"
+                return first.name, reason, self._hint_of_255() if pixels[-1] else None
+        return self._binary() or self._dark()
+
+    def warnings(self) -> list[str]:
+        """One line each."""
+        return [*self._absent(), *self._ignored(), *self._class_of_255(), *self._palettes(), *self._turned()]
+
+    def _hint_of_255(self) -> str | None:
+        if not any(IGNORE_INDEX in found.values for found in self.checked):
+            return None
+        used = self._total[:-1]
+        names = [name for name, count in zip(self.classes, used, strict=True) if count]
+        last = next((name for name in reversed(self.classes) if name not in names), self.classes[-1])
+        classes = ", ".join([*(f"{value}: {name}" for value, name in enumerate(self.classes) if name != last)])
+        return f"if 255 is a class, write `classes: {{{classes}, {IGNORE_INDEX}: {last}}}`"
+
+    def _only_0_and_255(self) -> list[Checked]:
+        return [found for found in self.checked if found.values == {0, IGNORE_INDEX}]
+
+    def _asks_for_255(self) -> bool:
+        return len(self.classes) == 2 and not self.states_255 and self.rules.table[1] == 1
+
+    def _binary(self) -> tuple[str, str, str] | None:
+        """Masks of 0 and 255 beside masks of 0 and 1: 255 is class 1 in some files."""
+        found = self._only_0_and_255()
+        if not self._asks_for_255() or not found or any({1, IGNORE_INDEX} <= one.values for one in self.checked):
+            return None
+        where = {one.split for one in found}
+        reason = (
+            f"holds 0 and 255, as {len(found)} of {len(self.checked)} masks ({', '.join(sorted(where))}); others hold "
+            "0 and 1, so 255 seems to be class 1"
+        )
+        return found[0].name, reason, "write 1 in place of 255, or state `ignore: [255]` if these pixels are ignored"
+
+    def _dark(self) -> tuple[str, str, str] | None:
+        deep = [found for found in self.checked if found.deep_peak is not None]
+        peak = max((found.deep_peak or 0 for found in deep), default=DARK)
+        if peak >= DARK:
+            return None
+        reason = (
+            f"16 bits a channel, as {counted(len(deep), 'image')}, but no value above {256 * peak + 255} of 65535: it "
+            "would be nearly black"
+        )
+        return deep[0].name, reason, "state `range: [lowest, highest]` of the values in dataset.yaml"
+
+    def _absent(self) -> Iterator[str]:
+        sums = self.pixels
+        nowhere = self._total[:-1] == 0
+        for split, pixels in sums.items():
+            names = [name for name, count, no in zip(self.classes, pixels, nowhere, strict=False) if not (count or no)]
+            if names:
+                so = "it is never trained" if split == "train" else "it cannot be scored"
+                so = so if len(names) == 1 else so.replace("it is", "they are").replace("it ", "they ")
+                yield f"{_named(names)} in {split}, so {so}"
+        names = [name for name, no in zip(self.classes, nowhere, strict=True) if no]
+        if names:
+            yield f"{_named(names)} in any mask"
+
+    def _ignored(self) -> Iterator[str]:
+        for split, pixels in self.pixels.items():
+            share = pixels[-1] / pixels.sum()
+            if share > MUCH_IGNORED:
+                yield f"{100 * share:.0f} % of the pixels of {split} are ignored"
+
+    def _class_of_255(self) -> Iterator[str]:
+        if self.states_255 or not any(IGNORE_INDEX in found.values for found in self.checked):
+            return
+        if self._total[-2] == 0:
+            yield f"255 is ignored and class {self.classes[-1]} never occurs; {self._hint_of_255()}"
+        found = self._only_0_and_255()
+        if self._asks_for_255() and found:
+            yield (
+                f"{counted(len(found), 'mask')} ({found[0].name} first) hold 0 and 255 but not 1; 255 is ignored: "
+                "state `ignore: [255]` if that is right"
+            )
+
+    def _palettes(self) -> Iterator[str]:
+        """Without stated colours the indices are the labels: do they mean one thing in all files?"""
+        index_of: dict[Colour, tuple[int, str]] = {}
+        for found in self.checked:
+            if self.rules.colours or len(set(found.palette.values())) < len(found.palette):
+                continue
+            for index, colour in found.palette.items():
+                other, name = index_of.setdefault(colour, (index, found.name))
+                if other != index:
+                    yield (
+                        f"the colour {list(colour)} is index {other} in the palette of {name} and {index} in that of "
+                        f"{found.name}; masks are read by index: state the colours of the classes to read by colour"
+                    )
+                    return
+
+    def _turned(self) -> Iterator[str]:
+        turned = [
+            found
+            for found in self.checked
+            if found.orientation in (2, 3, 4) or (found.orientation > 4 and found.size[0] == found.size[1])
+        ]
+        if turned:
+            yield (
+                f"{counted(len(turned), 'image')} ({turned[0].name} first) turned by EXIF orientation, and the mask is "
+                "not: check that they match"
+            )
+
+
+def hint_of_values(classes: Sequence[str], table: np.ndarray, files: Sequence[frozenset[int]]) -> str | None:
+    """What to write if masks hold values that are not declared; `files` are the values of each mask."""
+    if table[: len(classes)].tolist() != list(range(len(classes))):
+        return None
+    values = sorted(frozenset().union(*files) - {IGNORE_INDEX})
+    if values[-1:] == [len(classes)] and values[0] >= 0:
+        when = "if 0 is unlabelled" if values[0] == 0 else "if the classes are numbered from 1"
+        return f"{when}, write `reduce_zero_label: true`"
+    if len(values) == len(classes):
+        pairs = ", ".join(f"{value}: {name}" for value, name in list(zip(values, classes, strict=True))[:4])
+        more = ", ..." if len(values) > 4 else ""
+        return f"if these are the values of the classes, write `classes: {{{pairs}{more}}}`"
+    return None
+
+
+def _named(names: Sequence[str]) -> str:
+    return f"class {names[0]} never occurs" if len(names) == 1 else f"classes {list_some(names)} never occur"

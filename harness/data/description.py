@@ -1,0 +1,216 @@
+"""The YAML file that describes a user's own dataset: its fields, their checks, and the forms of `classes`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harness.data.base import IGNORE_INDEX, Split
+from harness.data.masks import ILLEGAL, Colour, LabelRules
+from harness.errors import InvalidField, UserError, invalid
+from harness.util.files import read_yaml_file
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+_REDUCE = "`reduce_zero_label: true` ignores 0 and numbers the classes from 1; leave `ignore` and class 0 out"
+
+
+class Splits(BaseModel):
+    """Which subfolder of `images` and `masks` is which split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: str = "train"
+    dev: str | None = Field(
+        None, description="default: `val` if it and `test` exist and no `test` is named; else dev is held out of train"
+    )
+    test: str | None = Field(None, description="default: `test` if it exists, else `val`")
+
+    @field_validator("train", "dev", "test")
+    @classmethod
+    def _check_relative(cls, folder: str | None) -> str | None:
+        if folder is not None and Path(folder).is_absolute():
+            raise ValueError("use the name of a folder below `images` and `masks`")
+        return folder
+
+    def folders(self, images: Path) -> dict[Split, str]:
+        """The folder of each split that there is. Raises `UserError` if two splits have one folder."""
+        has_test, has_val = (images / "test").is_dir(), (images / "val").is_dir()
+        dev = self.dev or ("val" if has_test and has_val and self.test is None else None)
+        test = self.test or ("test" if has_test or dev == "val" else "val")
+        folders: dict[Split, str] = {"train": self.train, **({"dev": dev} if dev else {}), "test": test}
+        owner: dict[str, Split] = {}
+        for split, folder in folders.items():
+            other = owner.setdefault(os.path.normpath(folder), split)
+            if other != split:
+                problem = f"is the folder of the {other} split too"
+                raise UserError(problem, field=f"splits.{split}", value=folder, hint="splits must not overlap")
+        return folders
+
+
+class Description(BaseModel):
+    """The fields of the YAML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = Field(None, description="default: the file's name, or the folder's for `dataset.yaml`")
+    root: str = Field(".", description="folder of `images` and `masks`, relative to the YAML file")
+    classes: tuple[str, ...] = Field(
+        min_length=2,
+        max_length=IGNORE_INDEX,
+        description="names in order of labels, or a mapping: name: [r, g, b], name: '#rrggbb', or value: name",
+    )
+    codes: tuple[int, ...] | None = Field(
+        None, description="the value of each class in masks, as the keys of `classes: {10: tree, 20: road}`"
+    )
+    palette: tuple[tuple[Byte, Byte, Byte], ...] | None = Field(
+        None, description="one colour per class; masks of these colours are read by them"
+    )
+    ignore: tuple[int | tuple[Byte, Byte, Byte], ...] = Field(
+        (),
+        description="values or colours of masks to ignore in training and evaluation, in addition to 255 (if that is "
+        "no class); `ignore: [255]` says that 255 is no class by intention",
+    )
+    reduce_zero_label: bool = Field(False, description="0 in masks is ignored, and the classes begin at 1")
+    range: tuple[float, float] | None = Field(
+        None, description="lowest and highest value of images of 16 bits or floats, which become 0 and 255"
+    )
+    bands: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, description="red, green and blue among the bands of an image (or one for grey), counted from 1"
+    )
+    scale: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="long and short side that images are resized to fit; default: no resizing"
+    )
+    group: re.Pattern[str] | None = Field(
+        None,
+        description="regular expression on the relative name; its one capture group is the sample's group; default: "
+        "each image is a group of its own",
+    )
+    splits: Splits = Splits()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _forms_of_classes(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or not isinstance(fields.get("classes"), (dict, list)):
+            return fields
+        classes = fields["classes"]
+        if isinstance(classes, list):
+            _check_names(classes, "[{}]")
+            return fields
+        if classes and all(_is_code(key) for key in classes):
+            return _with(fields, classes.values(), codes=list(classes))
+        if classes and all(_is_code(value) for value in classes.values()):
+            return _with(fields, classes, codes=list(classes.values()))
+        return _with(fields, classes, palette=[_colour(value) for value in classes.values()])
+
+    @field_validator("scale")
+    @classmethod
+    def _long_side_first(cls, scale: tuple[int, int] | None) -> tuple[int, int] | None:
+        return scale and (max(scale), min(scale))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Description:
+        for name in self.classes:
+            if self.classes.count(name) > 1:
+                raise InvalidField("classes", "is listed twice", name)
+        if self.palette is not None and len(self.palette) != len(self.classes):
+            raise InvalidField("palette", f"has {len(self.palette)} colours for {len(self.classes)} classes")
+        if self.codes is not None:
+            if len(self.codes) != len(self.classes):
+                raise InvalidField("codes", f"has {len(self.codes)} values for {len(self.classes)} classes")
+            if len(set(self.codes)) < len(self.codes):
+                raise InvalidField("codes", "has a value twice", list(self.codes))
+            if self.reduce_zero_label:
+                raise InvalidField("reduce_zero_label", "the values of the classes are stated already; remove one")
+        label_of = dict(zip(self._values(), self.classes, strict=True))
+        colours = dict(zip(self.palette or (), self.classes, strict=False))
+        for ignored in self.ignore:
+            if self.palette is None and not isinstance(ignored, int):
+                raise InvalidField("ignore", "is a colour, but no colours of classes are stated", list(ignored))
+            found = label_of.get(ignored) if isinstance(ignored, int) else colours.get(ignored)
+            if found is not None:
+                hint = f"; {_REDUCE}" if ignored == 0 and self.codes is None else ""
+                what = "label" if isinstance(ignored, int) else "colour"
+                raise InvalidField("ignore", f"is the {what} of class {found!r}{hint}", ignored)
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise InvalidField("range", "expected [lowest, highest]", list(self.range))
+        if self.bands is not None and len(self.bands) not in (1, 3):
+            raise InvalidField("bands", "expected [red, green, blue], or one band", list(self.bands))
+        if self.group is not None and self.group.groups != 1:
+            raise InvalidField("group", f"has {self.group.groups} capture groups, not one", self.group.pattern)
+        return self
+
+    def _values(self) -> Sequence[int]:
+        """The value of each class in masks of one channel."""
+        first = 1 if self.reduce_zero_label else 0
+        return self.codes if self.codes is not None else range(first, first + len(self.classes))
+
+    def label_rules(self) -> LabelRules:
+        """What the pixels of masks mean."""
+        table = np.full(256, ILLEGAL, np.int16)
+        wide: dict[int, int] = {}
+        values = [value for value in self.ignore if isinstance(value, int)]
+        pairs = [(IGNORE_INDEX, IGNORE_INDEX), *((value, IGNORE_INDEX) for value in values)]
+        pairs += [(0, IGNORE_INDEX)] if self.reduce_zero_label else []
+        for value, label in [*pairs, *zip(self._values(), range(len(self.classes)), strict=True)]:
+            if 0 <= value <= 255:
+                table[value] = label
+            else:
+                wide[value] = label
+        colours: dict[Colour, int] = {}
+        if self.palette is not None and len(set(self.palette)) == len(self.palette):
+            colours = dict(zip(self.palette, range(len(self.palette)), strict=True))
+            colours.update((value, IGNORE_INDEX) for value in self.ignore if not isinstance(value, int))
+        return LabelRules(table, wide, colours)
+
+
+def read_description(path: Path) -> Description:
+    """The checked content of a `dataset.yaml`.
+
+    Raises `UserError` for a file that cannot be read or is not YAML, or for an invalid field.
+    """
+    fields = read_yaml_file(path, "dataset")
+    if not isinstance(fields, dict):
+        raise UserError("expected the fields of a dataset, such as `classes: [road, sky]`").at(path)
+    try:
+        return Description.model_validate(fields)
+    except ValidationError as error:
+        place: type[BaseModel] = Splits if error.errors()[0]["loc"][:1] == ("splits",) else Description
+        raise invalid(error, place.model_fields).at(path) from error
+
+
+def _with(fields: dict[str, Any], names: Any, **more: list[Any]) -> dict[str, Any]:
+    """The fields with `classes` as a list of names, and what its mapping says besides."""
+    _check_names(list(names), "")
+    for field in more:
+        if field in fields:
+            what = {"palette": "colours", "codes": "values"}[field]
+            raise InvalidField(field, f"`classes` has the {what} already; remove one")
+    return {**fields, "classes": list(names), **more}
+
+
+def _check_names(names: list[Any], place: str) -> None:
+    """YAML reads some names as something else."""
+    for number, name in enumerate(names):
+        if isinstance(name, str):
+            continue
+        spelt = {True: "yes, on and true", False: "no, off and false", None: "null and ~"}
+        what = spelt[name] if name is None or isinstance(name, bool) else None
+        problem = f"YAML reads {what} like this; write the name in quotes" if what else "write the name in quotes"
+        raise InvalidField(f"classes{place.format(number)}", problem, "null" if name is None else name)
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _colour(value: Any) -> Any:
+    """[r, g, b] of '#rrggbb'; another value unchanged."""
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+        return [int(value[i : i + 2], 16) for i in (1, 3, 5)]
+    return value

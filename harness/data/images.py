@@ -1,0 +1,161 @@
+"""Image files: decodes them to 8-bit RGB, and deeper ones or ones of other bands as the dataset states."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from harness.data.masks import png_depth
+
+_ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _SAMPLES = 258, 262, 277  # TIFF tags
+_PLAIN = (1, 2)
+"""Photometric interpretations whose samples are bands: grey and RGB."""
+_CONVERT = "convert it to 8-bit RGB"
+_STATE_RANGE = f"state `range: [lowest, highest]` of its values in dataset.yaml, or {_CONVERT}"
+_STATE_BANDS = "state `bands: [red, green, blue]`, counted from 1, in dataset.yaml"
+
+
+class Bands(NamedTuple):
+    """How the channels of an image become 8-bit RGB."""
+
+    range: tuple[float, float] | None = None
+    """The values that become 0 and 255; None: the image has 8 bits a channel."""
+    bands: tuple[int, ...] | None = None
+    """Red, green and blue, or one for grey; counted from 1; None: the image is RGB or grey."""
+
+
+def read_image(content: bytes, stated: Bands | None = None) -> np.ndarray:
+    """uint8 [H, W, 3], RGB. Rotated by the EXIF orientation, as mmcv does.
+
+    `stated` is None for an image that belongs to no dataset. Raises `ValueError` with the remedy for bits or bands of
+    which `stated` says nothing.
+    """
+    if stated is not None and stated != Bands():
+        return _from_bands(content, stated)
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        if _is_tiff(content) and stated is not None:
+            raise ValueError(f"a TIFF of bands or depth that are not RGB's; {_STATE_BANDS}, and `range`") from None
+        raise
+    with image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"mode {image.mode}: more than 8 bits a channel; {_CONVERT if stated is None else _STATE_RANGE}"
+            )
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def is_deep(content: bytes) -> bool:
+    """Whether Pillow reads 8 of the file's 16 bits a channel."""
+    if not _is_tiff(content):
+        return png_depth(content) == 16
+    return max(_tiff_tags(content).get(_BITS, (1,))) > 8
+
+
+def orientation(content: bytes) -> int:
+    """The EXIF orientation, 1..8; 1 is upright."""
+    if content.startswith(b"\x93NUMPY"):
+        return 1
+    try:
+        if _is_tiff(content):  # Pillow logs an error for each one that has too many bands
+            return int(_tiff_tags(content).get(_ORIENTATION, 1))
+        with Image.open(io.BytesIO(content)) as image:
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # of a file that Pillow does not read, or with broken EXIF
+        return 1
+
+
+def _from_bands(content: bytes, stated: Bands) -> np.ndarray:
+    channels = _channels(content)
+    count = channels.shape[2]
+    if stated.bands is not None:
+        if max(stated.bands) > count:
+            raise ValueError(f"has {count} bands, but `bands` names band {max(stated.bands)}")
+        channels = channels[..., [band - 1 for band in stated.bands]]
+    elif count not in (1, 3):
+        raise ValueError(f"has {count} bands; {_STATE_BANDS}")
+    if channels.dtype == np.uint8:
+        if stated.range is not None and stated.range[1] > 255:
+            raise ValueError(f"has 8 bits a channel, but `range` is {list(stated.range)}; convert the file, or move it")
+        if stated.range is None:
+            return np.ascontiguousarray(np.broadcast_to(channels, (*channels.shape[:2], 3)))
+    if stated.range is None:
+        raise ValueError(f"values of {channels.dtype}; {_STATE_RANGE}")
+    lowest, highest = stated.range
+    scaled = (np.nan_to_num(channels.astype(np.float64), nan=lowest) - lowest) * (255 / (highest - lowest))
+    pixels = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def _channels(content: bytes) -> np.ndarray:
+    """[H, W, bands] at the file's own depth, upright, in the file's order (RGB for colour)."""
+    tags = _tiff_tags(content) if _is_tiff(content) else None
+    if tags is not None:
+        if tags.get(_PHOTOMETRIC) not in _PLAIN:
+            raise ValueError(f"a TIFF of palette or YCbCr colours, which are no bands; {_CONVERT}")
+        pixels = _by_tifffile(content)
+        if pixels is not None:
+            return _turned(pixels, orientation(content))
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None and tags is None:
+        raise UnidentifiedImageError
+    if pixels is not None and pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if tags is not None:
+        # OpenCV reads other TIFFs than grey and RGB as one band, or as 8 bits.
+        expected = tags.get(_SAMPLES, 1), max(tags.get(_BITS, (1,)))
+        if pixels is None or (pixels.shape[2], 8 * pixels.itemsize) != expected:
+            raise ValueError(f"a TIFF of {expected[0]} bands of {expected[1]} bits; pip install tifffile imagecodecs")
+    assert pixels is not None
+    if pixels.shape[2] in (3, 4):  # OpenCV's order is BGR
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    return pixels if tags is not None else _turned(pixels, orientation(content))  # it turns a TIFF itself
+
+
+def _by_tifffile(content: bytes) -> np.ndarray | None:
+    """[H, W, bands] of a TIFF, not turned; None without tifffile, or where it has no decoder for the compression."""
+    try:
+        import tifffile  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return None
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            first = file.series[0] if file.series[0].ndim == 3 else file.pages[0]
+            pixels, axes = first.asarray(), first.axes
+    except ValueError:
+        return None
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    return pixels if axes.startswith("YX") else np.moveaxis(pixels, 0, 2)
+
+
+def _tiff_tags(content: bytes) -> ImageFileDirectory_v2:
+    """Of the first page, also where Pillow cannot decode it."""
+    header = content[: 16 if content[2:4] in (b"+\0", b"\0+") else 8]
+    tags, file = ImageFileDirectory_v2(header), io.BytesIO(content)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Upright, as `ImageOps.exif_transpose`."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _is_tiff(content: bytes) -> bool:
+    return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
