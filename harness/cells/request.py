@@ -20,7 +20,9 @@ class Request:
 
     method: str = option("spm", "tuning method; see `harness list methods`")
     backbone: str = option("tf_efficientnet_lite0", "timm name, such as resnet101; see `harness list backbones`")
-    weights: str = option("auto", "auto, random, package:NAME, or a .safetensors or .pth file")
+    weights: str = option(
+        "auto", "auto, random, package:NAME, or a .safetensors or .pth file, as its authors publish it"
+    )
     dataset: str = option("landcover", "name, or a folder or .yaml file of your own; see `harness list datasets`")
     head: str = option("fpn", "decode head, NAME or NAME:WIDTH; see `harness list heads`")
     budget: str | Budget = option("demo", "name, or a .yaml file; see `harness list budgets`", type=str)

@@ -138,6 +138,8 @@ def begin(prepared: Prepared) -> TrainState:
         f"images, evaluating on {len(prepared.evaluation_samples)} ({evaluated_on}); head {spec.head}, "
         f"budget {spec.budget.name}, seed {spec.seed}, {provenance.device_name(attempt.fabric.device)}"
     )
+    for text in prepared.backbone.notes:
+        attempt.reporter.line(text)
     for text in warnings(dataset, spec.budget):
         attempt.reporter.line(f"warning: {text}")
     if attempt.fabric.device.type == "cuda":

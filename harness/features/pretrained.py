@@ -16,6 +16,7 @@ class PretrainedBackbone:
     def __init__(self, backbone: StagedBackbone):
         """`backbone` must not be changed afterwards."""
         self._backbone = backbone
+        self.notes = backbone.notes
         self.sha256 = tensors_digest(backbone)
         self.inference_seconds: dict[str, tuple[float, float]] = {}
         """Inference times of networks built on it, by a digest of their arithmetic: (adapted, frozen backbone)."""

@@ -293,7 +293,7 @@ def forged(run: Path, path: Path, change: Callable[[dict], object]) -> Path:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda header: header["spec"].update(backbone="resnet18"), "does not fit resnet18: missing: conv1.weight"),
+        (lambda header: header["spec"].update(backbone="resnet18"), "tensors do): missing: conv1.weight"),
         (lambda header: header["spec"].update(backbone="resnet10"), "backbone: resnet10: unknown; did you mean"),
         (lambda header: header["spec"].update(method="smp"), "method: smp: no such method; did you mean spm?"),
         (lambda header: header["spec"].update(method="linear"), "no such hyperparameter of method linear"),

@@ -67,6 +67,8 @@ class StagedBackbone(AttachPoints):
         self.trains_output_norms = network.trains_output_norms
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self.notes: tuple[str, ...] = ()
+        """Lines for a run's log: how the tensors of a file of weights were matched."""
         self.pretrained_parameters = sum(parameter.numel() for parameter in self.parameters())
         self.requires_grad_(False)
         make_lean(self)

@@ -6,12 +6,15 @@ network for tests. `families/__init__.py` finds the classes; `backbone.py` turns
 
 from __future__ import annotations
 
+import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+import timm
+from torch import Tensor, nn
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
 """How a network stores activations: a map with channels first or last, or a sequence of tokens."""
@@ -110,8 +113,9 @@ class Family(ABC):
     """The networks of one or more timm modules (`timm.models.resnet`, ...) that are cut in the same way.
 
     A subclass defines `modules` and `cut`; `branches` if its blocks have residual branches of attention, MLP or
-    convolutions; `layer_roles` and `attention_gates` if the shared rules of `role` do not cover its layers' names. One
-    instance serves all networks: it holds no state.
+    convolutions; `layer_roles` and `attention_gates` if the shared rules of `role` do not cover its layers' names;
+    `from_published` and `from_openmmlab` if its files have other names than timm's. One instance serves all networks:
+    it holds no state.
     """
 
     modules: ClassVar[Mapping[str, TinyNetwork]]
@@ -130,6 +134,16 @@ class Family(ABC):
     def branches(self, block: Any) -> list[BranchPath]:
         """The residual branches of a block, in order of execution; none in blocks like those of ResNet."""
         return []
+
+    def from_published(self, tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+        """The tensors of the authors' files under timm's names and in the network's sizes: timm's own filter for the
+        module, where it has one. Fails in any way for files in another layout."""
+        filter_fn = getattr(timm_module(network), "checkpoint_filter_fn", None)
+        return tensors if filter_fn is None else filter_fn(tensors, network)
+
+    def from_openmmlab(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of mmsegmentation's and mmpretrain's networks under the names of the authors' or timm's files."""
+        return tensors
 
     def role(self, name: str, layer: nn.Module) -> str | None:
         """One of `ROLES` for a Linear or Conv2d layer by its name in the backbone; None for any other module and for
@@ -153,6 +167,23 @@ class Family(ABC):
         if path[2:3] == ["downsample"]:  # of the stage; a ResNet has its own inside blocks
             return "merge"
         return "conv" if layer.groups == 1 else "grouped"
+
+
+def timm_module(network: Any) -> Any:
+    """The module of timm that creates the network."""
+    return sys.modules[timm.models.model_entrypoint(network.pretrained_cfg["architecture"]).__module__]
+
+
+def rename(tensors: dict[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """Replace regular expressions in the names, one after the other. Raises `ValueError` if two names become one."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in rules.items():
+            name = re.sub(pattern, replacement, name)
+        if name in renamed:
+            raise ValueError(f"two tensors would be named {name}")
+        renamed[name] = tensor
+    return renamed
 
 
 def call_fused_projections(network: nn.Module) -> None:

@@ -1,25 +1,52 @@
-"""Named tensors of checkpoint files: reading them safely, and loading them into a timm network.
+"""Named tensors of checkpoint files, read without running code that a file holds.
 
-Torch is imported on use only: `packaged.py`, which needs this, is imported without it.
+Which tensors of a network they are is found in `matching.py`. Torch is imported on use only: `packaged.py`, which needs
+this, is imported without it.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
-from harness.util.text import list_some
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+CONTAINERS = (
+    *("state_dict", "model", "model_state_dict", "model_state", "teacher", "model_ema", "state_dict_ema", "ema"),
+    *("ema_state_dict", "ema_model", "module", "net", "network", "backbone", "encoder", "target_encoder", "student"),
+    *("weights", "params"),
+)
+"""Entries of checkpoints that hold a state dict; where there are several, the first of these is read."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The named tensors of a file."""
+
+    tensors: dict[str, Tensor]
+    container: str = ""
+    """The entry that holds them, `a.b` where nested; empty if they are the file's own."""
+    others: tuple[str, ...] = ()
+    """Further entries that hold tensors and were not read."""
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a checkpoint file: safetensors, or torch's format without arbitrary objects.
+    """The tensors of `read_checkpoint`."""
+    return read_checkpoint(path).tensors
 
-    Raises `UserError`, of the field `weights`; a pickle that would run code is refused, not loaded.
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Named tensors of a checkpoint file: safetensors, or torch's format.
+
+    Raises `UserError`, of the field `weights`; a pickle that would run code is refused, not loaded. Entries that are
+    not tensors, such as a training's arguments, are left out.
     """
     import pickle
     import warnings
@@ -30,29 +57,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     try:
         if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-            return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # torch warns about a foreign pickle before it is refused here
+            return Checkpoint(load_file(path))
+        placeholders = [(stand_in, name) for name, stand_in in _PLACEHOLDERS.items()]
+        # torch warns about a foreign pickle before it is refused here
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(placeholders):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"not a safetensors file: {error}", field="weights", value=path) from error
     except pickle.UnpicklingError as error:
-        problem = "refused: not a file of plain tensors (loading it could run code)"
-        hint = "convert it to safetensors if you trust it"
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        held = f", it holds {named[1]}" if named else ""
+        problem = f"refused: not a file of plain tensors{held} (loading it could run code)"
+        hint = "if you trust it, load it where it was written and save its state_dict() as safetensors"
         raise UserError(problem, field="weights", value=path, hint=hint) from error
     except OSError as error:
         raise UserError(os.strerror(error.errno or 0), field="weights", value=path) from error
     except Exception as error:  # torch raises many kinds of errors for truncated and other files
-        problem = "not a complete checkpoint of torch"
-        raise UserError(problem, field="weights", value=path, hint="get the file again") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    named = isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
-    )
-    if not named or not content:
+        raise _unreadable(path, error) from error
+    found = _unwrap(content)
+    if found is None:
         raise UserError("holds no named tensors (a state dict is expected)", field="weights", value=path)
-    return content
+    return found
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -61,41 +86,80 @@ def _looks_like_safetensors(path: Path) -> bool:
         return handle.read(9)[8:] == b"{"
 
 
-def load_into(network: Any, tensors: dict[str, Tensor], origin: str) -> None:
-    """Load a checkpoint's tensors into a timm network without classifier; the checkpoint's classifier is left out.
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if path.suffix in (".npz", ".npy"):
+        problem = "is a file of NumPy arrays, which is not read"
+        hint = "load it with timm's load_pretrained and save the network's state_dict() as safetensors"
+    elif "TorchScript" in str(error):
+        problem = "is a TorchScript program (loading it could run code)"
+        hint = "if you trust it, save torch.jit.load(FILE).state_dict() as safetensors"
+    else:
+        problem, hint = "not a complete checkpoint of torch", "get the file again"
+    return UserError(problem, field="weights", value=path, hint=hint)
 
-    `origin` is the user's value of `weights`, for messages. Raises `UserError` that names the tensors that are missing,
-    unknown, of another shape, or not finite. Batch norms' counters may be missing: older checkpoints lack them, and
-    they are not used.
-    """
+
+def _unwrap(content: Any) -> Checkpoint | None:
+    """The tensors of the first container that has any, or else of the entries themselves; None if there are none."""
     import torch
 
-    classifier = network.pretrained_cfg.get("classifier") or ()
-    classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(f"{c}." for c in classifiers))}
-    expected = network.state_dict()
-    missing = [name for name in expected if name not in tensors and not name.endswith(".num_batches_tracked")]
-    shared = {name: (tensors[name], own) for name, own in expected.items() if name in tensors}
-    misshapen = [
-        f"{name} {list(tensor.shape)} for {list(own.shape)}"
-        for name, (tensor, own) in shared.items()
-        if tensor.shape != own.shape
-    ]
-    no_numbers = [n for n, (tensor, own) in shared.items() if own.is_floating_point() and not _is_finite(tensor)]
-    problems = [
-        ("missing", missing),
-        ("not of this network", [name for name in tensors if name not in expected]),
-        ("of another shape", misshapen),
-        ("not finite floating-point numbers", no_numbers),
-    ]
-    found = [f"{problem}: {list_some(names)}" for problem, names in problems if names]
-    if found:
-        architecture = network.pretrained_cfg.get("architecture", "the backbone")
-        problem = f"does not fit {architecture}: {'; '.join(found)}"
-        raise UserError(problem, field="weights", value=origin)
-    with torch.no_grad():
-        network.load_state_dict({name: tensors.get(name, own).to(own.dtype) for name, own in expected.items()})
+    if not isinstance(content, dict):
+        return None
+    inside = {key: found for key in CONTAINERS if (found := _unwrap(content.get(key))) is not None}
+    for key, found in inside.items():
+        container = f"{key}.{found.container}".rstrip(".")
+        return Checkpoint(found.tensors, container, (*found.others, *(other for other in inside if other != key)))
+    tensors = {name: t for name, t in content.items() if isinstance(name, str) and isinstance(t, torch.Tensor)}
+    return Checkpoint(tensors) if tensors else None
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and bool(tensor.isfinite().all())
+class _Placeholder:
+    """What is read in place of an object that a checkpoint holds besides its tensors, and never used."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Entries:
+    """The same for objects that take entries as a dictionary does."""
+
+    def __new__(cls, *args: object) -> Any:
+        return OrderedDict()
+
+
+_PLACEHOLDERS: dict[str, type] = {
+    **dict.fromkeys(
+        [
+            "argparse.Namespace",
+            "builtins.getattr",  # of mmengine's HistoryBuffer, for its methods
+            *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "bool", "str")),
+            "mmengine.logging.history_buffer.HistoryBuffer",
+            *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+            "numpy.dtype",
+            "numpy.ndarray",
+            "omegaconf.base.ContainerMetadata",
+            "omegaconf.base.Metadata",
+            "omegaconf.dictconfig.DictConfig",
+            "omegaconf.listconfig.ListConfig",
+            "omegaconf.nodes.AnyNode",
+            *(f"pathlib.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
+            "typing.Any",
+        ],
+        _Placeholder,
+    ),
+    **dict.fromkeys(
+        [
+            "addict.addict.Dict",
+            "collections.defaultdict",
+            "lightning.fabric.utilities.data.AttributeDict",
+            "lightning_fabric.utilities.data.AttributeDict",
+            "mmengine.config.config.ConfigDict",
+            "pytorch_lightning.utilities.parsing.AttributeDict",
+        ],
+        _Entries,
+    ),
+}
+"""Objects that trainings store beside their tensors, by name. None of their code runs, and none is imported: each is
+read as a placeholder. A file with any other object is refused."""

@@ -12,18 +12,20 @@ import urllib.parse
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, did_you_mean
 from harness.models.backbones.packaged import PACKAGED, packaged
-from harness.models.backbones.tensor_files import load_into, read_tensors
+from harness.models.backbones.tensor_files import read_checkpoint
 from harness.util.files import sha256
 from harness.util.json_cache import cached_json
+from harness.util.text import list_some
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.models.backbones.backbone import StagedBackbone
+    from harness.models.backbones.matching import Fit
 
 
 @dataclass(frozen=True)
@@ -97,23 +99,66 @@ def load_backbone(backbone: str, weights: Weights, seed: int, drop_path: float =
     """The frozen backbone with its weights. `seed` draws the weights where they are `random`; `drop_path` is the
     budget's, in place of what timm has for the network.
 
+    A file may be in any published layout that `families.layouts` knows; `StagedBackbone.notes` says how it was matched.
     Raises `UserError` for weights that cannot be downloaded or read, or whose tensors do not fit, and names those.
     """
     import torch
 
-    from harness.models.backbones import families
+    from harness.models.backbones import families, matching
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = families.create(backbone, drop_path_rate=drop_path)
     if weights.identity.startswith("timm:"):
-        load_into(network, _from_timm(weights.identity.removeprefix("timm:")), "auto")
+        tensors = _from_timm(weights.identity.removeprefix("timm:"))
+        matching.load(network, matching.find_fit(network, tensors), "auto")
     elif (found := packaged(weights.identity)) is not None:
         assert weights.path is not None
-        load_into(network, found.read(weights.path), weights.identity)
-    elif weights.path is not None:
-        load_into(network, read_tensors(weights.path), weights.origin)
-    return families.cut(backbone, network)
+        matching.load(network, matching.find_fit(network, found.read(weights.path)), weights.identity)
+    notes = _load_file(backbone, network, weights) if weights.identity.startswith("sha256:") else ()
+    staged = families.cut(backbone, network)
+    staged.notes = notes
+    return staged
+
+
+def _load_file(backbone: str, network: Any, weights: Weights) -> tuple[str, ...]:
+    """Load a user's file into a timm network; how it was matched, and how its images are normalised, as lines."""
+    from harness.models.backbones import families, matching
+
+    assert weights.path is not None
+    checkpoint = read_checkpoint(weights.path)
+    fit = matching.find_fit(
+        network, checkpoint.tensors, families.layouts(backbone), lambda: families.unused_tensors(backbone)
+    )
+    try:
+        matching.load(network, fit, weights.origin)
+    except UserError as error:
+        error.hint = _fitting_networks(backbone, checkpoint.tensors, fit)
+        raise
+    others = f"; other entries: {', '.join(checkpoint.others)}" if checkpoint.others else ""
+    inside = f", entry {checkpoint.container}" if checkpoint.container else ""
+    config = network.pretrained_cfg
+    tag = ".".join(filter(None, (config["architecture"], config.get("tag"))))
+    mean, std = (", ".join(f"{value:.4g}" for value in config[key]) for key in ("mean", "std"))
+    return (
+        f"weights from {weights.path.name}{inside}: {fit.describe()}{others}",
+        f"images are normalised with mean {mean} and std {std}, of timm's {tag}",
+    )
+
+
+def _fitting_networks(backbone: str, tensors: dict[str, Tensor], fit: Fit) -> str | None:
+    """A hint with the similar networks that a file of another network fits."""
+    from harness.models.backbones import families, matching
+
+    if fit.matched > _OF_ANOTHER_NETWORK * fit.total or len(fit.missing) == fit.total:
+        return None
+    fits = {
+        name: matching.find_fit(network, tensors, families.layouts(name))
+        for name, network in families.similar_networks(backbone)
+    }
+    fitting = [name for name, one in fits.items() if one.complete]
+    unchanged = [name for name in fitting if not fits[name].resampled]
+    return f"it fits {list_some(unchanged or fitting)}" if fitting else None
 
 
 def tensors_digest(network: StagedBackbone) -> str:
@@ -127,8 +172,10 @@ def tensors_digest(network: StagedBackbone) -> str:
     return state.hexdigest()
 
 
+_OF_ANOTHER_NETWORK = 0.95
+"""A file is taken for one of another network if no more than this share of the tensors fit."""
 _REMEDIES = (
-    "choose one of `harness list backbones --pretrained`, or give a .safetensors or .pth file in timm's layout, or "
+    "choose one of `harness list backbones --pretrained`, or give a .safetensors or .pth file, or "
     "random, or fill the hub's cache (HF_HOME) on a machine that reaches it"
 )
 

@@ -5,15 +5,21 @@ This module turns a name into a timm network, and that into a `StagedBackbone`. 
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import timm
+import torch
+from torch import Tensor, nn
 
 from harness.errors import UserError, did_you_mean
 from harness.models.backbones.backbone import StagedBackbone
 from harness.models.backbones.family import Family, TinyNetwork
+from harness.models.backbones.matching import Layout
 
 _families: dict[str, Family] = {}
 
@@ -73,6 +79,48 @@ def cut(name: str, network: Any) -> StagedBackbone:
     config = network.pretrained_cfg
     family = _family_of(name)
     return StagedBackbone(name, family, family.cut(network), mean=config["mean"], std=config["std"])
+
+
+def layouts(name: str) -> tuple[Layout, ...]:
+    """How files with the weights of a network name their tensors, besides timm's names."""
+    family = _family_of(name)
+
+    def from_openmmlab(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+        return family.from_published(family.from_openmmlab(tensors), network)
+
+    return family.from_published, from_openmmlab
+
+
+@cache
+def unused_tensors(name: str) -> frozenset[str]:
+    """The tensors of a timm network that its backbone does not have: those between its last stage and the classifier.
+
+    Some files lack them: of pre-training without labels, of segmentation.
+    """
+    with torch.device("meta"):
+        network = create(name)
+    before = {tensor_name: id(tensor) for tensor_name, tensor in network.state_dict(keep_vars=True).items()}
+    parts = _family_of(name).cut(network)
+    modules = nn.ModuleList([parts.stem, *parts.stages, parts.output_norm or nn.Identity()])
+    used = {id(tensor) for tensor in modules.state_dict(keep_vars=True).values()}
+    return frozenset(tensor_name for tensor_name, identity in before.items() if identity not in used)
+
+
+def similar_networks(name: str, limit: int = 12) -> Iterator[tuple[str, Any]]:
+    """The names of the same family that are nearest to a name, with their networks on torch's meta device."""
+    architecture, family = name.split(".")[0], _family_of(name)
+    parts = set(architecture.split("_"))
+
+    def distance(other: str) -> tuple[int, float]:
+        theirs = set(other.split("_"))
+        alike = difflib.SequenceMatcher(None, architecture, other).ratio()
+        return max(len(parts - theirs), len(theirs - parts)), -alike
+
+    names = [other for module in family.modules for other in timm.list_models(module=module) if other != architecture]
+    for other in sorted(names, key=distance)[:limit]:
+        with torch.device("meta"):
+            network = create(other)
+        yield other, network
 
 
 def _family_of(name: str) -> Family:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.models.backbones.family import BranchPath, CutNetwork, Family, TinyNetwork
+from torch import Tensor
+
+from harness.models.backbones.family import BranchPath, CutNetwork, Family, TinyNetwork, rename
 
 
 class ConvNeXt(Family):
@@ -16,6 +18,9 @@ class ConvNeXt(Family):
         """The final norm belongs to the classifier and is left out, as in timm's own `features_only`. The head trains
         one for each output instead, as mmpretrain's ConvNeXt does for mmsegmentation."""
         return CutNetwork.described(network.stem, list(network.stages), network.feature_info, trains_output_norms=True)
+
+    def from_openmmlab(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return rename(tensors, {r"\.depthwise_conv\.": ".dwconv.", r"\.pointwise_conv([12])\.": r".pwconv\1."})
 
     def branches(self, block: Any) -> list[BranchPath]:
         return [BranchPath("conv", "", "norm", "drop_path", "NCHW", "NCHW" if block.use_conv_mlp else "NHWC")]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.models.backbones.family import CutNetwork, Family, TinyNetwork
+from torch import Tensor
+
+from harness.models.backbones.family import CutNetwork, Family, TinyNetwork, timm_module
 
 
 class RegNet(Family):
@@ -12,6 +14,9 @@ class RegNet(Family):
 
     modules = {"regnet": TinyNetwork("regnety_002")}
     attention_gates = frozenset({"se"})
+
+    def from_published(self, tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+        return timm_module(network)._filter_fn(tensors)
 
     def cut(self, network: Any) -> CutNetwork:
         stages = [network.s1, network.s2, network.s3, network.s4]

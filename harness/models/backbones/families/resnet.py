@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from harness.models.backbones.family import CutNetwork, Family, TinyNetwork
+from harness.models.backbones.family import CutNetwork, Family, TinyNetwork, rename
 
 
 class ResNet(Family):
@@ -20,6 +20,10 @@ class ResNet(Family):
         "sknet": TinyNetwork("skresnet18", {"layers": (1, 1, 1, 1)}),
     }
     attention_gates = frozenset({"se", "fc1", "fc2", "fc_reduce", "fc_select"})
+
+    def from_openmmlab(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The stem of three convolutions of ResNet-V1c and V1d: timm's `resnet50c`, `resnet50d`, ..."""
+        return rename(tensors, {r"^stem\.7\.": "bn1.", r"^stem\.": "conv1."})
 
     def cut(self, network: Any) -> CutNetwork:
         return CutNetwork.described(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from harness.models.backbones.family import (
     TinyNetwork,
     post_norm_branches,
     pre_norm_branches,
+    rename,
+    timm_module,
 )
 from harness.models.backbones.family import branch_path as path
 
@@ -37,6 +40,24 @@ class VisionTransformer(Family):
         """The blocks in four equal groups. The final norm is applied to each group's output."""
         return cut_in_four(network, TokenStem(network))
 
+    def from_published(self, tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+        """With the options that timm's builders give to the filter: layer scales of DeiT-3, resampling of FlexiViT."""
+        architecture = network.pretrained_cfg["architecture"]
+        if "radio" in architecture:  # its position table is resampled in a way that only its builder knows
+            return tensors
+        options: dict[str, Any] = {"adapt_layer_scale": True}
+        if "flexi" in architecture:
+            options |= {"interpolation": "bilinear", "antialias": False}
+        return timm_module(network).checkpoint_filter_fn(tensors, network, **options)
+
+    def from_openmmlab(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """mmsegmentation's patch embedding has no bias by default, which is a bias of zeros."""
+        renamed = rename(tensors, _OPENMMLAB)
+        weight = tensors.get("patch_embed.projection.weight")
+        if weight is not None and "patch_embed.projection.bias" not in tensors:
+            renamed["patch_embed.proj.bias"] = weight.new_zeros(len(weight))
+        return renamed
+
     def branches(self, block: Any) -> list[BranchPath]:
         match type(block).__name__:
             case "Block":
@@ -50,6 +71,21 @@ class VisionTransformer(Family):
                     path("attention", *_paths(f"attns.{i}"), "NLC") for i in range(len(block.attns))
                 ] + [path("mlp", *_paths(f"ffns.{i}"), "NLC") for i in range(len(block.ffns))]  # fmt: skip
         return []
+
+
+_OPENMMLAB: Mapping[str, str] = {
+    r"^layers\.": "blocks.",
+    r"^patch_embed\.projection\.": "patch_embed.proj.",
+    r"^pre_norm\.": "norm_pre.",
+    r"^(ln|norm)1\.": "norm.",
+    r"\.ln([12])\.": r".norm\1.",
+    r"\.attn\.attn\.in_proj_": ".attn.qkv.",
+    r"\.attn\.attn\.out_proj\.": ".attn.proj.",
+    r"\.attn\.gamma1\.weight$": ".ls1.gamma",
+    r"\.ffn\.gamma2\.weight$": ".ls2.gamma",
+    r"\.ffn\.layers\.0\.0\.": ".mlp.fc1.",
+    r"\.ffn\.layers\.1\.": ".mlp.fc2.",
+}
 
 
 def _paths(scope: str) -> tuple[str, str, str]:
