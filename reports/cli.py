@@ -49,7 +49,6 @@ def report(
 ) -> None:
     """Write tables, statistics, plots and a web page from the finished runs. Trains nothing."""
     check_writable("--out", out)
-    from reports.analysis.answer import answers
     from reports.read.cited import load_published
     from reports.read.collect import collect
     from reports.render.page.page import ANSWERS
@@ -62,13 +61,12 @@ def report(
     chosen = Options(metric, reference, layout, numbers, title, tuple(plots.split(",")))
     cited = load_published(published or [])
     collected = filtered(collect(options.runs, study, options.data), filters or [])
-    comparison = write_report(collected, cited, out, chosen)
+    comparison, found = write_report(collected, cited, out, chosen)
     for skipped in collected.skipped:
         say(f"warning: {skipped.folder} is skipped: {skipped.reason}")
     states = comparison.runs["state"].value_counts().sort_index()
     settings = comparison.summary["setting"].nunique()
     counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items())
-    found = answers(comparison, numbers.score)
     for name, text in found[:ANSWERS]:
         print(f"{name}: {text}")
     if len(found) > ANSWERS:

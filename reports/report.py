@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -49,7 +50,15 @@ class Options:
         object.__setattr__(self, "formats", tuple(dict.fromkeys(("svg", *self.formats))))
 
 
-def write_report(collected: Collected, published: Sequence[PublishedScore], out: Path, options: Options) -> Comparison:
+class Written(NamedTuple):
+    """What a report says."""
+
+    comparison: Comparison
+    answers: list[tuple[str, str]]
+    """As `reports.analysis.answer.answers`."""
+
+
+def write_report(collected: Collected, published: Sequence[PublishedScore], out: Path, options: Options) -> Written:
     """Write the whole report to `out`, in place of an earlier one. The same runs give the same bytes.
 
     Raises `UserError` where `out` is no report, or an option names something that no run has; an earlier report is then
@@ -78,7 +87,7 @@ def write_report(collected: Collected, published: Sequence[PublishedScore], out:
                     if some and heading != ABSENT],
             title=options.title, reference=references[0] if references else options.reference,
         )  # fmt: skip
-    return comparison
+    return Written(comparison, found)
 
 
 def filtered(collected: Collected, filters: Sequence[str]) -> Collected:

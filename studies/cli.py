@@ -77,9 +77,10 @@ def compare(
         for note in progress.notes(planned) if not plan else ():
             print(note)
     if plan:
-        raise typer.Exit(1 if any(cell.spec is None and cell.state.failed for cell in planned.cells) else 0)
+        good = not any(cell.spec is None and cell.state.failed for cell in planned.cells)
     else:
-        raise typer.Exit(0 if all(cell.state in ("done", "unsupported") for cell in planned.cells) else 1)
+        good = all(cell.state in ("done", "unsupported") for cell in planned.cells)
+    raise typer.Exit(0 if good else 1)
 
 
 @with_options(example="harness search --method lora --parameters lr,rank --trials 30 --jobs 2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from harness.errors import UserError
 from harness.runs.difference import (
     POWER,
     Difference,
@@ -16,8 +17,8 @@ from harness.runs.difference import (
     of_one_table,
     resample,
 )
-from harness.runs.folder import RunFolder, is_unchanged
-from harness.runs.metrics import load_confusions
+from harness.runs.folder import RunFolder
+from harness.runs.metrics import read_confusions
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from studies.plan import Plan, rows_of
@@ -85,10 +86,10 @@ def _variances(runs: Mapping[str, Mapping[int, str]], reference: str, store: Run
 def _resample(run: RunFolder) -> tuple[list[str], Resampled] | None:
     """The images' names, and the run resampled. None where its files cannot be used; a report says why."""
     result = run.result()
-    if result is None or not is_unchanged(run.confusions_path, result.files):
+    if result is None:
         return None
     try:
-        stored = load_confusions(run.confusions_path)
-    except Exception:  # numpy and zipfile raise many kinds of errors for a damaged file
+        stored = read_confusions(run.confusions_path, result.files, len(result.metrics.per_class))
+    except UserError:
         return None
     return stored.names, resample(grouped(image_counts(stored.matrices), stored.groups), resamples=RESAMPLES)

@@ -35,13 +35,16 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+HEAD_ONLY = "head only"
+
+
 def shown_label(label: str, heads: Iterable[str]) -> str:
     """A row's label in print. `linear` is "head only" where one of the heads is more than a 1×1 convolution: then it is
     no linear probe. Plans, filters and a report's data keep the label itself."""
     probe = label == HEAD_METHOD or label.startswith(f"{HEAD_METHOD}(")
     if not probe or all(head.partition(":")[0] == "linear" for head in heads):
         return label
-    return "head only" + label.removeprefix(HEAD_METHOD)
+    return HEAD_ONLY + label.removeprefix(HEAD_METHOD)
 
 
 class MethodArm(_Model):

@@ -91,7 +91,7 @@ def print_rows(kind: Kind, rows: list[Row], pattern: str | None) -> None:
     if kind == "budgets" and [row["name"] for row in rows] == [pattern]:
         (budget,) = rows
         print_table([{"field": key, "value": str(plain(value)), "meaning": described}
-                     for key, value, described in budget_fields(budget)])  # fmt: skip
+                     for key, value, described in _budget_fields(budget)])  # fmt: skip
     elif kind != "methods":
         print_table([{key: plain(value) for key, value in row.items()} for row in rows])
     elif [row["name"] for row in rows] == [pattern]:
@@ -156,7 +156,7 @@ def _heads() -> list[Row]:
     return [{"name": name, "summary": (heads.get(name).__doc__ or "").split("\n")[0]} for name in heads.names()]
 
 
-def budget_fields(values: Row) -> list[tuple[str, Any, str]]:
+def _budget_fields(values: Row) -> list[tuple[str, Any, str]]:
     """Name, value and meaning of each field of a budget."""
     from harness.spec import Budget
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,16 @@ class Checked(NamedTuple):
         return self.name.partition("/")[0]
 
 
+class Refusal(NamedTuple):
+    """Why a dataset cannot be used."""
+
+    sample: str
+    """The first one with the problem."""
+    file: Literal["image", "mask"]
+    reason: str
+    hint: str | None
+
+
 @dataclass(frozen=True)
 class Contents:
     """The checked pairs of a dataset, in the order of splits and names."""
@@ -71,15 +81,15 @@ class Contents:
     def _total(self) -> np.ndarray:
         return np.sum(list(self.pixels.values()), axis=0)
 
-    def refusal(self) -> tuple[str, str, str | None] | None:
-        """The sample, the reason and a hint, if the pairs are read wrongly or cannot be trained on or scored."""
+    def refusal(self) -> Refusal | None:
+        """The reason if the pairs are read wrongly, or cannot be trained on or scored."""
         for split, pixels in self.pixels.items():
             first = next(found for found in self.checked if found.split == split)
             present = np.flatnonzero(pixels[:-1])
             if len(present) < (2 if split == "train" else 1):
                 only = f"class {present[0]} alone" if len(present) else "ignored pixels alone"
                 reason = f"the masks of {split} hold {only}; labels are class indices"
-                return first.name, reason, self._hint_of_255() if pixels[-1] else None
+                return Refusal(first.name, "mask", reason, self._hint_of_255() if pixels[-1] else None)
         return self._binary() or self._dark()
 
     def warnings(self) -> list[str]:
@@ -101,7 +111,7 @@ class Contents:
     def _asks_for_255(self) -> bool:
         return len(self.classes) == 2 and not self.states_255 and self.rules.table[1] == 1
 
-    def _binary(self) -> tuple[str, str, str] | None:
+    def _binary(self) -> Refusal | None:
         """Masks of 0 and 255 beside masks of 0 and 1: 255 is class 1 in some files."""
         found = self._only_0_and_255()
         if not self._asks_for_255() or not found or any({1, IGNORE_INDEX} <= one.values for one in self.checked):
@@ -111,9 +121,10 @@ class Contents:
             f"holds 0 and 255, as {len(found)} of {len(self.checked)} masks ({', '.join(sorted(where))}); others hold "
             "0 and 1, so 255 seems to be class 1"
         )
-        return found[0].name, reason, "write 1 in place of 255, or state `ignore: [255]` if these pixels are ignored"
+        hint = "write 1 in place of 255, or state `ignore: [255]` if these pixels are ignored"
+        return Refusal(found[0].name, "mask", reason, hint)
 
-    def _dark(self) -> tuple[str, str, str] | None:
+    def _dark(self) -> Refusal | None:
         deep = [found for found in self.checked if found.deep_peak is not None]
         peak = max((found.deep_peak or 0 for found in deep), default=DARK)
         if peak >= DARK:
@@ -122,18 +133,17 @@ class Contents:
             f"16 bits a channel, as {counted(len(deep), 'image')}, but no value above {256 * peak + 255} of 65535: it "
             "would be nearly black"
         )
-        return deep[0].name, reason, "state `range: [lowest, highest]` of the values in dataset.yaml"
+        hint = "state `range: [lowest, highest]` of the values in dataset.yaml"
+        return Refusal(deep[0].name, "image", reason, hint)
 
     def _absent(self) -> Iterator[str]:
-        sums = self.pixels
-        nowhere = self._total[:-1] == 0
-        for split, pixels in sums.items():
-            names = [name for name, count, no in zip(self.classes, pixels, nowhere, strict=False) if not (count or no)]
+        somewhere = self._total[:-1] > 0
+        for split, pixels in self.pixels.items():
+            found = zip(self.classes, pixels, somewhere, strict=False)
+            names = [name for name, count, elsewhere in found if elsewhere and not count]
             if names:
-                so = "it is never trained" if split == "train" else "it cannot be scored"
-                so = so if len(names) == 1 else so.replace("it is", "they are").replace("it ", "they ")
-                yield f"{_named(names)} in {split}, so {so}"
-        names = [name for name, no in zip(self.classes, nowhere, strict=True) if no]
+                yield f"{_named(names)} in {split}: not {'trained' if split == 'train' else 'scored'}"
+        names = [name for name, found in zip(self.classes, somewhere, strict=True) if not found]
         if names:
             yield f"{_named(names)} in any mask"
 

@@ -161,9 +161,8 @@ class PairedFiles(SegmentationDataset):
         checked = [outcome for outcome in outcomes if isinstance(outcome, Checked)]
         contents = Contents(self.classes, self.rules, self.states_255, checked)
         if refusal := contents.refusal():
-            name, reason, hint = refusal
-            files: Files = next(sample.source for sample in samples if sample.name == name)
-            self.refuse([f"{files.image if reason.startswith('16 bits') else files.mask}: {reason}"], hint)
+            files: Files = next(sample.source for sample in samples if sample.name == refusal.sample)
+            self.refuse([f"{getattr(files, refusal.file)}: {refusal.reason}"], refusal.hint)
         # Colours that only repeat the order of the labels do not enter the digest.
         read_by = {"colours": colours} if any(found.by_colour for found in checked) else {}
         return {

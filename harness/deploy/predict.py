@@ -18,9 +18,10 @@ from harness.engine.failures import is_out_of_memory
 from harness.errors import UserError
 from harness.models.delta import load_delta
 from harness.models.network import apply_memory_format
-from harness.runs.folder import RunFolder, is_unchanged
+from harness.runs.folder import RunFolder
 from harness.runs.samples import overlay, save_labels, save_picture, written_by
 from harness.runs.store import RunStore
+from harness.util.files import is_unchanged
 from harness.util.progress import Reporter
 
 WRITER = "harness predict"

@@ -33,8 +33,7 @@ FEW_GROUPS = 10
 """Fewer groups than this estimate the variance over images badly."""
 MOST_SEEDS = 100
 RARE = 5
-"""A class that is labelled in fewer groups than this makes verdicts unreliable: in simulations, two equal methods get
-one in 8 to 12 % of comparisons where a third or more of the classes are in one to three groups each."""
+"""A class that is labelled in fewer groups than this makes verdicts less sure: docs/statistics.md has by how much."""
 
 
 class Interval(NamedTuple):
@@ -219,8 +218,8 @@ def of_one_table(differences: Mapping[str, Difference]) -> dict[str, Difference]
     """Comparisons that are read together: none varies less over seeds than the median of them.
 
     With few seeds, a variance over seeds is by chance far too small now and then; of many comparisons, one of these
-    would be the most significant. In simulations of six equal methods with three seeds, one of them was called better
-    or worse in 13 % of tables without this bound, and in at most 5 % with it (`tests/reports/test_calibration.py`).
+    would be the most significant. With six equal methods and three seeds, tables would have a wrong verdict in up to
+    13 % of simulations of the two variances, and with this bound they have one in at most 5 %.
     """
     known = [one.seed_variance for one in differences.values() if not math.isnan(one.seed_variance)]
     least = float(np.median(known)) if known else 0.0

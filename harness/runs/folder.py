@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from harness.runs.locks import RunLock
 from harness.runs.result import RunResult
 from harness.runs.state import Outcome, RunState
 from harness.spec import Spec
-from harness.util.files import digest, sha256, write_json, write_text
+from harness.util.files import digest, is_unchanged, sha256, write_json, write_text
 
 Listener = Callable[[Path, bool], object]
 """Called with a run folder's path after its state was written, and whether that state ends this attempt."""
@@ -41,14 +41,6 @@ class Status:
     updated: str = ""
     pid: int = 0
     host: str = ""
-
-
-def is_unchanged(path: Path, digests: Mapping[str, str]) -> bool:
-    """Whether a file has the SHA-256 recorded under its name; true where none is."""
-    try:
-        return path.name not in digests or sha256(path) == digests[path.name]
-    except OSError:
-        return False
 
 
 class RunFolder:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from harness.util.files import atomically
+from harness.errors import UserError
+from harness.util.files import atomically, is_unchanged
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,22 @@ def save_confusions(path: Path, names: Sequence[str], groups: Sequence[str], mat
             predicted=predicted.astype(np.uint8),
             pixels=matrices[image, label, predicted].astype(np.int64),
         )
+
+
+def read_confusions(path: Path, digests: Mapping[str, str], classes: int) -> ImageConfusions:
+    """A finished run's file, checked against the digests and the number of classes of its result.
+
+    Raises `UserError` that names the file, without its folder.
+    """
+    if path.exists() and not is_unchanged(path, digests):
+        raise UserError(f"{path.name} was changed after the run ended; run it again")
+    try:
+        read = load_confusions(path)
+        if read.matrices.shape[1] != classes:
+            raise ValueError("another number of classes than the result has")
+    except Exception as error:  # numpy and zipfile raise many kinds of errors for a damaged file
+        raise UserError(f"{path.name} is missing or damaged; run it again") from error
+    return read
 
 
 def load_confusions(path: Path) -> ImageConfusions:

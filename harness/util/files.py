@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -83,6 +83,14 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def is_unchanged(path: Path, digests: Mapping[str, str]) -> bool:
+    """Whether a file has the SHA-256 recorded under its name; true where none is."""
+    try:
+        return path.name not in digests or sha256(path) == digests[path.name]
+    except OSError:
+        return False
 
 
 def digest(value: Any) -> str:

@@ -14,7 +14,15 @@ from harness.errors import UserError, did_you_mean
 from harness.runs.result import COSTS, METRICS
 from harness.runs.state import RunState
 from reports.analysis import statistics
-from reports.analysis.paired import Paired, against_best, against_reference, power_of, shares_of_classes
+from reports.analysis.paired import (
+    Paired,
+    Size,
+    ToBest,
+    against_best,
+    against_reference,
+    power_of,
+    shares_of_classes,
+)
 from reports.read.collect import Collected
 from reports.read.frames import FACETS
 
@@ -71,30 +79,30 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
     runs = everything[everything["part"] == "report"]
     done = runs[(runs["state"] == RunState.DONE) & runs["value"].notna()]
     summary = _summary(runs, done)
-    to_best: dict[tuple[str, str], tuple[str, str, int]] = {}
-    groups: dict[tuple[str, str], tuple[int, int, int]] = {}
+    to_best: dict[tuple[str, str], ToBest] = {}
+    sizes: dict[tuple[str, str], Size] = {}
     rows: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     shares: list[dict[str, Any]] = []
     power: list[dict[str, Any]] = []
     for (_, setting), here in done.groupby(["setting_name", "setting"]):
         paired = Paired(collected, here, by_index)
-        of_best = against_best(paired, here.groupby("label")["value"].mean())
-        to_best |= {(setting, label): found for label, found in of_best.items()}
-        groups |= {(setting, label): paired.size(label) for label in of_best}
+        compared_with_best = against_best(paired, here.groupby("label")["value"].mean())
+        to_best |= {(setting, label): found for label, found in compared_with_best.items()}
+        sizes |= {(setting, label): paired.size(label) for label in paired.runs}
         images += paired.image_scores()
         for reference in references:
             compared = against_reference(paired, reference)
             rows += compared
-            shares += shares_of_classes(paired, compared, collected.per_class)
+            shares += shares_of_classes(paired, compared)
             power += power_of(paired, reference)
     cells = list(zip(summary["setting"], summary["label"], strict=True))
-    summary["groups"], summary["rare_classes"] = (
-        [groups.get(cell, (0, 0, 0))[number] for cell in cells] for number in (1, 2)
-    )
-    summary["to_best"], summary["to_best_reason"], summary["to_best_seeds"] = (
-        [to_best.get(cell, ("", "", 0))[number] for cell in cells] for number in (0, 1, 2)
-    )
+    of_best, of_size = list(map(to_best.get, cells)), list(map(sizes.get, cells))
+    summary["groups"] = [one.groups if one else 0 for one in of_size]
+    summary["rare_classes"] = [one.rare_classes if one else 0 for one in of_size]
+    summary["to_best"] = [one.verdict if one else "" for one in of_best]
+    summary["to_best_reason"] = [one.reason if one else "" for one in of_best]
+    summary["to_best_seeds"] = [one.seeds if one else 0 for one in of_best]
     keys = ["setting", "setting_name", "reference"]
     return Comparison(
         metric=METRICS[metric].title if metric in METRICS else f"IoU of {metric.removeprefix('class:')}",

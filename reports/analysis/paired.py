@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,8 +39,38 @@ BEST, TIED = "best", "tied"
 """In comparison with the best method, beside `WORSE`, `NO_VERDICT` and `NOT_COMPARABLE`."""
 
 
+class Size(NamedTuple):
+    """Of a label's test images. Zeros where none can be read."""
+
+    images: int = 0
+    groups: int = 0
+    rare_classes: int = 0
+    """Labelled in fewer groups than `RARE`. None counts where the score is that of one class."""
+
+
+class ToBest(NamedTuple):
+    """A label compared with the best one."""
+
+    verdict: str
+    """`BEST`, `TIED`, `WORSE`, `NO_VERDICT` or `NOT_COMPARABLE`."""
+    reason: str = ""
+    """Why there is no verdict."""
+    seeds: int = 0
+    """Of the comparison."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    names: tuple[str, ...]
+    """Of the images."""
+    counts: np.ndarray
+    """int64 [G, 3, K]: the sums over the groups of images."""
+    miou: np.ndarray
+    """[N]: of each image, over the classes that occur in it."""
+
+
 class Paired:
-    """Counts and resamples of a setting's runs, each read and computed once."""
+    """The runs of a setting, paired by seed. Every file is read once, and every run resampled once."""
 
     def __init__(self, collected: Collected, runs: pd.DataFrame, metric: str | Mapping[str, int]):
         """`metric`: one of `METRICS`, or the index of a class by run."""
@@ -48,50 +79,49 @@ class Paired:
         self.methods = dict(zip(runs["label"], runs["method"], strict=True))
         self.runs = {label: dict(zip(group["seed"], group["fingerprint"], strict=True))
                      for label, group in runs.groupby("label")}  # fmt: skip
-        self._metric = metric
-        self._counts: dict[str, ImageCounts] = {}
-        self._resampled: dict[str, Resampled] = {}
-        self._groups: dict[tuple[str, ...], list[str]] = {}
-        self._with: dict[tuple[int, tuple[str, ...]], np.ndarray] = {}
+        self.class_names = collected.class_names[runs["fingerprint"].iloc[0]]
         self.unreadable: dict[str, str] = {}
         """Run -> why its matrices cannot be used."""
+        self._metric = metric
+        self._resampled: dict[str, Resampled] = {}
+        self._tables: dict[str, tuple[dict[str, Difference], dict[str, str]]] = {}
+        read: dict[str, ImageCounts] = {}
         for fingerprint in (run for of_label in self.runs.values() for run in of_label.values()):
             try:
-                read = self._counts[fingerprint] = collected.counts(fingerprint)
+                read[fingerprint] = collected.counts(fingerprint)
             except UserError as error:
                 self.unreadable[fingerprint] = str(error)
-                continue
-            if read.groups is not None:  # also for runs on the same images that do not record them
-                self._groups.setdefault(tuple(read.names), read.groups)
+        # Older runs do not record groups: they have those of newer runs on the same images.
+        groups = {tuple(one.names): one.groups for one in read.values() if one.groups is not None}
+        self.groups_known = all(tuple(one.names) in groups for one in read.values())
+        self._read = {
+            run: _Run(names := tuple(one.names), grouped(one.counts, groups.get(names)), score(one.counts))
+            for run, one in read.items()
+        }
 
     def differences_to(self, reference: str) -> tuple[dict[str, Difference], dict[str, str]]:
         """Of every other label, minus the reference: the comparisons of one table, and why others are not in it."""
-        found, reasons = {}, {}
-        for label in sorted(self.runs.keys() - {reference}):
-            try:
-                pairs = self._pairs(label, reference)
+        if reference not in self._tables:
+            found, reasons = {}, {}
+            for label in sorted(self.runs.keys() - {reference}):
+                try:
+                    pairs = self._pairs(label, reference)
+                except UserError as error:
+                    reasons[label] = str(error)
+                    continue
                 own, base = ([self._resample(run) for run in side] for side in zip(*pairs, strict=True))
-            except UserError as error:
-                reasons[label] = str(error)
-                continue
-            found[label] = difference(own, base)
-        return of_one_table(found), reasons
+                found[label] = difference(own, base)
+            self._tables[reference] = of_one_table(found), reasons
+        return self._tables[reference]
 
-    def size(self, label: str) -> tuple[int, int, int]:
-        """Of the images of a label's runs: how many, in how many groups, and how many classes are rare (labelled in
-        fewer groups than `RARE`). Zeros where none can be read."""
+    def size(self, label: str) -> Size:
         for fingerprint in self.runs[label].values():
-            if fingerprint in self._counts:
-                read = self._counts[fingerprint]
-                counts = self._grouped(fingerprint)
-                found = occurrences(counts)
-                return len(read.names), self._resample(fingerprint).groups, int(((found > 0) & (found < RARE)).sum())
-        return 0, 0, 0
-
-    @property
-    def groups_known(self) -> bool:
-        """Whether the runs record which images belong together."""
-        return all(tuple(counts.names) in self._groups for counts in self._counts.values())
+            if fingerprint in self._read:
+                run = self._read[fingerprint]
+                found = occurrences(run.counts)
+                rare = int(((found > 0) & (found < RARE)).sum()) if isinstance(self._metric, str) else 0
+                return Size(len(run.names), self._resample(fingerprint).groups, rare)
+        return Size()
 
     def why_missing(self, a: str, b: str) -> str:
         """The reasons why runs of two labels are left out of their comparison."""
@@ -99,16 +129,14 @@ class Paired:
         return "; ".join(self.unreadable[run] for run in sorted(runs & self.unreadable.keys()))
 
     def image_scores(self) -> list[dict[str, Any]]:
-        """The mIoU of each image for each label: over the classes that occur in it, mean over the runs with readable
-        matrices."""
+        """The mIoU of each image for each label, mean over the readable runs on the same images."""
         rows = []
         for label, runs in self.runs.items():
-            read = [self._counts[run] for run in runs.values() if run in self._counts]
-            read = [one for one in read if one.names == read[0].names]
-            if read:
-                means = np.mean([score(one.counts) for one in read], axis=0)
+            read = [self._read[run] for run in runs.values() if run in self._read]
+            scores = [one.miou for one in read if one.names == read[0].names]
+            if scores:
                 rows += [{"setting": self.setting, "label": label, "image": image, "miou": float(mean)}
-                         for image, mean in zip(read[0].names, means, strict=True)]  # fmt: skip
+                         for image, mean in zip(read[0].names, np.mean(scores, axis=0), strict=True)]  # fmt: skip
         return rows
 
     def shares(self, a: str, b: str) -> np.ndarray | None:
@@ -117,7 +145,7 @@ class Paired:
         if not isinstance(self._metric, str):
             return None
         metric = self._metric
-        own, base = ([class_shares(self._counts[run].counts.sum(0), metric) for run in side]
+        own, base = ([class_shares(self._read[run].counts.sum(0), metric) for run in side]
                      for side in zip(*self._pairs(a, b), strict=True))  # fmt: skip
         return np.asarray(np.mean(own, axis=0) - np.mean(base, axis=0))
 
@@ -129,34 +157,25 @@ class Paired:
         pairs = [pair for pair in pairs if not self.unreadable.keys() & set(pair)]
         if not pairs:
             raise UserError(self.why_missing(a, b))
-        first = self._counts[pairs[0][0]]
+        first = self._read[pairs[0][0]]
         for fingerprint in itertools.chain(*pairs):
-            other = self._counts[fingerprint]
+            other = self._read[fingerprint]
             if other.names != first.names or other.counts.shape != first.counts.shape:
                 raise UserError(f"run {fingerprint} was evaluated on other images, or in another order")
         return pairs
 
-    def _grouped(self, fingerprint: str) -> np.ndarray:
-        read = self._counts[fingerprint]
-        return grouped(read.counts, self._groups.get(tuple(read.names)))
-
     def _resample(self, fingerprint: str) -> Resampled:
         """Of one class, only the groups in which a run of the setting has it: others say nothing about its IoU."""
         if fingerprint not in self._resampled:
-            metric = self._metric if isinstance(self._metric, str) else self._metric[fingerprint]
-            counts = self._grouped(fingerprint)
-            if isinstance(metric, int):
-                counts = counts[self._groups_with(metric, tuple(self._counts[fingerprint].names))]
-            self._resampled[fingerprint] = resample(counts, metric)
+            run = self._read[fingerprint]
+            if isinstance(self._metric, str):
+                self._resampled[fingerprint] = resample(run.counts, self._metric)
+            else:
+                index = self._metric[fingerprint]
+                same = [one.counts for one in self._read.values() if one.names == run.names]
+                has_class = np.any([counts[:, 1:, index].sum(1) > 0 for counts in same], axis=0)
+                self._resampled[fingerprint] = resample(run.counts[has_class], index)
         return self._resampled[fingerprint]
-
-    def _groups_with(self, index: int, names: tuple[str, ...]) -> np.ndarray:
-        """Mask [G]: a class is labelled or predicted there, in any run on these images."""
-        key = index, names
-        if key not in self._with:
-            same = [run for run, counts in self._counts.items() if tuple(counts.names) == names]
-            self._with[key] = np.any([self._grouped(run)[:, 1:, index].sum(1) > 0 for run in same], axis=0)
-        return self._with[key]
 
 
 def against_reference(paired: Paired, reference: str) -> list[dict[str, Any]]:
@@ -175,9 +194,10 @@ def against_reference(paired: Paired, reference: str) -> list[dict[str, Any]]:
         }
         if label in differences:
             found = differences[label]
-            interval, (images, _, rare) = found.interval, paired.size(label)
+            interval, size = found.interval, paired.size(label)
             reason = "; ".join(filter(None, (found.why_untested, paired.why_missing(label, reference)))) or None
-            row |= {"seeds": found.seeds, "images": images, "groups": found.groups, "rare_classes": rare,
+            row |= {"seeds": found.seeds, "images": size.images, "groups": found.groups,
+                    "rare_classes": size.rare_classes,
                     "groups_known": paired.groups_known, "difference": found.estimate, "low": interval.low,
                     "high": interval.high, "seed_variance": found.seed_variance,
                     "image_variance": found.image_variance, "p": found.p, "reason": reason}  # fmt: skip
@@ -205,36 +225,33 @@ def _verdict(row: Mapping[str, Any], p: float) -> str:
     return BETTER if row["difference"] > 0 else WORSE
 
 
-def against_best(paired: Paired, means: pd.Series) -> dict[str, tuple[str, str, int]]:
-    """For each label of a setting: `BEST`, `TIED`, `WORSE`, `NO_VERDICT` or `NOT_COMPARABLE`, why there is none, and
-    the seeds of the comparison.
+def against_best(paired: Paired, means: pd.Series) -> dict[str, ToBest]:
+    """Every label of a setting, compared with the best one.
 
-    The best one is known only from the scores, so any two labels could have been compared: see `differs_among`.
+    Which one that is is known only from the scores, so any two labels could have been compared: see `differs_among`.
     """
     best = str(means.idxmax())
     differences, reasons = paired.differences_to(best)
-    found = {best: (BEST, "", 0)} | {label: (NOT_COMPARABLE, reason, 0) for label, reason in reasons.items()}
+    found = {best: ToBest(BEST)} | {label: ToBest(NOT_COMPARABLE, reason) for label, reason in reasons.items()}
     for label, compared in differences.items():
         if compared.why_untested:
-            found[label] = NO_VERDICT, compared.why_untested, compared.seeds
+            found[label] = ToBest(NO_VERDICT, compared.why_untested, compared.seeds)
         else:  # at the seeds that they share, the best one can be the lower one
             worse = compared.estimate < 0 and compared.differs_among(len(paired.runs))
-            found[label] = WORSE if worse else TIED, "", compared.seeds
+            found[label] = ToBest(WORSE if worse else TIED, seeds=compared.seeds)
     return found
 
 
-def shares_of_classes(paired: Paired, rows: Sequence[Mapping[str, Any]], classes: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of every comparison in `rows`: one row per class. `classes`: those of all runs, as `Collected.per_class`."""
+def shares_of_classes(paired: Paired, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of every comparison in `rows`: one row per class."""
     found = []
     for row in rows:
         shares = paired.shares(row["label"], row["reference"]) if row["seeds"] else None
         if shares is None:
             continue
-        fingerprint = next(iter(paired.runs[row["label"]].values()))
-        names = classes.loc[classes["fingerprint"] == fingerprint, ["index", "name"]]
         keys = {name: row[name] for name in ("setting", "setting_name", "reference", "label")}
-        found += [{**keys, "index": index, "name": name, "share": float(shares[index])}
-                  for index, name in names.itertuples(index=False)]  # fmt: skip
+        found += [{**keys, "index": index, "name": name, "share": float(share)}
+                  for index, (name, share) in enumerate(zip(paired.class_names, shares, strict=True))]  # fmt: skip
     return found
 
 

@@ -47,8 +47,8 @@ def pareto_front(cost: Sequence[float] | np.ndarray, value: Sequence[float] | np
 
 
 # ---- over settings ---------------------------------------------------------------------------------------------------
-# Scores are an array [settings, methods] in 0..1 without gaps. Each function gives one number a method. The definitions
-# are those of TabArena (Erickson et al., arXiv 2506.16791), with 1 - score as the error.
+# Scores are an array [settings, methods] in 0..1 without gaps. Each function gives one number a method. The measures
+# are after TabArena (Erickson et al., arXiv 2506.16791), with 1 - score as the error.
 
 
 def mean_ranks(scores: np.ndarray) -> np.ndarray:

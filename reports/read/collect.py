@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import pandas as pd
 from harness.errors import UserError
 from harness.models.backbones.packaged import display_name
 from harness.runs.difference import image_counts
-from harness.runs.folder import RunFolder, is_unchanged
-from harness.runs.metrics import ImageConfusions, load_confusions
+from harness.runs.folder import RunFolder
+from harness.runs.metrics import ImageConfusions, read_confusions
 from harness.runs.result import Provenance
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
@@ -94,22 +95,21 @@ class Collected:
         runs = self.reported
         return runs[(runs["state"] == RunState.DONE) & runs["miou"].notna()]
 
+    @cached_property
+    def class_names(self) -> dict[str, list[str]]:
+        """By fingerprint, in the order of the classes."""
+        return {str(run): list(names) for run, names in self.per_class.groupby("fingerprint")["name"]}
+
     def confusions(self, fingerprint: str) -> ImageConfusions:
         """The confusion matrices of a run's images. Raises `UserError` if they are damaged.
 
         Not cached: those of one run on ADE20K take 360 MB.
         """
-        path = RunFolder(self.root / fingerprint).confusions_path
-        if path.exists() and not is_unchanged(path, self.files.get(fingerprint, {})):
-            raise UserError(f"run {fingerprint}: {path.name} was changed after the run ended; run it again")
+        path, classes = RunFolder(self.root / fingerprint).confusions_path, len(self.class_names[fingerprint])
         try:
-            read = load_confusions(path)
-            if read.matrices.shape[1] != (self.per_class["fingerprint"] == fingerprint).sum():
-                raise ValueError("another number of classes than the result has")
-            return read
-        except Exception as error:  # numpy and zipfile raise many kinds of errors for a damaged file
-            message = f"run {fingerprint}: confusions.npz is missing or damaged; run it again"
-            raise UserError(message) from error
+            return read_confusions(path, self.files.get(fingerprint, {}), classes)
+        except UserError as error:
+            raise UserError(f"run {fingerprint}: {error}") from error
 
     def counts(self, fingerprint: str) -> ImageCounts:
         """The pixel counts of a run's images."""

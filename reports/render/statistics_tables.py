@@ -189,7 +189,7 @@ def overall_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]
                 "share of comparisons with the other methods that are won. Improvability: how far the error "
                 "(1 − score) of the best method of a setting is below the method's own, mean over settings. "
                 f"Elo: 400 points are odds of 10 to 1; {reference} has 1000. "
-                "Definitions: TabArena, arXiv 2506.16791; the prior of our Elo is stronger.",
+                "After TabArena, arXiv 2506.16791; Elo has a standard normal prior.",
             )
         )  # fmt: skip
     if agreement:

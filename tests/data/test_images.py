@@ -103,7 +103,6 @@ def test_bands_are_chosen_counted_from_1():
 
 
 def test_bands_of_a_tiff_that_are_not_named_are_chosen():
-    pytest.importorskip("tifffile")
     np.testing.assert_array_equal(read_image(tiff(TWELVE_BITS), Bands((15, 4095))), picture())
     values = np.arange(5, dtype=np.uint16)[None, None] * 100 + np.zeros((4, 6, 1), np.uint16)
     assert read_image(tiff(values[..., :4]), Bands((0, 510), (4, 3, 2)))[0, 0].tolist() == [150, 100, 50]

@@ -215,6 +215,6 @@ def test_unknown_reference_is_an_error_before_anything_is_written(small: Collect
 @pytest.mark.exhaustive
 def test_report_in_another_metric(small: Collected, tmp_path: Path) -> None:
     chosen = filtered(small, ["backbone=resnet18"])
-    comparison = write_report(chosen, [], tmp_path / "out", Options(metric="class:water", reference="lora"))
+    comparison, _ = write_report(chosen, [], tmp_path / "out", Options(metric="class:water", reference="lora"))
     assert set(comparison.significance["reference"]) == {"lora"}
     assert "| method | meadow, IoU of water (%) |" in (tmp_path / "out/tables/results-1.md").read_text()

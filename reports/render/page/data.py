@@ -22,7 +22,7 @@ from reports.read.rows import state_label
 from reports.render.page.samples import extremes
 from reports.render.plots.context import BAR_SEEDS, BARS
 from reports.render.plots.tradeoff import axis_scale
-from reports.render.style import SeriesStyle, outline, variable
+from reports.render.style import LINES, SeriesStyle, outline, variable
 
 _UNIT: dict[Unit, str] = {"share": ", %", "bytes": ", MiB", "seconds": ", s", "rate": ", images/s", "ratio": ", ×"}
 """The end of a measure's heading."""
@@ -117,6 +117,7 @@ def page_data(
         "packages": package_lists,
         "extremes": differences,
         "reference": reference,
+        "lines": {label: " ".join(str(round(1.4 * dash)) for dash in dashes) for label, dashes in LINES.items()},
         "bars": _bars(int(runs.groupby(["setting", "label"]).size().max())),
         "barsCaption": BARS,
         "withoutSamples": f"Samples that did not fit into the page are in {collected.root}/<run>/samples.",

@@ -18,7 +18,7 @@ from reports.analysis.statistics import pareto_front
 from reports.read.frames import rows_of
 from reports.render.numbers import SIZES
 from reports.render.plots.context import BARS, DPI, PERCENT, Plot, PlotContext, numbered, panels, shortened
-from reports.render.style import MUTED, PAPER, SeriesStyle
+from reports.render.style import LINES, MUTED, PAPER, SeriesStyle
 
 
 def axis_scale(cost: Measure) -> float:
@@ -69,8 +69,8 @@ def _tradeoff_panel(
     """Draw the points of one setting; returns the labels, which still overlap."""
     x = rows[cost.key] / axis_scale(cost)
     _set_scale(axes, x if cited.empty else pd.concat([x, cited.trained]), logarithmic, cost.unit)
-    for names, dashes in ((("full",), (5, 3)), (("linear", "head only"), (1, 2))):
-        for value in rows.miou[rows.label.isin(names)]:
+    for label, dashes in LINES.items():
+        for value in rows.miou[rows.label == label]:
             axes.axhline(value, color=MUTED, linewidth=0.8, linestyle=(0, dashes), zorder=1)
     front = rows.assign(x=x)[pareto_front(rows[cost.key].to_numpy(), rows.miou.to_numpy())].sort_values("x")
     axes.plot(front.x, front.miou, color=MUTED, linewidth=1.0, alpha=0.7, drawstyle="steps-post", zorder=1.5)

@@ -51,8 +51,8 @@ function scatter() {
   if (x.breakAt) put(svg, "path", { class: "axis", d: `M${x.breakAt - 5} ${bottom + 5}l4 -10m3 10l4 -10`, fill: "none" });
   put(svg, "text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, `${narrow ? cost.name : cost.axis}${useLog ? " (log)" : ""}`);
   put(svg, "text", { x: left, y: top - 2, "text-anchor": "start" }, `${metric.name}, %`);
-  for (const [name, dash] of [["full", "7 5"], ["linear", "2 4"]]) {
-    const reference = points.find((point) => point.label === name || (name === "linear" && point.label === "head only"));
+  for (const [label, dash] of Object.entries(data.lines)) {
+    const reference = points.find((point) => point.label === label);
     if (reference) put(svg, "line", { class: "reference", x1: left, x2: right, y1: y.at(reference.y), y2: y.at(reference.y), "stroke-dasharray": dash });
   }
   let best = -Infinity;
