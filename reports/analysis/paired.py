@@ -79,7 +79,9 @@ class Paired:
         self.methods = dict(zip(runs["label"], runs["method"], strict=True))
         self.runs = {label: dict(zip(group["seed"], group["fingerprint"], strict=True))
                      for label, group in runs.groupby("label")}  # fmt: skip
-        self.class_names = collected.class_names[runs["fingerprint"].iloc[0]]
+        self.class_names = next((collected.class_names[run] for run in runs["fingerprint"]
+                                 if run in collected.class_names), [])  # fmt: skip
+        """Empty where no run records its scores per class."""
         self.unreadable: dict[str, str] = {}
         """Run -> why its matrices cannot be used."""
         self._metric = metric

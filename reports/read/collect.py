@@ -105,9 +105,11 @@ class Collected:
 
         Not cached: those of one run on ADE20K take 360 MB.
         """
-        path, classes = RunFolder(self.root / fingerprint).confusions_path, len(self.class_names[fingerprint])
+        path, classes = RunFolder(self.root / fingerprint).confusions_path, self.class_names.get(fingerprint)
         try:
-            return read_confusions(path, self.files.get(fingerprint, {}), classes)
+            if classes is None:
+                raise UserError("has no score per class")
+            return read_confusions(path, self.files.get(fingerprint, {}), len(classes))
         except UserError as error:
             raise UserError(f"run {fingerprint}: {error}") from error
 
