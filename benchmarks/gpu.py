@@ -21,7 +21,7 @@ from benchmarks.pool import Pool
 if TYPE_CHECKING:
     from benchmarks.measure import Table
 
-TABLES = ("contract", "repeats", "precision", "steps", "compiled")
+TABLES = ("contract", "repeats", "precision", "study", "steps", "compiled")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Plan:
 def gpu_plan() -> Plan:
     return Plan(
         device="cuda:0",
-        contract_families=("resnet", "convnext", "swin", "vit"),
+        contract_families=("resnet", "convnext", "swin_transformer", "vision_transformer"),
         contract_methods=(),
         small=("resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"),
         small_methods=("spm", "lora", "full"),
@@ -129,6 +129,8 @@ def _table(name: str, plan: Plan, pool: Pool, scratch: Path) -> Table:
             return gpu_checks.repeats(plan, pool, scratch)
         case "precision":
             return gpu_checks.precision(plan, pool, scratch)
+        case "study":
+            return gpu_checks.study(plan, scratch)
         case "steps":
             return gpu_steps.steps(plan, pool, scratch)
         case _:

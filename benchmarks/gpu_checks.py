@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ from benchmarks.measure import Table
 from benchmarks.pool import Pool, reason
 from harness.cells.resolve import Cell, Request, Resolver
 from harness.contract.matrix import check_method, tiny_backbones
+from harness.engine.device import make_reproducible
 from harness.engine.options import ExecutionOptions
 from harness.engine.run import execute
 from harness.engine.side_by_side import execute_side_by_side
@@ -36,27 +42,34 @@ BATCH, SIDE, CLASSES = 4, 96, 4
 def contract(plan: Plan, pool: Pool) -> Table:
     table = Table(
         "The contract on this device",
-        ["family", "methods that pass", "unsupported", "broken"],
-        "Every check of `harness check` but the one with two processes, on one tiny network of each family.",
+        ["network", "methods that pass", "unsupported", "broken", "kernels that do not repeat"],
+        "Every check of `harness check` but the one with two processes, on one tiny network of each family. *Kernels*: "
+        "those that torch warns of.",
     )
     names = plan.contract_methods or methods.names()
     jobs = [(name, tiny_backbones()[family], plan.device) for family in plan.contract_families for name in names]
-    states: dict[str, dict[str, int]] = {}
+    states: dict[str, Counter[str]] = {}
+    kernels: dict[str, set[str]] = {}
     for (name, backbone, _), found in pool.map(_contract_of, jobs):
-        state, details = found if isinstance(found, tuple) else ("broken", [reason(found)])
-        counts = states.setdefault(backbone, {"passes": 0, "unsupported": 0, "broken": 0})
-        counts[state] += 1
+        state, details, warned = found if isinstance(found, tuple) else ("broken", [reason(found)], set())
+        states.setdefault(backbone, Counter())[state] += 1
+        kernels.setdefault(backbone, set()).update(warned)
         table.notes += [f"{name} on {backbone}: {detail}" for detail in details]
     for backbone, counts in states.items():
-        table.add(backbone, *counts.values())
+        numbers = (counts[state] for state in ("passes", "unsupported", "broken"))
+        table.add(backbone, *numbers, ", ".join(sorted(kernels[backbone])) or "none")
     return table
 
 
-def _contract_of(name: str, backbone: str, device: str) -> tuple[str, list[str]]:
-    outcomes = check_method(name, [backbone], device)
+def _contract_of(name: str, backbone: str, device: str) -> tuple[str, list[str], set[str]]:
+    make_reproducible()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outcomes = check_method(name, [backbone], device)
     broken = [f"{outcome.check}: {outcome.detail}" for outcome in outcomes if outcome.status == "broken"]
     unsupported = any(outcome.status == "unsupported" for outcome in outcomes)
-    return "broken" if broken else "unsupported" if unsupported else "passes", broken
+    kernels = {match[1] for one in caught if (match := re.match(r"(\w+) does not have a determ", str(one.message)))}
+    return "broken" if broken else "unsupported" if unsupported else "passes", broken, kernels
 
 
 def repeats(plan: Plan, pool: Pool, scratch: Path) -> Table:
@@ -96,6 +109,41 @@ def _repeats_of(plan: Plan, dataset: Path, backbone: str, method: str) -> list[s
         *scores,
         f"{_largest(first, on_cpu):.1e}",
     ]
+
+
+def study(plan: Plan, scratch: Path) -> Table:
+    table = Table(
+        "A study: two jobs at once on this device",
+        ["backbone", "jobs", "cells of a job", "seconds", "states"],
+        "`harness compare` of three methods and two seeds, with the processes that it starts.",
+    )
+    dataset = made_dataset(scratch / "made")
+    for together in (1, 2):
+        for backbone in plan.small[:1]:
+            place = scratch / f"study-{together}"
+            place.mkdir()
+            fields = {
+                "title": "check",
+                "methods": ["linear", "spm", "full"],
+                "backbones": [{"backbone": backbone, "weights": "random"}],
+                "datasets": [str(dataset)],
+                "heads": ["fpn:16"],
+                "seeds": 2,
+                "budget": {"steps": plan.small_steps, "batch_size": BATCH, "crop": [SIDE, SIDE]},
+            }
+            (place / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
+            flags = ["--runs", str(place / "runs"), "--tracking", "off", "--device", plan.device.partition(":")[0]]
+            flags += ["--jobs", "2", "--together", str(together), "--workers", "0", "--json", "--quiet"]
+            command = [sys.executable, "-m", "harness", "compare", str(place / "study.yaml"), *flags]
+            started = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True)
+            seconds = time.perf_counter() - started
+            found = [RunFolder(path).status() for path in (place / "runs").iterdir()]
+            states = Counter(status.state.value for status in found if status is not None)
+            table.add(backbone, 2, together, f"{seconds:.0f}", ", ".join(f"{n} {s}" for s, n in states.items()))
+            if done.returncode:
+                table.notes.append(f"exit code {done.returncode}: {done.stderr[-500:]}")
+    return table
 
 
 def precision(plan: Plan, pool: Pool, scratch: Path) -> Table:

@@ -55,6 +55,7 @@ def make_reproducible() -> None:
     """Make torch deterministic: one seed, one result, to the bit. Kernels that cannot be are reported as warnings."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # fills every new tensor, to find code that reads it
     torch.backends.cudnn.benchmark = False
 
 

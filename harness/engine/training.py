@@ -49,7 +49,8 @@ class Meters:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One point of the training curve. `loss` and `miou_train` cover the training crops since the previous point."""
+    """One point of the training curve. `loss` is the mean since the previous point, `miou_train` that of the crops of
+    this step."""
 
     step: int
     loss: float
@@ -179,13 +180,15 @@ class TrainState:
         torch.manual_seed(derive(self.seed, "step", step, fabric.global_rank))
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
+        is_point = (step + 1) % math.ceil(budget.steps / CURVE_POINTS) == 0 or step + 1 == budget.steps
         loss_value = 0.0
         for part, batch in enumerate(batches):
             with fabric.no_backward_sync(self._model, enabled=part < budget.accumulate - 1):
                 loss, logits = self._model(batch.behind(self.frozen_stages), batch.masks)
                 fabric.backward(loss / budget.accumulate)
             loss_value += loss.item() / budget.accumulate
-            _count(meters, logits, self.network.canvas_labels(batch.masks))
+            if is_point:
+                _count(meters, logits, self.network.canvas_labels(batch.masks))
         if not math.isfinite(loss_value):
             rates = self.hyperparameters.model_dump(include={"lr", "head_lr"})
             now = " and ".join(f"{name}={rate:g}" for name, rate in sorted(rates.items(), reverse=True))
@@ -207,7 +210,7 @@ class TrainState:
         self.step += 1
         lr = self.hyperparameters.main_lr * budget.learning_rate_factor(step)
         self.callbacks.on_step(self.step, loss_value, lr)
-        if self.step % math.ceil(budget.steps / CURVE_POINTS) == 0 or self.finished:
+        if is_point:
             self.callbacks.on_point(_point(self.step, lr, meters))
 
     def save_if_due(self, stopping: bool) -> None:
