@@ -59,7 +59,7 @@ def gpu_plan() -> Plan:
         head="fpn",
         crop=512,
         batch=16,
-        rounds=5,
+        rounds=3,
         processes=min(8, os.cpu_count() or 1),
     )
 

@@ -11,7 +11,6 @@ import threading
 import time
 import warnings
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from benchmarks.gpu import Plan
 from benchmarks.measure import Table
 from benchmarks.pool import Pool, reason
 from harness.cells.resolve import Cell, Request, Resolver
+from harness.contract.cases import Case, deterministic_mode, gradients_of
 from harness.contract.matrix import check_method, tiny_backbones
 from harness.engine.device import make_reproducible
 from harness.engine.options import ExecutionOptions
@@ -42,26 +42,38 @@ BATCH, SIDE, CLASSES = 4, 96, 4
 def contract(plan: Plan, pool: Pool) -> Table:
     table = Table(
         "The contract on this device",
-        ["network", "methods that pass", "unsupported", "broken", "kernels that do not repeat"],
-        "Every check of `harness check` but the one with two processes, on one tiny network of each family. *Kernels*: "
-        "those that torch warns of.",
+        [
+            "network",
+            "methods that pass",
+            "unsupported",
+            "broken",
+            "gradients, from the CPU's",
+            "kernels that do not repeat",
+        ],
+        "Every check of `harness check` but the one with two processes, on one tiny network of each family. "
+        "*Gradients*: those of one step on this device, the norm of their difference from the CPU's over their norm, "
+        "of the method where it is largest. *Kernels*: those that torch warns of.",
     )
     names = plan.contract_methods or methods.names()
     jobs = [(name, tiny_backbones()[family], plan.device) for family in plan.contract_families for name in names]
     states: dict[str, Counter[str]] = {}
     kernels: dict[str, set[str]] = {}
+    gradients: dict[str, float] = {}
     for (name, backbone, _), found in pool.map(_contract_of, jobs):
-        state, details, warned = found if isinstance(found, tuple) else ("broken", [reason(found)], set())
+        if isinstance(found, Exception):
+            found = "broken", [reason(found)], set(), 0.0
+        state, details, warned, difference = found
         states.setdefault(backbone, Counter())[state] += 1
         kernels.setdefault(backbone, set()).update(warned)
+        gradients[backbone] = max(gradients.get(backbone, 0.0), difference)
         table.notes += [f"{name} on {backbone}: {detail}" for detail in details]
     for backbone, counts in states.items():
         numbers = (counts[state] for state in ("passes", "unsupported", "broken"))
-        table.add(backbone, *numbers, ", ".join(sorted(kernels[backbone])) or "none")
+        table.add(backbone, *numbers, f"{gradients[backbone]:.1e}", ", ".join(sorted(kernels[backbone])) or "none")
     return table
 
 
-def _contract_of(name: str, backbone: str, device: str) -> tuple[str, list[str], set[str]]:
+def _contract_of(name: str, backbone: str, device: str) -> tuple[str, list[str], set[str], float]:
     make_reproducible()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -69,17 +81,26 @@ def _contract_of(name: str, backbone: str, device: str) -> tuple[str, list[str],
     broken = [f"{outcome.check}: {outcome.detail}" for outcome in outcomes if outcome.status == "broken"]
     unsupported = any(outcome.status == "unsupported" for outcome in outcomes)
     kernels = {match[1] for one in caught if (match := re.match(r"(\w+) does not have a determ", str(one.message)))}
-    return "broken" if broken else "unsupported" if unsupported else "passes", broken, kernels
+    state = "broken" if broken else "unsupported" if unsupported else "passes"
+    return state, broken, kernels, 0.0 if unsupported else _gradients_differ(name, backbone, device)
+
+
+def _gradients_differ(name: str, backbone: str, device: str) -> float:
+    """The norm of the difference of a step's gradients on the device and on the CPU, over the norm of the CPU's."""
+    here, expected = (
+        gradients_of(deterministic_mode(Case(methods.get(name), backbone, on).build()))[1] for on in (device, "cpu")
+    )
+    difference = torch.cat([(here[key].cpu() - gradient).flatten() for key, gradient in expected.items()]).norm()
+    return (difference / torch.cat([gradient.flatten() for gradient in expected.values()]).norm()).item()
 
 
 def repeats(plan: Plan, pool: Pool, scratch: Path) -> Table:
     table = Table(
         "Runs that must be equal to the bit",
-        ["backbone", "method", "repeated", "resumed", "side by side", "mIoU", "mIoU on the CPU", "trained, CPU - here"],
+        ["backbone", "method", "repeated", "resumed", "side by side", "mIoU", "kernels that do not repeat"],
         f"Whole runs of {plan.small_steps} steps of {BATCH} images of {SIDE}x{SIDE} with random weights: the trained "
         "tensors and the confusion matrices of a second run, of one that was interrupted and resumed, and of one that "
-        "shares its process with another. Then the same run on the CPU: the largest difference of a trained tensor, "
-        "relative to its own largest value.",
+        "shares its process with another.",
     )
     dataset = made_dataset(scratch / "made")
     jobs = [(plan, dataset, backbone, method) for backbone in plan.small for method in plan.small_methods]
@@ -100,14 +121,13 @@ def _repeats_of(plan: Plan, dataset: Path, backbone: str, method: str) -> list[s
     cells = [runs.cell(method), runs.cell(method, lr=2e-4) if method != "linear" else runs.cell(method, head_lr=2e-3)]
     store = RunStore(place / "together")
     execute_side_by_side(cells, store, runs.options(place / "together"), quiet=True)
-    on_cpu = _Runs(replace(plan, device="cpu"), dataset, backbone).execute(runs.cell(method), place / "cpu")
-    scores = [f"{run.read_result().metrics.miou:.4f}" for run in (first, on_cpu)]
+    warned = re.findall(r"warning: (\w+) does not repeat", first.log_path.read_text(encoding="utf-8"))
     return [
         _difference(first, second) or "equal",
         f"{_difference(first, resumed) or 'equal'} (after step {stopped_at})",
         _difference(first, store.folder(cells[0].spec)) or "equal",
-        *scores,
-        f"{_largest(first, on_cpu):.1e}",
+        f"{first.read_result().metrics.miou:.4f}",
+        ", ".join(warned) or "none",
     ]
 
 

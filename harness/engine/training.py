@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from harness.engine.batches import Batch, BatchSource
 from harness.engine.evaluation import confusion
+from harness.engine.repeatable import set_strict
 from harness.method import HeadHyperparameters
 from harness.models.losses import labels_at
 from harness.models.network import Segmenter, apply_memory_format
@@ -130,14 +131,17 @@ class TrainState:
         checkpoints: Checkpoints,
         *,
         frozen_stages: int = 0,
+        strict: bool = False,
         checkpoint_seconds: float = 30,
         callbacks: TrainCallbacks | None = None,
     ):
-        """`frozen_stages`: number of first stages whose outputs the network accepts instead of images."""
+        """`frozen_stages`: number of first stages whose outputs the network accepts instead of images. `strict`: as in
+        `repeatable.set_strict`, on a GPU."""
         self.network, self.backbone, self.frozen_stages = network, network.backbone, frozen_stages
         self.budget, self.hyperparameters, self.seed = budget, hyperparameters, seed
         self.fabric, self.checkpoints = fabric, checkpoints
         self.callbacks = callbacks or TrainCallbacks()
+        self._strict = strict and fabric.device.type == "cuda"
         self.step = 0
         self.meters = Meters()
         self._checkpoint_seconds, self._saved = checkpoint_seconds, time.monotonic()
@@ -177,6 +181,7 @@ class TrainState:
         """
         budget, meters, fabric, step = self.budget, self.meters, self.fabric, self.step
         started = time.monotonic()
+        set_strict(self._strict)
         torch.manual_seed(derive(self.seed, "step", step, fabric.global_rank))
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
@@ -198,6 +203,7 @@ class TrainState:
             fabric.clip_gradients(self._model, self._optimizer, max_norm=budget.clip_norm, error_if_nonfinite=False)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        set_strict(False)
 
         own = time.monotonic() - started
         meters.images += budget.batch_size

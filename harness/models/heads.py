@@ -79,9 +79,9 @@ def _repeatable(module: nn.Module) -> nn.Module:
     from mmseg.models.utils import wrappers
     from torch import nn
 
-    from harness.models.resampling import AveragePool, Functional
+    from harness.models.resampling import AveragePool, resample_in
 
-    wrappers.F = Functional
+    resample_in(wrappers)
     for part in list(module.modules()):
         for name, child in part.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.data.base import IGNORE_INDEX
-from harness.models.resampling import bilinear
+from harness.models.resampling import resample
 
 
 def labels_at(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -29,4 +29,4 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [B, K, h, w] -> float32 [B, K, H, W], bilinear, corners not aligned."""
-    return bilinear(logits.float(), size)
+    return resample(logits.float(), size)

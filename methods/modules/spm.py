@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.models.losses import cross_entropy, labels_at
-from harness.models.resampling import bilinear
+from harness.models.resampling import resample
 
 
 class OnePass(list[Tensor]):
@@ -135,7 +135,7 @@ def hand_on(matchers: list[Matcher]) -> None:
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return bilinear(x, (like.shape[-2], like.shape[-1]))
+    return resample(x, (like.shape[-2], like.shape[-1]))
 
 
 def _size_of(feature_map: Tensor) -> Tensor:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from harness.models import resampling
@@ -18,20 +16,16 @@ SIZES = [((7, 9), (28, 36)), ((16, 16), (33, 17)), ((1, 5), (4, 5)), ((12, 8), (
 
 @pytest.mark.parametrize(("old", "new"), SIZES)
 @pytest.mark.parametrize(
-    ("weights", "expected"),
-    [
-        (resampling._bilinear_weights, lambda maps, size: F.interpolate(maps, size, mode="bilinear")),
-        (resampling._pooling_weights, F.adaptive_avg_pool2d),
-    ],
-    ids=["bilinear", "average pool"],
+    ("kind", "antialias"), [("bilinear", False), ("bilinear", True), ("bicubic", True), ("average", False)]
 )
 def test_products_equal_the_kernel(
-    weights: Callable[..., Tensor], expected: Callable[..., Tensor], old: tuple[int, int], new: tuple[int, int]
+    kind: resampling.Kind, antialias: bool, old: tuple[int, int], new: tuple[int, int]
 ) -> None:
     maps = torch.randn(2, 3, *old, dtype=torch.float64, requires_grad=True)
     towards = torch.randn(2, 3, *new, dtype=torch.float64)
     found = []
-    for output in (resampling._by_products(maps, new, weights), expected(maps, new)):
+    for form in (resampling._by_products, resampling._by_kernel):
+        output = form(maps, new, kind, antialias)
         (gradient,) = torch.autograd.grad((output * towards).sum(), maps)
         found.append((output.detach(), gradient))
     for ours, theirs in zip(*found, strict=True):
@@ -39,18 +33,18 @@ def test_products_equal_the_kernel(
 
 
 def test_weights_made_in_inference_serve_training() -> None:
-    resampling._bilinear_weights.cache_clear()
+    resampling._weights.cache_clear()
     with torch.inference_mode():
-        resampling._by_products(torch.randn(1, 1, 4, 4), (8, 8), resampling._bilinear_weights)
+        resampling._by_products(torch.randn(1, 1, 4, 4), (8, 8), "bilinear", False)
     maps = torch.randn(1, 1, 4, 4, requires_grad=True)
-    resampling._by_products(maps, (8, 8), resampling._bilinear_weights).sum().backward()
+    resampling._by_products(maps, (8, 8), "bilinear", False).sum().backward()
     assert maps.grad is not None
 
 
 def test_logits_keep_float32_under_autocast() -> None:
     maps = torch.randn(1, 2, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = resampling._by_products(maps, (8, 8), resampling._bilinear_weights)
+        ours = resampling._by_products(maps, (8, 8), "bilinear", False)
     torch.testing.assert_close(ours, F.interpolate(maps, (8, 8), mode="bilinear"))
 
 
@@ -60,6 +54,6 @@ def test_heads_resize_and_pool_by_products() -> None:
     from mmseg.models.utils import resize
 
     maps = torch.randn(1, 2, 4, 4)
-    assert resize.__globals__["F"] is resampling.Functional
+    assert isinstance(resize.__globals__["F"], resampling._Functional)
     torch.testing.assert_close(resize(maps, (8, 8), mode="bilinear"), F.interpolate(maps, (8, 8), mode="bilinear"))
     torch.testing.assert_close(resize(maps, scale_factor=2.0), F.interpolate(maps, scale_factor=2.0))
