@@ -75,7 +75,7 @@ def rehearsal() -> Plan:
         large=("resnet10t",),
         large_methods=("full", "spm"),
         head="fpn:16",
-        crop=64,
+        crop=32,
         batch=2,
         rounds=1,
         processes=1,

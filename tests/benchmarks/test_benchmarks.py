@@ -19,9 +19,9 @@ OPTIONS = "A step with an option over the plain step"
 ROOT = Path(__file__).parents[2]
 
 
-def benchmarks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def benchmarks(*arguments: str | Path, module: str = "benchmarks") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *map(str, arguments)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -41,10 +41,10 @@ def tables(colours, tmp_path_factory) -> dict[str, list[dict[str, str]]]:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert file.read_text(encoding="utf-8") == done.stdout.removesuffix("\n") + "\n"
-    return {part.partition("\n")[0]: _rows(part) for part in done.stdout.split("### ")[1:]}
+    return {part.partition("\n")[0]: rows_of(part) for part in done.stdout.split("### ")[1:]}
 
 
-def _rows(text: str) -> list[dict[str, str]]:
+def rows_of(text: str) -> list[dict[str, str]]:
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     columns, _, *rows = lines
     return [{"below": text.rpartition("|")[2].strip()} | dict(zip(columns, row, strict=True)) for row in rows]

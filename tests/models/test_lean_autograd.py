@@ -10,6 +10,7 @@ import pytest
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -307,3 +308,21 @@ def test_backbone_saves_less_and_computes_the_same_to_the_bit(monkeypatch, prist
     plain, kept_before = passed()
     assert all(_same(a, b) for a, b in zip(lean, plain, strict=True))
     assert kept < 0.75 * kept_before
+
+
+def test_norm_gives_its_gradient_kernel_every_tensor() -> None:
+    """On a CPU the kernel takes None for the saved mean and deviation, on a GPU it fails an assertion of torch's."""
+    called: list[tuple[object, ...]] = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.native_batch_norm_backward.default:
+                called.append(args)
+            return function(*args, **(kwargs or {}))
+
+    norm = nn.Sequential(nn.BatchNorm2d(3)).eval().requires_grad_(False)
+    make_lean(norm)
+    with Calls():
+        norm(torch.randn(2, 3, 4, 4, requires_grad=True)).sum().backward()
+    [(_, _, weight, mean, variance, saved_mean, saved_deviation, *_)] = called
+    assert all(isinstance(one, Tensor) for one in (weight, mean, variance, saved_mean, saved_deviation))

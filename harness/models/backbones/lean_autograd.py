@@ -145,8 +145,9 @@ class _EvaluatedNorm(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         mean, variance, weight = ctx.saved_tensors
         x = gradient.detach() if _Layout(gradient) == ctx.layout else ctx.layout.blank()
+        saved = mean.new_empty(0)  # what the forward kernel saves in evaluation mode; on a GPU it must not be None
         of_input, _, _ = torch.ops.aten.native_batch_norm_backward.default(
-            gradient, x, weight, mean, variance, None, None, False, ctx.eps, (True, False, False)
+            gradient, x, weight, mean, variance, saved, saved, False, ctx.eps, (True, False, False)
         )
         return of_input, *(None,) * 5
 
