@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from tests.benchmarks.test_benchmarks import rows_of, benchmarks
+from tests.benchmarks.test_benchmarks import benchmarks, rows_of
 
 
 def _gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
