@@ -42,8 +42,9 @@ OpenSearches = Callable[[list[PlannedSearch]], "list[SearchTask]"]
 class SearchTask:
     """A search and, in a study, the planned searches that it completes.
 
-    At most `jobs` jobs execute its trials at a time. With one job of one trial the proposals do not depend on timing:
-    that is the default in studies, unless cells share jobs.
+    At most `jobs` jobs execute its trials at a time, or as many as there are slots if what is tried does not depend on
+    scores. With one job of one trial no proposal depends on timing: that is the default in studies, unless cells share
+    jobs.
     """
 
     search: Search
@@ -211,7 +212,8 @@ class Scheduler:
 
     def _trials_that_fit(self, task: SearchTask) -> int:
         """How many more trials of a search may be started, as far as is known."""
-        most = task.jobs * task.trials_per_job(self._options.together)
+        jobs = max(task.jobs, self._launcher.slots) if task.search.spec.is_fixed_in_advance else task.jobs
+        most = jobs * task.trials_per_job(self._options.together)
         return max(0, min(most, task.search.left) - self._trials_in_flight(task))
 
     def _trials_in_flight(self, task: SearchTask) -> int:

@@ -29,6 +29,8 @@ from harness.util.seeds import derive
 
 CURVE_POINTS = 100
 """How many points a training curve has at most."""
+COUNTED_STEPS = 4
+"""How many steps before a point of the curve have their crops scored."""
 
 
 @dataclass
@@ -50,8 +52,8 @@ class Meters:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One point of the training curve. `loss` is the mean since the previous point, `miou_train` that of the crops of
-    this step."""
+    """One point of the training curve. `loss` is the mean since the previous point; `miou_train` that of the crops of
+    the last `COUNTED_STEPS`, or of all since the previous point if they are fewer."""
 
     step: int
     loss: float
@@ -185,14 +187,15 @@ class TrainState:
         torch.manual_seed(derive(self.seed, "step", step, fabric.global_rank))
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
-        is_point = (step + 1) % math.ceil(budget.steps / CURVE_POINTS) == 0 or step + 1 == budget.steps
+        interval = math.ceil(budget.steps / CURVE_POINTS)
+        to_point = min(-(step + 1) % interval, budget.steps - step - 1)
         loss_value = 0.0
         for part, batch in enumerate(batches):
             with fabric.no_backward_sync(self._model, enabled=part < budget.accumulate - 1):
                 loss, logits = self._model(batch.behind(self.frozen_stages), batch.masks)
                 fabric.backward(loss / budget.accumulate)
             loss_value += loss.item() / budget.accumulate
-            if is_point:
+            if to_point < COUNTED_STEPS:
                 _count(meters, logits, self.network.canvas_labels(batch.masks))
         if not math.isfinite(loss_value):
             rates = self.hyperparameters.model_dump(include={"lr", "head_lr"})
@@ -216,7 +219,7 @@ class TrainState:
         self.step += 1
         lr = self.hyperparameters.main_lr * budget.learning_rate_factor(step)
         self.callbacks.on_step(self.step, loss_value, lr)
-        if is_point:
+        if to_point == 0:
             self.callbacks.on_point(_point(self.step, lr, meters))
 
     def save_if_due(self, stopping: bool) -> None:

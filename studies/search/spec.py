@@ -29,6 +29,8 @@ EDGE = 0.05
 """Share of a range at each end that counts as its edge."""
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "gp", "nsgaii", "grid")
+FIXED_IN_ADVANCE = ("random", "qmc", "grid")
+"""Samplers whose proposals do not depend on the values of other trials."""
 PRUNERS = ("median", "hyperband", "successive_halving")
 
 
@@ -184,6 +186,11 @@ class SearchSpec(BaseModel):
     sampler: str = "tpe"
     pruner: str | None = None
     objectives: tuple[str, ...] = ("miou",)
+
+    @property
+    def is_fixed_in_advance(self) -> bool:
+        """Whether what is tried, and for how long, does not depend on other trials: they may run at the same time."""
+        return self.sampler in FIXED_IN_ADVANCE and self.pruner is None
 
     @classmethod
     def of(

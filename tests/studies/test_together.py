@@ -37,6 +37,7 @@ class AtOnce(Launcher):
         self._slots, self._execute = slots, execute
         self.jobs: list[Job] = []
         self._running: list[Job] = []
+        self.most_at_once = 0
 
     @property
     def slots(self) -> int:
@@ -50,6 +51,7 @@ class AtOnce(Launcher):
         assert self.free
         self.jobs.append(job)
         self._running.append(job)
+        self.most_at_once = max(self.most_at_once, len(self._running))
 
     def wait(self, seconds: float) -> list[JobResult]:
         if not self._running:
@@ -176,33 +178,42 @@ def place(tmp_path: Path, colours: Path, tiny: Path) -> Place:
     return Place(tmp_path / "runs", colours, tiny)
 
 
-def searched(place: Place, trials: int, together: int, **options: Any) -> tuple[list, list[Job]]:
-    """The trials of a search that was executed on one slot, and the jobs that they were in."""
+def searched(place: Place, trials: int, together: int, slots: int = 1, **options: Any) -> tuple[list, AtOnce]:
+    """The trials of a search that was executed, and the launcher with the jobs that they were in."""
 
     def done(cell: JobCell) -> RunState:
         execute_trial(place, TrialJob(0, cell.request, cell.fingerprint))
         return RunState.DONE
 
-    launcher = AtOnce(1, done)
+    launcher = AtOnce(slots, done)
     execution = ExecutionOptions(runs=place.root, data=place.root, tracking="off", together=together)
     with place.open(trials, **options) as search:
         Scheduler(launcher, execution, Resolver(place.store, place.root), [], [SearchTask(search)]).run()
-        return search.trials, launcher.jobs
+        return search.trials, launcher
 
 
 def test_trials_share_a_job_without_changing_what_is_proposed(place: Place) -> None:
     """With TPE, whose first ten trials are random."""
-    trials, jobs = searched(place, 10, together=4)
-    assert [len(job.cells) for job in jobs] == [4, 4, 2]
-    assert [job.expected_reuses for job in jobs] == [6, 2, 0]
-    one_by_one, jobs = searched(replace(place, root=place.root.with_name("one by one")), 10, together=1)
-    assert [len(job.cells) for job in jobs] == [1] * 10
+    trials, launcher = searched(place, 10, together=4)
+    assert [len(job.cells) for job in launcher.jobs] == [4, 4, 2]
+    assert [job.expected_reuses for job in launcher.jobs] == [6, 2, 0]
+    one_by_one, launcher = searched(replace(place, root=place.root.with_name("one by one")), 10, together=1)
+    assert [len(job.cells) for job in launcher.jobs] == [1] * 10
+    assert one_by_one == trials
+
+
+@pytest.mark.parametrize(("sampler", "at_once"), [("random", 3), ("qmc", 3), ("tpe", 1)])
+def test_trials_run_at_once_where_scores_do_not_matter(place: Place, sampler: str, at_once: int) -> None:
+    trials, launcher = searched(place, 6, together=1, slots=3, sampler=sampler)
+    assert launcher.most_at_once == at_once
+    one_by_one, _ = searched(replace(place, root=place.root.with_name("one by one")), 6, together=1, sampler=sampler)
     assert one_by_one == trials
 
 
 def test_trials_with_a_pruner_have_jobs_of_their_own(place: Place) -> None:
-    _, jobs = searched(place, 3, together=3, pruner="median")
-    assert [len(job.cells) for job in jobs] == [1, 1, 1]
+    _, launcher = searched(place, 3, together=3, slots=3, sampler="random", pruner="median")
+    assert [len(job.cells) for job in launcher.jobs] == [1, 1, 1]
+    assert launcher.most_at_once == 1
 
 
 # The command
