@@ -176,8 +176,8 @@ class FolderDataset(PairedFiles):
     def _annotated(self, image: Pattern, images: dict[str, Path], mask: Pattern) -> dict[str, Files]:
         """The images that a COCO file names, with their objects."""
         fields, path = self._fields, mask.path("")
-        annotations = Annotations(path)
         with located(self.description):
+            annotations = Annotations(path)
             labels = annotations.labels(self.classes, fields.codes, fields.ignore)
         rest = self.classes.index(fields.unlabelled) if fields.unlabelled in self.classes else IGNORE_INDEX
         names = Counter(file.name for file in images.values())
