@@ -35,19 +35,17 @@ class Splits(BaseModel):
         None, description="default: `test` if it exists, else `val`; a fraction is held out of train by group"
     )
 
-    @field_validator("train", "dev", "test")
+    @field_validator("train", "dev", "test", mode="before")
     @classmethod
-    def _check_relative(cls, name: str | float | None) -> str | float | None:
-        if isinstance(name, str) and Path(name).is_absolute():
+    def _check_name(cls, name: Any, info: ValidationInfo) -> Any:
+        if isinstance(name, float) and info.field_name == "test":
+            if not 0 < name < 1:
+                raise ValueError("a fraction is above 0 and below 1")
+        elif name is not None and not isinstance(name, str):
+            raise ValueError(_misread(name))
+        elif name is not None and (not name or Path(name).is_absolute()):
             raise ValueError("use the name of a folder, or of a list of names, below `root`")
         return name
-
-    @field_validator("test", mode="before")
-    @classmethod
-    def _check_fraction(cls, test: Any) -> Any:
-        if test is not None and not isinstance(test, str) and not (isinstance(test, float) and 0 < test < 1):
-            raise ValueError("expected a folder's name, a list of names, or a fraction above 0 and below 1")
-        return test
 
     def named(self, exists: Callable[[str], bool]) -> dict[Split, str | float]:
         """The name, or the fraction, of each split that there is; `exists` is asked about the default names.
@@ -142,6 +140,13 @@ class Description(BaseModel):
         if problem:
             raise ValueError(problem)
         return text
+
+    @field_validator("unlabelled", "name", mode="before")
+    @classmethod
+    def _check_name(cls, name: Any) -> Any:
+        if name is not None and not isinstance(name, str):
+            raise ValueError(_misread(name))
+        return name
 
     @field_validator("scale")
     @classmethod
@@ -264,10 +269,14 @@ def _check_names(names: list[Any], place: str) -> None:
     for number, name in enumerate(names):
         if isinstance(name, str):
             continue
-        spelt = {True: "yes, on and true", False: "no, off and false", None: "null and ~"}
-        what = spelt[name] if name is None or isinstance(name, bool) else None
-        problem = f"YAML reads {what} like this; write the name in quotes" if what else "write the name in quotes"
-        raise InvalidField(f"classes{place.format(number)}", problem, "null" if name is None else name)
+        raise InvalidField(f"classes{place.format(number)}", _misread(name), "null" if name is None else name)
+
+
+def _misread(name: Any) -> str:
+    """What to do about a name that YAML reads as something else."""
+    spelt = {True: "yes, on and true", False: "no, off and false", None: "null and ~"}
+    what = spelt[name] if name is None or isinstance(name, bool) else None
+    return f"YAML reads {what} like this; write the name in quotes" if what else "write the name in quotes"
 
 
 def _is_code(value: Any) -> bool:

@@ -108,6 +108,8 @@ class FolderDataset(PairedFiles):
         if found.unread_images and decides(self._fields.image, name):
             hint = f"images are {image.shown_formats}: convert it, or move it out of the folder"
             self.refuse([f"{path}: {path.suffix} is not read" for path in found.unread_images], hint)
+        if not found.images:
+            self.refuse([f"{image.folder}: no images ({image.shown_formats}); the {split} split is empty"])
         lonely: list[str] = []
         if decides(self._fields.image, name):
             lonely += [
@@ -120,7 +122,7 @@ class FolderDataset(PairedFiles):
         if lonely:
             self.refuse(lonely)
         if not pairs:
-            self.refuse([f"{image.folder}: no images ({image.shown_formats}); the {split} split is empty"])
+            self.refuse([f"{image.folder}: no image has a mask; the {split} split is empty"])
         return pairs
 
     def _no_mask(self, stem: str, image: Path, mask: Pattern, found: Stems) -> str:

@@ -109,9 +109,11 @@ def test_description_of_the_default_patterns_has_the_digest_of_none(folder: Path
         ("image: {split}/{stem}.jpg", "write a pattern that begins with { in quotes"),
         ("image: a/{stem}\nmask: b/{stem}", "splits: which images are the train split? Neither `image` nor `mask` has"),
         ("image: '{split}_{stem}'\nsplits: {train: a.txt, test: b.txt}", "image: {split}_{stem}: has {split} within a"),
-        ("splits: {test: 0}", "splits.test: 0: expected a folder's name, a list of names, or a fraction"),
-        ("splits: {test: 1.5}", "splits.test: 1.5: expected a folder's name, a list"),
-        ("splits: {train: 0.8}", "splits.train: 0.8: "),
+        ("splits: {test: 1.5}", "splits.test: 1.5: a fraction is above 0 and below 1"),
+        ("splits: {train: 0.8}", "splits.train: 0.8: write the name in quotes"),
+        ("splits: {train: 2019}", "splits.train: 2019: write the name in quotes"),
+        ("splits: {test: no}", "splits.test: False: YAML reads no, off and false like this; write the name in quotes"),
+        ("splits: {train: ''}", "splits.train: '': use the name of a folder"),
     ],
 )
 def test_patterns_that_cannot_be_used_are_an_error(folder: Path, refusal: Refusal, text: str, complaint: str) -> None:
@@ -256,4 +258,10 @@ def test_flat_folder_without_splits_names_the_fraction(tmp_path: Path, refusal: 
     write(tmp_path, "images/{split}/{stem}.png", "masks/{split}/{stem}.png", [("train", 2)])
     assert "no such folder; the test split is not there; `image`, `mask` and `splits` say" in refusal(
         lambda: dataset(tmp_path).digest
+    )
+
+
+def test_pattern_that_matches_no_image_is_named(folder: Path, refusal: Refusal) -> None:
+    assert f"{folder}/images/train: no images (.jpg); the train split is empty" in refusal(
+        lambda: dataset(folder, "image: images/{split}/{stem}.jpg\n").digest
     )
