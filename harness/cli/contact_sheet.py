@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,8 @@ def _row(dataset: SegmentationDataset, sample: Sample) -> Image.Image:
     pictures = [_fitted(pixels) for pixels in (image, overlay(image, mask, dataset.palette, opacity=0.6))]
     width, height = pictures[0].size
     name = sample.name.partition("/")[2]
-    row = Image.new("RGB", (2 * width + 3 * _GAP, height + _LINE + _GAP), _PAPER)
+    widest = max(2 * width + 3 * _GAP, round(_font().getlength(name)) + 2 * _GAP)
+    row = Image.new("RGB", (widest, height + _LINE + _GAP), _PAPER)
     ImageDraw.Draw(row).text((_GAP, 2), name, _INK, _font())
     for left, picture in zip((_GAP, width + 2 * _GAP), pictures, strict=True):
         row.paste(picture, (left, _LINE))
@@ -101,5 +103,9 @@ def _legend(dataset: SegmentationDataset, width: int) -> Image.Image:
     return legend
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(12)
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """Of matplotlib: it has the letters of most European languages, which Pillow's own has not."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)

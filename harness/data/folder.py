@@ -30,7 +30,7 @@ from harness.data.coco import Annotations
 from harness.data.description import read_description
 from harness.data.file_pairs import Files, PairedFiles
 from harness.data.images import Bands
-from harness.data.layout import LIST, SPLIT, Layout, Pattern, Stems, two_paths
+from harness.data.layout import LIST, SPLIT, FoundFiles, Layout, two_paths
 from harness.data.splits import held_out_groups
 from harness.errors import UserError, located
 from harness.util.text import counted
@@ -88,73 +88,49 @@ class FolderDataset(PairedFiles):
         """The pairs of each named split, by stem."""
         return {split: self._find(split, name) for split, name in self._names.items() if isinstance(name, str)}
 
+    @cached_property
+    def _found(self) -> dict[str, FoundFiles]:
+        """The files of each name in `splits`."""
+        names = (name for name in self._names.values() if isinstance(name, str))
+        return {name: FoundFiles(*self._layout.patterns(name)) for name in names}
+
     def _find(self, split: Split, name: str) -> dict[str, Files]:
-        image, mask = self._layout.patterns(name)
-        listed = name.endswith(LIST)
-        for folder in dict.fromkeys([image.folder, mask.folder]):
-            if not listed and not folder.is_dir():
+        found = self._found[name]
+        if found.problems:
+            self.refuse(found.problems)
+        pairs = self._annotated(found) if found.mask.is_annotations else found.pairs
+        if name.endswith(LIST):
+            return self._listed(self.root / name, found, pairs)
+        for folder in (found.image.folder, found.mask.folder):
+            if not folder.is_dir():
                 hint = "`image`, `mask` and `splits` say where files are (`harness new-dataset` finds out)"
                 hint += "; `splits: {test: 0.2}` holds out a fifth" if split == "test" else ""
                 self.refuse([f"{folder}: no such folder; the {split} split is not there"], hint)
-        found = Stems(image, mask)
-        if found.problems:
-            self.refuse(found.problems)
-        pairs = {stem: Files(path, found.masks[stem]) for stem, path in found.images.items() if stem in found.masks}
-        if mask.is_annotations:
-            pairs = self._annotated(image, found.images, mask)
-        if listed:
-            return self._listed(self.root / name, image, mask, found, pairs)
-        decides = self._layout.decides
-        if found.unread_images and decides(self._fields.image, name):
-            hint = f"images are {image.shown_formats}: convert it, or move it out of the folder"
+        of_image, of_mask = (self._layout.decides(text, name) for text in (self._fields.image, self._fields.mask))
+        if found.unread_images and of_image:
+            hint = f"images are {found.image.shown_formats}: convert it, or move it out of the folder"
             self.refuse([f"{path}: {path.suffix} is not read" for path in found.unread_images], hint)
         if not found.images:
-            self.refuse([f"{image.folder}: no images ({image.shown_formats}); the {split} split is empty"])
-        lonely: list[str] = []
-        if decides(self._fields.image, name):
-            lonely += [
-                self._no_mask(stem, path, mask, found) for stem, path in found.images.items() if stem not in pairs
-            ]
-        if decides(self._fields.mask, name):
-            lonely += [
-                f"{path}: no image {image.path(stem, '.*')}" for stem, path in found.masks.items() if stem not in pairs
-            ]
+            self.refuse([f"{found.image.folder}: no images ({found.image.shown_formats}); the {split} split is empty"])
+        lonely = [found.no_mask(stem) for stem in found.images if of_image and stem not in pairs]
+        lonely += [found.no_image(stem) for stem in found.masks if of_mask and stem not in pairs]
         if lonely:
             self.refuse(lonely)
         if not pairs:
-            self.refuse([f"{image.folder}: no image has a mask; the {split} split is empty"])
+            self.refuse([f"{found.image.folder}: no image has a mask; the {split} split is empty"])
         return pairs
 
-    def _no_mask(self, stem: str, image: Path, mask: Pattern, found: Stems) -> str:
-        if mask.is_annotations:
-            return f"{image}: is not among the images of {mask.path('')}"
-        if stem in found.unread_masks:
-            unread = found.unread_masks[stem]
-            return f"{image}: its mask {unread} is a {unread.suffix}, which is not read; save it as a PNG"
-        more = "" if mask.suffix else f" (or another of {mask.shown_formats})"
-        return f"{image}: no mask {mask.path(stem, '.png')}{more}"
-
-    def _listed(
-        self, path: Path, image: Pattern, mask: Pattern, found: Stems, pairs: dict[str, Files]
-    ) -> dict[str, Files]:
+    def _listed(self, path: Path, found: FoundFiles, pairs: dict[str, Files]) -> dict[str, Files]:
         """The pairs of a list: a line is an image's stem or path, or the paths of an image and its mask."""
-        by_path = {
-            below: stem for stem, file in found.images.items() for below in _names_of(file, image.folder, self.root)
-        }
+        stem_of = found.stem_of_path()
         listed: dict[str, Files] = {}
         problems: list[str] = []
         for number, line in enumerate(self._lines(path), 1):
-            if not line:
-                continue
-            stem = line if line in found.images else by_path.get(line)
-            files = pairs.get(stem) if stem is not None else two_paths(line, self.root)
+            stem = line if line in found.images else stem_of.get(line)
+            files = two_paths(line, self.root) if stem is None else pairs.get(stem)
             if files is None:
-                problem = (
-                    self._no_mask(stem, found.images[stem], mask, found)
-                    if stem
-                    else f"no image {image.path(line, '.*')}"
-                )
-                problems.append(f"{path}: line {number}: {problem}")
+                missing = f"no image {found.image.path(line, '.*')}" if stem is None else found.no_mask(stem)
+                problems += [f"{path}: line {number}: {missing}"] if line else []
                 continue
             stem = stem or Path(self._relative(files.image)).with_suffix("").as_posix()
             if stem in listed:
@@ -175,37 +151,34 @@ class FolderDataset(PairedFiles):
         except UnicodeDecodeError:
             self.refuse([f"{path}: not a text file in UTF-8"])
 
-    def _annotated(self, image: Pattern, images: dict[str, Path], mask: Pattern) -> dict[str, Files]:
+    def _annotated(self, found: FoundFiles) -> dict[str, Files]:
         """The images that a COCO file names, with their objects."""
-        fields, path = self._fields, mask.path("")
+        fields, path = self._fields, found.mask.path("")
         with located(self.description):
             annotations = Annotations(path)
             labels = annotations.labels(self.classes, fields.codes, fields.ignore)
         rest = self.classes.index(fields.unlabelled) if fields.unlabelled in self.classes else IGNORE_INDEX
-        names = Counter(file.name for file in images.values())
-        by_path = {file.name: stem for stem, file in images.items() if names[file.name] == 1}
-        by_path |= {below: stem for stem, file in images.items() for below in _names_of(file, image.folder, self.root)}
+        names = Counter(image.name for image in found.images.values())
+        stem_of = {image.name: stem for stem, image in found.images.items() if names[image.name] == 1}
+        stem_of |= found.stem_of_path()
         pairs: dict[str, Files] = {}
         missing = []
         for name in annotations.file_names():
             below = name.replace("\\", "/").removeprefix("./")
-            stem = by_path.get(below) or by_path.get(below.rpartition("/")[2])
+            stem = stem_of.get(below) or stem_of.get(below.rpartition("/")[2])
             if stem is None:
-                missing.append(f"{path}: no image {name} below {image.folder}")
+                missing.append(f"{path}: no image {name} below {found.image.folder}")
             else:
-                pairs[stem] = Files(images[stem], path, annotations.mask(name, labels, rest))
-        if missing and SPLIT in self._fields.mask:
+                pairs[stem] = Files(found.images[stem], path, annotations.mask(name, labels, rest))
+        if missing and SPLIT in fields.mask:
             self.refuse(missing)
         return pairs
 
     def _unused_pictures(self) -> Iterator[str]:
         """Pictures beside the images that are in no split. Where a list names the images, it says which ones are."""
         used = {path for pairs in self._pairs.values() for files in pairs.values() for path in files[:2]}
-        unused: set[Path] = set()
-        for name in self._names.values():
-            if isinstance(name, str) and not name.endswith(LIST):
-                found = Stems(*self._layout.patterns(name))
-                unused |= {*found.unused, *found.images.values(), *found.unread_images} - used
+        found = [files for name, files in self._found.items() if not name.endswith(LIST)]
+        unused = {path for files in found for path in files.pictures()} - used
         if unused:
             first = self._relative(min(unused))
             yield f"{counted(len(unused), 'picture')} ({first} first) not used: no pair of `image` and `mask`"
@@ -235,10 +208,6 @@ class FolderDataset(PairedFiles):
         fraction = self._names["test"]
         assert isinstance(fraction, float)
         return held_out_groups(sizes, fraction)
-
-
-def _names_of(path: Path, *folders: Path) -> Iterator[str]:
-    return (path.relative_to(folder).as_posix() for folder in folders)
 
 
 def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:

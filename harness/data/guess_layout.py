@@ -201,7 +201,7 @@ def _heads(name: str) -> Iterator[str]:
 def _pairing(
     first: Collection, members: dict[Path, PictureFile], second: Collection, others: dict[Path, PictureFile]
 ) -> Pairing | None:
-    """What is in both collections belongs to the one whose pattern says more, as in `layout.Stems`."""
+    """What is in both collections belongs to the one whose pattern says more, as in `layout.FoundFiles`."""
     shared = members.keys() & others.keys()
     if len(first.pattern) > len(second.pattern):
         others = {path: file for path, file in others.items() if path not in shared}

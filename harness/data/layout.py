@@ -59,7 +59,7 @@ class Pattern:
     root: Path
     text: str
     """Relative to the root, without `{split}`."""
-    read: tuple[frozenset[str], ...]
+    read_formats: tuple[frozenset[str], ...]
     """Suffixes that are read where the text has none; the first ones take precedence."""
 
     @property
@@ -81,12 +81,12 @@ class Pattern:
     @property
     def shown_formats(self) -> str:
         """`.png, .tif` for messages."""
-        return self.suffix or ", ".join(sorted(frozenset().union(*self.read)))
+        return self.suffix or ", ".join(sorted(frozenset().union(*self.read_formats)))
 
     @property
     def formats(self) -> tuple[frozenset[str], ...]:
-        """As `read`; one empty set, for any format, where the text has a suffix."""
-        return (frozenset(),) if self.suffix else self.read
+        """As `read_formats`; one empty set, which stands for all, where the text has a suffix."""
+        return (frozenset(),) if self.suffix else self.read_formats
 
     def path(self, stem: str, suffix: str = "") -> Path:
         """Where the file of a stem is; `suffix` where the text has none."""
@@ -161,29 +161,55 @@ class Layout:
                 raise UserError(problem, field="splits", hint=hint)
 
 
-class Stems:
+class FoundFiles:
     """The files that the two patterns of a split match, by stem. What both match is of the pattern that says more."""
 
     def __init__(self, image: Pattern, mask: Pattern) -> None:
+        self.image, self.mask = image, mask
         self.problems: list[str] = []
         """Files that share a stem."""
         images, masks = image.files(), mask.files()
         for path in images.keys() & masks.keys():
             (masks if image.literal >= mask.literal else images).pop(path)
+        self._matched = images.keys() | masks.keys()
         self.images = self._of_formats(images, image.formats[0])
         self.masks = self._of_formats(masks, mask.formats[0])
-        if not mask.suffix:
-            others = self._of_formats(masks, mask.formats[1])
-            self.masks |= {
-                stem: path for stem, path in others.items() if stem in self.images.keys() - self.masks.keys()
-            }
-        self.unread_masks = {stem: path for path, stem in masks.items() if stem not in self.masks}
+        for formats in mask.formats[1:]:
+            without = self.images.keys() - self.masks.keys()
+            self.masks |= {stem: path for stem, path in self._of_formats(masks, formats).items() if stem in without}
+        self._unread_masks = {stem: path for path, stem in masks.items() if stem not in self.masks}
         self.unread_images = [
             path for path, stem in images.items() if path.suffix.lower() in UNREAD and stem not in self.images
         ]
-        pictures = (path for path in sorted(files_below(image.folder)) if path.suffix.lower() in IMAGES)
-        self.unused = [path for path in pictures if not (path in images or path in masks)]
-        """Pictures beside the images that are neither image nor mask."""
+
+    @property
+    def pairs(self) -> dict[str, Files]:
+        """The images that have a mask."""
+        return {stem: Files(path, self.masks[stem]) for stem, path in self.images.items() if stem in self.masks}
+
+    def no_mask(self, stem: str) -> str:
+        """What is wrong with an image without a mask."""
+        image, mask = self.images[stem], self.mask
+        if mask.is_annotations:
+            return f"{image}: is not among the images of {mask.path('')}"
+        if unread := self._unread_masks.get(stem):
+            return f"{image}: its mask {unread} is a {unread.suffix}, which is not read; save it as a PNG"
+        more = "" if mask.suffix else f" (or another of {mask.shown_formats})"
+        return f"{image}: no mask {mask.path(stem, '.png')}{more}"
+
+    def no_image(self, stem: str) -> str:
+        """What is wrong with a mask without an image."""
+        return f"{self.masks[stem]}: no image {self.image.path(stem, '.*')}"
+
+    def stem_of_path(self) -> dict[str, str]:
+        """The stem of each image by its path below the images' folder, and below the root."""
+        folders = (self.image.folder, self.image.root)
+        return {p.relative_to(folder).as_posix(): stem for stem, p in self.images.items() for folder in folders}
+
+    def pictures(self) -> set[Path]:
+        """The images, and the pictures beside them that match neither pattern."""
+        beside = {path for path in files_below(self.image.folder) if path.suffix.lower() in IMAGES}
+        return {*self.images.values(), *self.unread_images} | (beside - self._matched)
 
     def _of_formats(self, stems: Mapping[Path, str], formats: frozenset[str]) -> dict[str, Path]:
         found: dict[str, Path] = {}
