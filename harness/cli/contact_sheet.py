@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from harness.cli.folders import check_writable
 from harness.data.base import IGNORE_INDEX, SPLITS, Sample, SegmentationDataset, Split
 from harness.errors import UserError
 from harness.runs.samples import IGNORED_COLOUR, overlay, save_picture
@@ -21,11 +22,12 @@ _PAPER, _INK = (255, 255, 255), (0, 0, 0)
 
 
 def check_sheet(path: Path) -> None:
-    """Raises `UserError` for a file that exists, or that is no PNG."""
+    """Raises `UserError` for a file that exists, that is no PNG, or whose folder cannot be written to."""
     if path.suffix.lower() != ".png":
         raise UserError(f"--sheet {path}: name a file that ends in .png")
     if path.exists() or path.is_symlink():
         raise UserError(f"--sheet {path}: exists, and is not overwritten; choose another file")
+    check_writable("--sheet", path.parent)
 
 
 def write_sheet(dataset: SegmentationDataset, path: Path) -> None:

@@ -30,6 +30,8 @@ class Annotations:
             self.categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
             self.images: dict[str, dict[str, Any]] = {entry["file_name"]: entry for entry in content["images"]}
             self._objects: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in self.images.values()}
+            if len(self._objects) < len(content["images"]):
+                raise ValueError("two images have one id or one file_name")
             for entry in content["annotations"]:
                 self._objects.setdefault(entry["image_id"], []).append(entry)
             self._used = {entry["category_id"] for entry in content["annotations"]}

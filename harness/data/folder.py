@@ -168,6 +168,8 @@ class FolderDataset(PairedFiles):
             stem = stem_of.get(below) or stem_of.get(below.rpartition("/")[2])
             if stem is None:
                 missing.append(f"{path}: no image {name} below {found.image.folder}")
+            elif stem in pairs:
+                self.refuse([f"{path}: names {found.images[stem]} twice"])
             else:
                 pairs[stem] = Files(found.images[stem], path, annotations.mask(name, labels, rest))
         if missing and SPLIT in fields.mask:

@@ -50,7 +50,8 @@ def held_out_groups(sizes: Mapping[str, int], fraction: float) -> set[str]:
     """
     held: set[str] = set()
     samples, wanted = 0, fraction * sum(sizes.values())
-    for group in sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())[:-1]:
+    order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode(errors="surrogateescape")).digest())
+    for group in order[:-1]:
         if samples >= wanted:
             break
         held.add(group)

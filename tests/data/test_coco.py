@@ -174,6 +174,8 @@ def test_segmentation_that_would_be_misread_is_refused(
     ("changes", "complaint"),
     [
         ({"images": [{"id": 0, "file_name": "b.jpg", "height": 10, "width": 8}]}, "train.json: no image b.jpg below"),
+        ({"images": 2 * [{"id": 0, "file_name": "a.jpg"}]}, "two images have one id or one file_name"),
+        ({"images": [{"id": 0, "file_name": "a.jpg"}, {"id": 1, "file_name": "./a.jpg"}]}, "train/a.jpg twice"),
         ({"images": []}, "a.jpg: is not among the images of"),
         ({"images": [{"id": 0, "file_name": "a.jpg", "height": 8, "width": 10}]}, "train.json: 10x8 pixels, but"),
         ({"images": [{"id": 0, "file_name": "a.jpg"}]}, "height None and width None of an image; expected whole"),

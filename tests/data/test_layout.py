@@ -246,6 +246,7 @@ def test_added_groups_move_no_more_than_the_end_of_what_is_held_out() -> None:
     kept = {group for group in after if group in few}
     assert kept <= before or before <= kept
     assert held_out_groups({"one": 3, "other": 1}, 0.99) in ({"one"}, {"other"})
+    assert held_out_groups({"\udcff": 1, "b": 1}, 0.5)  # a name that is not UTF-8
 
 
 def test_test_cannot_be_held_out_of_one_group(tmp_path: Path, refusal: Refusal) -> None:
