@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.cli.tables import print_table
 from harness.data.base import SPLITS, SegmentationDataset, Split
-from harness.data.catalog import open_dataset
+from harness.data.catalog import DESCRIPTION, open_dataset
 from harness.data.fit import HELD_OUT, file_warnings
 from harness.errors import UserError
 from harness.util.progress import say
@@ -19,8 +19,12 @@ from harness.util.progress import say
 
 def is_dataset(name: str) -> bool:
     """Whether an argument of `harness check` is a dataset's path, not a method's name."""
+    from harness.method import methods
+
     path = Path(name)
-    return "/" in name or path.suffix in (".yaml", ".yml") or (path / "dataset.yaml").is_file()
+    if "/" in name or path.suffix in (".yaml", ".yml") or (path / DESCRIPTION).is_file():
+        return True
+    return name not in methods.names() and path.is_dir() and any(path.iterdir())
 
 
 def check_datasets(paths: Sequence[str], cache: Path, as_json: bool, sheet: Path | None = None) -> int:

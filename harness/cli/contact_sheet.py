@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.cli.folders import check_writable
+from harness.cli.folders import check_writable, writing
 from harness.data.base import IGNORE_INDEX, SPLITS, Sample, SegmentationDataset, Split
 from harness.errors import UserError
 from harness.runs.samples import IGNORED_COLOUR, overlay, save_picture
@@ -41,7 +41,8 @@ def write_sheet(dataset: SegmentationDataset, path: Path) -> None:
         sheet.paste(column, (left, 0))
         left += column.width + _GAP
     sheet.paste(legend, (0, height))
-    save_picture(path, np.asarray(sheet))
+    with writing(f"--sheet {path}"):
+        save_picture(path, np.asarray(sheet))
 
 
 def _column(dataset: SegmentationDataset, split: Split) -> Image.Image:

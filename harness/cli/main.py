@@ -249,7 +249,7 @@ def new_method(
 @app.command("new-dataset", cls=Command)
 @with_options(example="harness new-dataset street")
 def new_dataset(
-    path: Annotated[Path, typer.Argument(help="folder of images and masks, in any usual layout")],
+    path: Annotated[Path, typer.Argument(parser=read_path, help="folder of images and masks, in any usual layout")],
     out: Annotated[
         Path | None,
         typer.Option(parser=read_path, metavar="FILE.yaml", help="file to write; default: dataset.yaml in the folder"),

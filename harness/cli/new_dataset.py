@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from harness.cli.folders import check_writable
+from harness.cli.folders import check_writable, writing
 from harness.data.catalog import DESCRIPTION
 from harness.errors import UserError
 from harness.util.files import write_text
@@ -27,10 +28,11 @@ def new_dataset(folder: Path, out: Path | None) -> None:
     inside = folder.resolve().is_relative_to(target.parent.resolve())
     root = folder.resolve().relative_to(target.parent.resolve()) if inside else folder.resolve()
     found = guess(folder, root.as_posix())
-    write_text(target, found.text)
+    with writing(str(target)):
+        write_text(target, found.text)
     print(target)
     for line in found.summary:
         print(f"  {line}")
     print("These are guesses: read the file, name the classes, and then run")
-    shown = target.parent if target.name == DESCRIPTION else target
-    print(f"  harness check {shown if '/' in str(shown) else f'./{shown}'} --sheet sheet.png")
+    dataset = target.parent if target.name == DESCRIPTION else target
+    print(f"  harness check {shlex.quote(str(dataset))} --sheet sheet.png")

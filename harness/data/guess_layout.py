@@ -177,7 +177,8 @@ def _collections(files: Sequence[PictureFile]) -> dict[Collection, dict[Path, Pi
                     groups.setdefault(key, {})[file.path] = file
     kept: dict[tuple[frozenset[Path], str, str], Collection] = {}
     for key, members in groups.items():
-        if len(members) >= _LEAST_SHARE * len(files):
+        least = 2 if key.head or key.tail else 1  # one name has no part in common with others
+        if len(members) >= max(least, _LEAST_SHARE * len(files)):
             identity = frozenset(members), key.head, key.tail
             if identity not in kept or len(key.folders) > len(kept[identity].folders):
                 kept[identity] = key

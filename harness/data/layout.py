@@ -138,9 +138,9 @@ class Layout:
 
     def has(self, name: str) -> bool:
         """Whether there are files of a split of this name."""
-        return any(self._has(text, name) for text in (self.image, self.mask) if SPLIT in text)
-
-    def _has(self, text: str, name: str) -> bool:
+        text = self.image if SPLIT in self.image else self.mask
+        if SPLIT not in text:
+            return False
         pattern = Pattern(self.root, text.replace(SPLIT, name), ())
         if SPLIT in text.partition(STEM)[0].rpartition("/")[0]:
             return pattern.folder.is_dir()

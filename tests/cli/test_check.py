@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.cli.check_dataset import is_dataset
 from tests.support.in_process import call, refusal
 from tests.support.tiny_files import picture, save
 
@@ -82,6 +83,7 @@ def test_contact_sheet_overwrites_nothing(street: Path) -> None:
     assert taken.read_bytes() == before
     assert "name a file that ends in .png" in refusal("check", street, "--sheet", street / "sheet.jpg")
     assert "one file for 2 datasets" in refusal("check", street, f"{street}/", "--sheet", street / "new.png")
+    assert "--sheet /proc/new.png: " in refusal("check", street, "--sheet", "/proc/new.png", "--runs", street / "runs")
     assert "is for datasets" in refusal("check", "lora", "--sheet", street / "new.png")
     assert not (street / "new.png").exists()
 
@@ -99,5 +101,11 @@ def test_methods_and_datasets_are_checked_apart(street: Path) -> None:
 
 def test_folder_of_the_name_of_a_method_is_not_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lora_x").mkdir()
+    (tmp_path / "lora/src").mkdir(parents=True)
+    (tmp_path / "street/images").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert "lora_x: no such method" in refusal("check", "lora_x")
+    assert not is_dataset("lora")
+    output = call("check", "street", "--runs", tmp_path / "runs")
+    assert output.code == 1
+    assert "street holds no dataset.yaml; `harness new-dataset street` writes one" in output.err

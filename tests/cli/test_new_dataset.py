@@ -46,6 +46,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(street: Path) -> None:
     assert (street / "dataset.yaml").read_text() == "mine"
     (street / "other.yaml").symlink_to(street / "nothing")
     assert "other.yaml: exists, and is" in refusal("new-dataset", street, "--out", street / "other.yaml")
+    assert "it is empty; name a file or folder" in refusal("new-dataset", "")
     assert "--out" in refusal("new-dataset", street, "--out", street / "other.txt")
     (street / "empty").mkdir()
     assert "no images with masks" in refusal("new-dataset", street / "empty")

@@ -248,4 +248,7 @@ def test_folders_without_pairs_are_an_error(tmp_path: Path, refusal: Refusal) ->
     assert "pair, but neither holds labels (JPEG changes labels; save masks as PNG)" in refusal(
         lambda: guess(tmp_path, ".")
     )
+    for path in (tmp_path / "masks").iterdir():
+        path.unlink()
+    assert "no images with masks among 3 pictures; write" in refusal(lambda: guess(tmp_path, "."))
     assert "nowhere: no such folder" in refusal(lambda: guess(tmp_path / "nowhere", "."))
