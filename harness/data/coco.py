@@ -45,6 +45,10 @@ class Annotations:
         """As the file has them: relative to the folder of images."""
         return list(self.images)
 
+    def used_names(self) -> list[str]:
+        """The names of the categories that have objects."""
+        return [name for number, name in self.categories.items() if number in self._used]
+
     def labels(self, classes: Sequence[str], codes: Sequence[int] | None, ignore: Sequence[Any]) -> dict[Any, int]:
         """The class, or `IGNORE_INDEX`, of each category: by its id if `codes` are given, else by its name.
 

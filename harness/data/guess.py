@@ -157,8 +157,8 @@ def _kind(paths: Sequence[Path]) -> _Kind:
     return _Kind(f"{paths[0].name} has {most} values" if most > MOST_CLASSES else "", colours, most)
 
 
-def _annotations(root: Path, files: Sequence[PictureFile]) -> tuple[str, str, Counter[str], Annotations] | None:
-    """The patterns of images and of COCO files, the images of each split, and one of the files."""
+def _annotations(root: Path, files: Sequence[PictureFile]) -> tuple[str, str, Counter[str], list[str]] | None:
+    """The patterns of images and of COCO files, the images of each split, and the categories that have objects."""
     found: dict[str, list[tuple[str | None, Annotations]]] = {}
     for path in sorted(files_below(root)):
         if path.suffix.lower() != ANNOTATIONS:
@@ -178,21 +178,19 @@ def _annotations(root: Path, files: Sequence[PictureFile]) -> tuple[str, str, Co
         return None
     image = "/".join(part for part in (folders.most_common(1)[0][0], STEM) if part)
     splits = Counter({split: len(one.images) for split, one in members if split is not None})
-    return image, mask, splits, members[0][1]
+    return image, mask, splits, list(dict.fromkeys(name for _, one in members for name in one.used_names()))
 
 
-def _describe_annotations(lines: Lines, image: str, mask: str, splits: Counter[str], annotations: Annotations) -> Guess:
-    count = sum(splits.values()) or len(annotations.images)
-    lines.add(f"image: {_quoted(image)}", counted(count, "image"))
+def _describe_annotations(lines: Lines, image: str, mask: str, splits: Counter[str], names: Sequence[str]) -> Guess:
+    lines.add(f"image: {_quoted(image)}")
     lines.add(f"mask: {_quoted(mask)}", "COCO annotations; where objects overlap, the smaller one is on top")
     _add_splits(lines, splits, SPLIT in image + mask, {})
-    names = list(annotations.categories.values())
-    lines.add("classes:", "the categories, and what is outside of all objects")
-    for name in ["background", *(name for name in names if name != "background")]:
+    lines.add("classes:", "the categories with objects, and what is outside of all objects")
+    for name in dict.fromkeys(["background", *names]):
         lines.add(f"  - {_quoted(name)}")
     lines.add("unlabelled: background", "or `ignore`, where not everything that is visible is annotated")
     found = f"COCO annotations of {counted(len(names), 'category', 'categories')}"
-    return Guess("\n".join(lines.lines) + "\n", [f"{counted(count, 'image')}: {image} with {mask}", found])
+    return Guess("\n".join(lines.lines) + "\n", [f"{image} with {mask}", found])
 
 
 # ---- splits, groups, depth -------------------------------------------------------------------------------------------
@@ -279,7 +277,10 @@ def _add_depth(lines: Lines, images: Sequence[PictureFile]) -> None:
 def _values(content: bytes) -> np.ndarray | None:
     import cv2
 
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
     return pixels if pixels is not None and pixels.dtype != np.uint8 else None
 
 

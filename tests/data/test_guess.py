@@ -217,7 +217,7 @@ def test_coco_annotations_are_found(tmp_path: Path, image: str, mask: str) -> No
         save(tmp_path / image.format(split=split, stem="a"), picture(number, 10, 8))
         content = {
             "images": [{"id": 0, "file_name": "a.jpg", "height": 10, "width": 8}],
-            "categories": [{"id": 3, "name": "yes"}],
+            "categories": [{"id": 0, "name": "group"}, {"id": 3, "name": "yes"}, {"id": 4, "name": "yes"}],
             "annotations": [{"id": 1, "image_id": 0, "category_id": 3, "segmentation": [[0, 0, 5, 0, 5, 5, 0, 5]]}],
         }
         (tmp_path / mask.format(split=split)).parent.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -266,3 +267,21 @@ def test_pattern_that_matches_no_image_is_named(folder: Path, refusal: Refusal) 
     assert f"{folder}/images/train: no images (.jpg); the train split is empty" in refusal(
         lambda: dataset(folder, "image: images/{split}/{stem}.jpg\n").digest
     )
+
+
+DOCUMENTED = re.findall(
+    r"^\| [^|]+ \| (?:default: )?`([^|]+\{stem\}[^|]*)` \| `([^|]+)` \|(?: `([^`|]*)`)? \|$",
+    (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("image", "mask", "splits"), DOCUMENTED)
+def test_documented_layout_is_a_valid_description(tmp_path: Path, image: str, mask: str, splits: str) -> None:
+    unlabelled = "unlabelled: sky\n" if mask.endswith(".json") else ""
+    text = f"image: {image}\nmask: {mask}\nsplits: {splits or '{}'}\n{unlabelled}"
+    assert dataset(tmp_path, text).classes == ("sky", "road", "tree")
+
+
+def test_every_row_of_the_documented_layouts_is_tested() -> None:
+    assert len(DOCUMENTED) == 11
