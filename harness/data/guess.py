@@ -85,7 +85,7 @@ def guess(root: Path, relative_root: str) -> Guess:
     _add_group(lines, stems)
     _add_depth(lines, pairing.files(0))
     found = _add_classes(lines, root, pairing.files(1))
-    summary = [f"{counted(len(pairing.pairs), 'pair')}: {image} with {mask}", found]
+    summary = [f"{counted(len(pairing.pairs), 'pair')}: {image} with {mask}", *([masks] if masks else []), found]
     used = {file.path for which in (0, 1) for file in pairing.files(which)}
     if unused := [file.path.relative_to(root).as_posix() for file in files if file.path not in used]:
         summary.append(f"{counted(len(unused), 'picture')} in no pair: {list_some(unused)}")

@@ -96,6 +96,19 @@ def test_object_of_several_polygons_is_their_union(tmp_path: Path) -> None:
     assert (found[2, 2], found[7, 7], found[5, 5]) == (2, 2, 1)
 
 
+def test_unlabelled_pixels_are_not_taken_for_a_class_of_255(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    write(tmp_path, annotation(9, SQUARE), annotation(3, INSIDE))
+    content = json.loads((tmp_path / "test.json").read_text())
+    (tmp_path / "test.json").write_text(json.dumps(content | {"annotations": [annotation(9, SQUARE)]}))
+    dataset = opened(tmp_path, "classes: [road, car]\nunlabelled: ignore\n")
+    assert dataset.oddities == [
+        "class car never occurs in test: not scored",
+        "55 % of the pixels of train are ignored",
+        "55 % of the pixels of test are ignored",
+    ]
+
+
 def test_ignored_category_is_ignored(tmp_path: Path) -> None:
     write(tmp_path, annotation(9, SQUARE), annotation(3, INSIDE))
     found = mask(opened(tmp_path, "classes: [road, back]\nunlabelled: back\nignore: [3]\n"))

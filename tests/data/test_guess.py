@@ -87,7 +87,7 @@ def test_masks_of_cityscapes_are_found_beside_its_other_pictures(tmp_path: Path)
     assert found["image"] == "leftImg8bit/{split}/{stem}_leftImg8bit.png"
     assert found["mask"] == "gtFine/{split}/{stem}_gtFine_labelIds.png"
     assert "also: gtFine/{split}/{stem}_gtFine_color.png" in guess(tmp_path, ".").text
-    assert "18 pictures in no pair: gtFine/test/c0/" in guess(tmp_path, ".").summary[2]
+    assert "18 pictures in no pair: gtFine/test/c0/" in guess(tmp_path, ".").summary[3]
     assert counts(opened(tmp_path)) == [3, 3, 3]
 
 
