@@ -9,29 +9,23 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.data import guess_layout
-from harness.data.base import IGNORE_INDEX, Split
+from harness.data.base import Split
 from harness.data.coco import Annotations
 from harness.data.file_pairs import files_below
 from harness.data.guess_layout import Pairing, PictureFile, lists, pairings, split_of, templated
+from harness.data.guess_masks import Kind, guess_classes, kind_of, quoted, some_of
 from harness.data.images import Bands, is_deep, read_image
 from harness.data.layout import ANNOTATIONS, SPLIT, STEM
-from harness.data.masks import Colour, MaskFile, read_mask
 from harness.errors import UserError
 from harness.util.text import counted, list_some
 
-MOST_CLASSES = 64
-"""Values or colours in one file above which it is taken for an image."""
-_SAMPLE = 200
-"""Masks that are read."""
-T = TypeVar("T")
 _FEW_GROUPS = 5
 """Fewer groups are proposed in a comment alone."""
-_NAME_FILES = ("classes.txt", "labels.txt", "class_names.txt", "label_names.txt", "names.txt")
 
 
 class Guess(NamedTuple):
@@ -50,7 +44,8 @@ class Lines:
         self.lines: list[str] = []
 
     def add(self, line: str, comment: str = "") -> None:
-        """A line; the comment goes before it where both are long."""
+        """A line; the comment goes before it where both are long. Names in it cannot end it."""
+        comment = "".join(character if character.isprintable() else "?" for character in comment)
         if comment and len(line) + len(comment) > 110:
             self.lines.append(f"# {comment}:")
             comment = ""
@@ -66,9 +61,9 @@ def guess(root: Path, relative_root: str) -> Guess:
         raise UserError(f"{root}: no such folder")
     files = guess_layout.pictures(root)
     lines = Lines()
-    lines.add(f"# Guessed from the files below {root.resolve().name}. Confirm each line, then run `harness check`.")
+    lines.add("# Guessed from the files of the folder. Confirm each line, then run `harness check`.")
     if relative_root != ".":
-        lines.add(f"root: {_quoted(relative_root)}")
+        lines.add(f"root: {quoted(relative_root)}")
     pairing, masks, reason = _images_and_masks(files)
     if pairing is None:
         annotated = _annotations(root, files)
@@ -78,14 +73,21 @@ def guess(root: Path, relative_root: str) -> Guess:
             raise UserError(f"{problem}{f': {reason}' if reason else ''}; {hint}")
         return _describe_annotations(lines, *annotated)
     image, mask = pairing.pattern(0), pairing.pattern(1)
-    lines.add(f"image: {_quoted(image)}", counted(len(pairing.pairs), "pair"))
-    lines.add(f"mask: {_quoted(mask)}", masks)
+    lines.add(f"image: {quoted(image)}", counted(len(pairing.pairs), "pair"))
+    lines.add(f"mask: {quoted(mask)}", masks)
     stems = [stem for stem, _, _ in pairing.pairs]
     _add_splits(lines, pairing.splits, SPLIT in image + mask, lists(root, frozenset(stems)))
     _add_group(lines, stems)
     _add_depth(lines, pairing.files(0))
-    found = _add_classes(lines, root, pairing.files(1))
-    summary = [f"{counted(len(pairing.pairs), 'pair')}: {image} with {mask}", *([masks] if masks else []), found]
+    classes = guess_classes(root, [file.path for file in pairing.files(1)])
+    lines.add("classes:", classes.comment)
+    for entry in classes.entries:
+        lines.add(f"  {entry}")
+    summary = [
+        f"{counted(len(pairing.pairs), 'pair')}: {image} with {mask}",
+        *([masks] if masks else []),
+        classes.summary,
+    ]
     used = {file.path for which in (0, 1) for file in pairing.files(which)}
     if unused := [file.path.relative_to(root).as_posix() for file in files if file.path not in used]:
         summary.append(f"{counted(len(unused), 'picture')} in no pair: {list_some(unused)}")
@@ -95,29 +97,14 @@ def guess(root: Path, relative_root: str) -> Guess:
 # ---- which files -----------------------------------------------------------------------------------------------------
 
 
-class _Kind(NamedTuple):
-    """What some files of a collection hold."""
-
-    reason: str
-    """Why they are no masks; empty if they can be."""
-    colours: bool
-    values: int
-    """The most values, or colours, in one file."""
-
-    @property
-    def as_images(self) -> tuple[bool, bool]:
-        """The smaller, the more likely these are images: many colours, then many greys, then few colours."""
-        return not self.reason, not self.colours
-
-
 def _images_and_masks(files: Sequence[PictureFile]) -> tuple[Pairing | None, str, str]:
     """The best pairing, images first; other masks of the same images; else why no pairing will do."""
-    kinds: dict[tuple[Path, ...], _Kind] = {}
+    kinds: dict[tuple[Path, ...], Kind] = {}
 
-    def kind(pairing: Pairing, which: int) -> _Kind:
-        some = tuple(_some([file.path for file in pairing.files(which)], 3))
+    def kind(pairing: Pairing, which: int) -> Kind:
+        some = tuple(some_of([file.path for file in pairing.files(which)], 3))
         if some not in kinds:
-            kinds[some] = _kind(some)
+            kinds[some] = kind_of(some)
         return kinds[some]
 
     usable: list[tuple[tuple[bool, bool], int, bool, int, Pairing]] = []
@@ -145,18 +132,6 @@ def _images_and_masks(files: Sequence[PictureFile]) -> tuple[Pairing | None, str
     return best, f"also: {list_some(others)}" if others else "", ""
 
 
-def _kind(paths: Sequence[Path]) -> _Kind:
-    colours, most = False, 0
-    for path in paths:
-        try:
-            mask = read_mask(path.read_bytes())
-        except Exception as error:  # Pillow raises many kinds for files that it cannot read
-            return _Kind(" ".join(str(error).split()) or type(error).__name__, True, 0)
-        found = _colours(mask)
-        colours, most = colours or bool(found), max(most, len(found) or len(mask.values))
-    return _Kind(f"{paths[0].name} has {most} values" if most > MOST_CLASSES else "", colours, most)
-
-
 def _annotations(root: Path, files: Sequence[PictureFile]) -> tuple[str, str, Counter[str], list[str]] | None:
     """The patterns of images and of COCO files, the images of each split, and the categories that have objects."""
     found: dict[str, list[tuple[str | None, Annotations]]] = {}
@@ -182,12 +157,12 @@ def _annotations(root: Path, files: Sequence[PictureFile]) -> tuple[str, str, Co
 
 
 def _describe_annotations(lines: Lines, image: str, mask: str, splits: Counter[str], names: Sequence[str]) -> Guess:
-    lines.add(f"image: {_quoted(image)}")
-    lines.add(f"mask: {_quoted(mask)}", "COCO annotations; where objects overlap, the smaller one is on top")
+    lines.add(f"image: {quoted(image)}")
+    lines.add(f"mask: {quoted(mask)}", "COCO annotations; where objects overlap, the smaller one is on top")
     _add_splits(lines, splits, SPLIT in image + mask, {})
     lines.add("classes:", "the categories with objects, and what is outside of all objects")
     for name in dict.fromkeys(["background", *names]):
-        lines.add(f"  - {_quoted(name)}")
+        lines.add(f"  - {quoted(name)}")
     lines.add("unlabelled: background", "or `ignore`, where not everything that is visible is annotated")
     found = f"COCO annotations of {counted(len(names), 'category', 'categories')}"
     return Guess("\n".join(lines.lines) + "\n", [f"{image} with {mask}", found])
@@ -204,7 +179,7 @@ def _add_splits(lines: Lines, names: Counter[str], named: bool, listed: dict[Spl
             found.setdefault(split, name)
     counts = ", ".join(f"{name}: {count}" for name, count in sorted(names.items())) if named else ""
     if not found or found.keys() == {"train"}:
-        parts = [f"{split}: {_quoted(name)}" for split, name in found.items()] + ["test: 0.2"]
+        parts = [f"{split}: {quoted(name)}" for split, name in found.items()] + ["test: 0.2"]
         lines.add(f"splits: {{{', '.join(parts)}}}", "no test split was found: a fifth is held out of train, by group")
         return
     comment = counts
@@ -213,7 +188,7 @@ def _add_splits(lines: Lines, names: Counter[str], named: bool, listed: dict[Spl
         comment = f"{counts}{'; ' if counts else ''}test is the validation split, dev is held out of train"
     order: tuple[Split, ...] = ("train", "dev", "test")
     lines.add(
-        f"splits: {{{', '.join(f'{split}: {_quoted(found[split])}' for split in order if split in found)}}}", comment
+        f"splits: {{{', '.join(f'{split}: {quoted(found[split])}' for split in order if split in found)}}}", comment
     )
     if "train" not in found:
         lines.add("# No train split was found: name its folder in `splits`.")
@@ -248,7 +223,7 @@ def _add_group(lines: Lines, stems: Sequence[str]) -> None:
 def _add_depth(lines: Lines, images: Sequence[PictureFile]) -> None:
     lowest, highest, count = np.inf, -np.inf, 0
     reason = ""
-    for file in _some(images, 20):
+    for file in some_of(images, 20):
         content = file.path.read_bytes()
         try:
             read_image(content, Bands())
@@ -282,92 +257,3 @@ def _values(content: bytes) -> np.ndarray | None:
     except cv2.error:
         return None
     return pixels if pixels is not None and pixels.dtype != np.uint8 else None
-
-
-# ---- what masks hold -------------------------------------------------------------------------------------------------
-
-
-def _add_classes(lines: Lines, root: Path, files: Sequence[PictureFile]) -> str:
-    """Adds `classes`; returns what was found in one line."""
-    values: Counter[int] = Counter()
-    colours: Counter[Colour] = Counter()
-    of_index: dict[int, set[Colour]] = {}
-    some = _some(files, _SAMPLE)
-    for file in some:
-        try:
-            mask = read_mask(file.path.read_bytes())
-        except Exception:  # `harness check` names the file
-            continue
-        colours.update(_colours(mask))
-        if mask.pixels.ndim == 2 or not colours:
-            found, counts = np.unique(mask.pixels, return_counts=True)
-            values.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
-        for index, colour in mask.used_palette.items():
-            of_index.setdefault(index, set()).add(colour)
-    seen = f"in {len(some)} of {counted(len(files), 'mask')}"
-    if any(len(several) > 1 for several in of_index.values()):  # palettes of different orders
-        colours.update(colour for several in of_index.values() for colour in several)
-    if colours:
-        names = _names(root, len(colours), (0, 0, 0) in colours)
-        ordered = sorted(colours, key=lambda colour: (colour != (0, 0, 0), -colours[colour], colour))
-        lines.add(
-            "classes:",
-            f"{counted(len(colours), 'colour')} {seen}; name the classes, move others to `ignore: [[r, g, b]]`",
-        )
-        for name, colour in zip(names, ordered, strict=True):
-            lines.add(f"  {name}: {list(colour)}")
-        return f"masks of {counted(len(colours), 'colour')}"
-    labels = sorted(value for value in values if value != IGNORE_INDEX or values.keys() == {0, IGNORE_INDEX})
-    most = max(labels, key=lambda value: values[value])
-    names = _names(root, len(labels), labels[0] == 0 and (most == 0 or len(labels) == 2))
-    shown = f"values {list_some([str(value) for value in sorted(values)], 12)} {seen}"
-    if IGNORE_INDEX in values and IGNORE_INDEX not in labels:
-        shown += f"; {IGNORE_INDEX} is ignored, unless you add `{IGNORE_INDEX}: name`"
-    lines.add("classes:", f"{shown}; name the classes")
-    single = {index: next(iter(several)) for index, several in of_index.items()}
-    in_order = labels == list(range(len(labels)))
-    for name, value in zip(names, labels, strict=True):
-        if in_order and all(value in single for value in labels):
-            lines.add(f"  {name}: {list(single[value])}")
-        else:
-            lines.add(f"  {value}: {name}")
-    return f"masks of {counted(len(labels), 'value')}"
-
-
-def _names(root: Path, count: int, background: bool) -> list[str]:
-    """Names from a file of as many lines; else names to be replaced."""
-    for file in _NAME_FILES:
-        try:
-            found = [
-                line.strip() for line in (root / file).read_text(encoding="utf-8-sig").splitlines() if line.strip()
-            ]
-        except (OSError, UnicodeDecodeError):
-            continue
-        if len(set(found)) == len(found) == count:
-            return [_quoted(name) for name in found]
-    first = ["background" if background else "class_0"]
-    return [*first, *(["foreground"] if background and count == 2 else [f"class_{n}" for n in range(1, count)])]
-
-
-def _colours(mask: MaskFile) -> Counter[Colour]:
-    """The pixels of each colour of a mask of colours; empty for a mask of values."""
-    if mask.pixels.ndim == 2 or (mask.pixels == mask.pixels[..., :1]).all():
-        return Counter()
-    red, green, blue = (mask.pixels[..., channel].astype(np.int32) for channel in range(3))
-    packed, counts = np.unique(red << 16 | green << 8 | blue, return_counts=True)
-    colours = ((value >> 16, value >> 8 & 255, value & 255) for value in packed.tolist())
-    return Counter(dict(zip(colours, counts.tolist(), strict=True)))
-
-
-def _some(files: Sequence[T], most: int) -> Sequence[T]:
-    """At most so many, spread over all."""
-    return [files[round(place)] for place in np.linspace(0, len(files) - 1, min(most, len(files)))]
-
-
-def _quoted(text: str) -> str:
-    """For YAML."""
-    import yaml
-
-    return (
-        yaml.safe_dump(text, default_flow_style=True, allow_unicode=True, width=10_000).removesuffix("\n...\n").strip()
-    )

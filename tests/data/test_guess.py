@@ -252,3 +252,16 @@ def test_folders_without_pairs_are_an_error(tmp_path: Path, refusal: Refusal) ->
         path.unlink()
     assert "no images with masks among 3 pictures; write" in refusal(lambda: guess(tmp_path, "."))
     assert "nowhere: no such folder" in refusal(lambda: guess(tmp_path / "nowhere", "."))
+
+
+def test_name_with_a_line_break_stays_in_its_comment(tmp_path: Path) -> None:
+    for patient in range(2):
+        for frame in range(2):
+            save(tmp_path / f"a/p{patient}\nignore: [1] #_{frame}.png", picture())
+            save(tmp_path / f"b/p{patient}\nignore: [1] #_{frame}.png", BACK)
+    assert "ignore" not in fields(tmp_path)
+
+
+def test_masks_of_one_value_are_described(tmp_path: Path) -> None:
+    masks(tmp_path, BACK * 0 + 255, BACK * 0 + 255)
+    assert fields(tmp_path)["classes"] == {255: "class_0"}
