@@ -124,6 +124,7 @@ class FolderDataset(PairedFiles):
         """The pairs of a list: a line is an image's stem or path, or the paths of an image and its mask."""
         stem_of = found.stem_of_path()
         listed: dict[str, Files] = {}
+        images: set[Path] = set()
         problems: list[str] = []
         for number, line in enumerate(self._lines(path), 1):
             stem = line if line in found.images else stem_of.get(line)
@@ -133,8 +134,9 @@ class FolderDataset(PairedFiles):
                 problems += [f"{path}: line {number}: {missing}"] if line else []
                 continue
             stem = stem or Path(self._relative(files.image)).with_suffix("").as_posix()
-            if stem in listed:
+            if files.image in images:
                 problems.append(f"{path}: line {number}: {line} is listed twice")
+            images.add(files.image)
             listed[stem] = files
         if problems:
             hint = "a line is an image's `{stem}`, or the paths of image and mask below `root` with a tab between them"

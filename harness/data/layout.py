@@ -226,7 +226,7 @@ def two_paths(line: str, root: Path) -> Files | None:
     """The image and the mask that a line of a list names, with a tab, comma or spaces between them; else None."""
     for separator in ("\t", ",", None):
         parts = [root / part.strip() for part in line.split(separator)]
-        if len(parts) == 2 and all(path.is_file() for path in parts):
+        if len(parts) == 2 and all(path.is_file() and path.is_relative_to(root) for path in parts):
             return Files(parts[0], parts[1])
     return None
 

@@ -193,6 +193,8 @@ def test_list_needs_no_folder_of_a_split_in_the_default_patterns(tmp_path: Path)
         ),
         ("tr0\not0\n", "lists/train.txt: line 2: {0}/JPEGImages/ot0.png: no mask {0}/Labels/ot0.png"),
         ("tr0\ntr0\n", "lists/train.txt: line 2: tr0 is listed twice"),
+        ("tr0\nJPEGImages/tr0.png Labels/tr0.png\n", "line 2: JPEGImages/tr0.png Labels/tr0.png is listed twice"),
+        ("/bin/sh /bin/sh\n", "lists/train.txt: line 1: no image"),
         ("\n", "lists/train.txt: lists no images"),
         ("tr0\nva0\n", "JPEGImages/va0.png: is in the test split and in the train split"),
     ],
