@@ -29,7 +29,9 @@ class Splits(BaseModel):
 
     train: str | None = Field(None, description="default: `train`; all files if `test` is a fraction and there is none")
     dev: str | None = Field(
-        None, description="default: `val` if it and `test` exist and no `test` is named; else dev is held out of train"
+        None,
+        description="default: `val` if it exists and `test` is a fraction, or is not named and exists too; else dev is "
+        "held out of train",
     )
     test: str | float | None = Field(
         None, description="default: `test` if it exists, else `val`; a fraction is held out of train by group"
