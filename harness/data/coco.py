@@ -28,7 +28,7 @@ class Annotations:
         try:
             content = json.loads(path.read_bytes())
             self.categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-            self.images: dict[str, dict[str, Any]] = {entry["file_name"]: entry for entry in content["images"]}
+            self.images: dict[str, dict[str, Any]] = {str(one["file_name"]): one for one in content["images"]}
             self._objects: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in self.images.values()}
             if len(self._objects) < len(content["images"]):
                 raise ValueError("two images have one id or one file_name")

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from harness.data.base import IGNORE_INDEX, Split
-from harness.data.layout import ANNOTATIONS, LIST, pattern_problem
+from harness.data.layout import ANNOTATIONS, LIST, has_control, pattern_problem
 from harness.data.masks import ILLEGAL, Colour, LabelRules
 from harness.errors import InvalidField, UserError, invalid
 from harness.util.files import read_yaml_file
@@ -45,7 +45,7 @@ class Splits(BaseModel):
                 raise ValueError("a fraction is above 0 and below 1")
         elif name is not None and not isinstance(name, str):
             raise ValueError(_misread(name))
-        elif name is not None and (not name or Path(name).is_absolute()):
+        elif name is not None and (not name or has_control(name) or Path(name).is_absolute()):
             raise ValueError("use the name of a folder, or of a list of names, below `root`")
         return name
 

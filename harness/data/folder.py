@@ -20,6 +20,7 @@ which is its `{stem}`; what the parentheses match is the group:
 from __future__ import annotations
 
 import colorsys
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -102,7 +103,7 @@ class FolderDataset(PairedFiles):
         if name.endswith(LIST):
             return self._listed(self.root / name, found, pairs)
         for folder in (found.image.folder, found.mask.folder):
-            if not folder.is_dir():
+            if not os.path.isdir(folder):  # unlike `Path.is_dir`, also of a name that the system refuses
                 hint = "`image`, `mask` and `splits` say where files are (`harness new-dataset` finds out)"
                 hint += "; `splits: {test: 0.2}` holds out a fifth" if split == "test" else ""
                 self.refuse([f"{folder}: no such folder; the {split} split is not there"], hint)
@@ -148,10 +149,11 @@ class FolderDataset(PairedFiles):
     def _lines(self, path: Path) -> list[str]:
         try:
             return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except OSError as error:
-            self.refuse([f"{path}: {error.strerror}"], "`splits` names lists of images below `root`")
         except UnicodeDecodeError:
             self.refuse([f"{path}: not a text file in UTF-8"])
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.refuse([f"{path}: {reason}"], "`splits` names lists of images below `root`")
 
     def _annotated(self, found: FoundFiles) -> dict[str, Files]:
         """The images that a COCO file names, with their objects."""

@@ -7,6 +7,7 @@ folders; `{split}` is the name of a split. `a/{stem}.png` means files of that su
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ LIST = ".txt"
 
 def pattern_problem(text: str, of_masks: bool) -> str | None:
     """What is wrong with a pattern as a user wrote it."""
+    if has_control(text):
+        return "has a line break or another control character"
     unknown = sorted(set(re.findall(r"\{.*?\}", text)) - {SPLIT, STEM})
     if unknown:
         return f"{unknown[0]} is not known; use {STEM} and {SPLIT}"
@@ -45,6 +48,11 @@ def pattern_problem(text: str, of_masks: bool) -> str | None:
     if STEM not in text and not (of_masks and text.endswith(ANNOTATIONS)):
         return f"has no {STEM}, which stands for what an image and its mask have in common"
     return None
+
+
+def has_control(text: str) -> bool:
+    """Whether a text has line breaks, NUL and the like, which no name of a file should have."""
+    return any(ord(character) < 32 for character in text)
 
 
 def without_split(text: str) -> str:
@@ -143,8 +151,8 @@ class Layout:
             return False
         pattern = Pattern(self.root, text.replace(SPLIT, name), ())
         if SPLIT in text.partition(STEM)[0].rpartition("/")[0]:
-            return pattern.folder.is_dir()
-        return bool(pattern.files()) or (pattern.is_annotations and pattern.path("").is_file())
+            return os.path.isdir(pattern.folder)
+        return bool(pattern.files()) or (pattern.is_annotations and os.path.isfile(pattern.path("")))
 
     def check(self, names: Mapping[Split, str | float]) -> None:
         """Raises `UserError` where the patterns cannot tell one split from another."""
@@ -226,7 +234,7 @@ def two_paths(line: str, root: Path) -> Files | None:
     """The image and the mask that a line of a list names, with a tab, comma or spaces between them; else None."""
     for separator in ("\t", ",", None):
         parts = [root / part.strip() for part in line.split(separator)]
-        if len(parts) == 2 and all(path.is_file() and path.is_relative_to(root) for path in parts):
+        if len(parts) == 2 and all(os.path.isfile(path) and path.is_relative_to(root) for path in parts):
             return Files(parts[0], parts[1])
     return None
 

@@ -106,6 +106,7 @@ def test_description_of_the_default_patterns_has_the_digest_of_none(folder: Path
         ("image: /data/{stem}.jpg", "image: /data/{stem}.jpg: a path below `root`; change `root`"),
         ("image: ../{stem}.jpg", "image: ../{stem}.jpg: a path below `root`"),
         ("mask: images/{split}/{stem}", "mask: images/{split}/{stem}: is the pattern of the images too"),
+        (r'image: "a\n{stem}"', "has a line break or another control character"),
         ("image: {stem}", "YAML reads { as a mapping; write the pattern in quotes"),
         ("image: {split}/{stem}.jpg", "write a pattern that begins with { in quotes"),
         ("image: a/{stem}\nmask: b/{stem}", "splits: which images are the train split? Neither `image` nor `mask` has"),
@@ -202,6 +203,13 @@ def test_list_needs_no_folder_of_a_split_in_the_default_patterns(tmp_path: Path)
 def test_list_that_cannot_be_used_is_an_error(voc: Path, refusal: Refusal, lines: str, complaint: str) -> None:
     (voc / "lists/train.txt").write_text(lines)
     assert complaint.format(voc) in refusal(lambda: dataset(voc, VOC).digest)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".txt", r'"a\0b"', r'"a\0b.txt"', r'"a\nb"'])
+def test_name_that_the_system_refuses_is_one_line(voc: Path, refusal: Refusal, name: str) -> None:
+    assert refusal(lambda: dataset(voc, f"image: JPEGImages/{{split}}/{{stem}}\nsplits: {{train: {name}}}\n").digest)
+    (voc / "lists/train.txt").write_text("x" * 300 + "\t" + "y" * 300)
+    assert "lists/train.txt: line 1: no image" in refusal(lambda: dataset(voc, VOC).digest)
 
 
 def test_missing_list_is_named(voc: Path, refusal: Refusal) -> None:
