@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.util.files import is_disk_full
 
 
 def check_readable(flag: str, folder: Path) -> None:
@@ -23,6 +26,17 @@ def check_writable(flag: str, folder: Path) -> None:
         where = "" if existing == folder else f" for {existing}"
         read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
         raise _error(flag, folder, ("Read-only file system" if read_only else "Permission denied") + where)
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """What the system says about a file that cannot be written, as `UserError`; a full disk is raised as it is."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(f"{what}: {os.strerror(error.errno or 0)}; choose another file") from error
 
 
 def _nearest(flag: str, folder: Path) -> Path:

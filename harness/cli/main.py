@@ -205,6 +205,10 @@ def check(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="every method")] = False,
     json_: Json = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(parser=read_path, metavar="FILE.png", help="of a dataset: write images with their labels"),
+    ] = None,
 ) -> None:
     """Check a method against the contract, on one tiny network of every backbone family; or a dataset's files.
 
@@ -220,7 +224,9 @@ def check(
             raise UserError("check: methods and datasets in one command; check one after the other")
         from harness.runs.store import RunStore
 
-        raise typer.Exit(check_datasets(paths, RunStore(options.runs).cache, json_))
+        raise typer.Exit(check_datasets(paths, RunStore(options.runs).cache, json_, sheet))
+    if sheet is not None:
+        raise UserError("check --sheet: is for datasets; name one, or omit the flag")
     from harness.contract.matrix import run_check
     from harness.method import methods
 
@@ -238,6 +244,21 @@ def new_method(
     from harness.contract.new_method import new_method as write_method
 
     print(write_method(name, Path.cwd()))
+
+
+@app.command("new-dataset", cls=Command)
+@with_options(example="harness new-dataset street")
+def new_dataset(
+    path: Annotated[Path, typer.Argument(parser=read_path, help="folder of images and masks, in any usual layout")],
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=read_path, metavar="FILE.yaml", help="file to write; default: dataset.yaml in the folder"),
+    ] = None,
+) -> None:
+    """Write a dataset.yaml from what a folder's files look like, for you to confirm. Overwrites nothing."""
+    from harness.cli.new_dataset import new_dataset as write_description
+
+    write_description(path, out)
 
 
 @app.command(cls=Command)

@@ -109,6 +109,11 @@ class SegmentationDataset(ABC):
         """
 
     @property
+    def test_is_held_out(self) -> bool:
+        """Whether test is a part of train's groups, held out because the dataset has no test split of its own."""
+        return False
+
+    @property
     def copies(self) -> Sequence[Copies]:
         """Equal image files in two splits: a leak, or blank images. Raises `UserError`, as `digest` does."""
         return ()

@@ -15,6 +15,9 @@ from harness.data.base import SegmentationDataset
 from harness.data.folder import FolderDataset
 from harness.errors import UserError, did_you_mean
 
+DESCRIPTION = "dataset.yaml"
+"""The file that describes the dataset of its folder."""
+
 
 @dataclass(frozen=True)
 class DatasetEntry:
@@ -58,10 +61,11 @@ def check_dataset(name: str, data: Path) -> Path | None:
     is_yaml = path.suffix in (".yaml", ".yml")
     if is_yaml and path.is_file():
         return path
-    if (path / "dataset.yaml").is_file():
-        return path / "dataset.yaml"
+    if (path / DESCRIPTION).is_file():
+        return path / DESCRIPTION
     if is_yaml or "/" in name or os.sep in name:
-        raise error(f"no such file: {path if is_yaml else path / 'dataset.yaml'}")
+        hint = f"`harness new-dataset {path}` writes one" if path.is_dir() else None
+        raise error(f"no such file: {path if is_yaml else path / DESCRIPTION}", hint)
     described = _described(data)
     if name in described:
         return described[name]
@@ -71,7 +75,7 @@ def check_dataset(name: str, data: Path) -> Path | None:
         raise error(mmseg_catalog.excluded()[name], "`harness list datasets` prints the others")
     for folder in (path, data / name):
         if name and folder.is_dir():
-            raise error(f"{folder} holds no dataset.yaml", "write one that names the classes")
+            raise error(f"{folder} holds no dataset.yaml", f"`harness new-dataset {folder}` writes one")
     known = [landcover.NAME, *mmseg_catalog.names(), *described]
     raise error("no such dataset", f"{did_you_mean(name, known)} (or name a .yaml file)")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from harness.data.base import IGNORE_INDEX, Split
+from harness.data.layout import ANNOTATIONS, LIST, has_control, pattern_problem
 from harness.data.masks import ILLEGAL, Colour, LabelRules
 from harness.errors import InvalidField, UserError, invalid
 from harness.util.files import read_yaml_file
@@ -21,36 +23,50 @@ _REDUCE = "`reduce_zero_label: true` ignores 0 and numbers the classes from 1; l
 
 
 class Splits(BaseModel):
-    """Which subfolder of `images` and `masks` is which split."""
+    """Which files are which split. A name fills `{split}` in the patterns; a text file lists the images by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: str = "train"
+    train: str | None = Field(None, description="default: `train`; all files if `test` is a fraction and there is none")
     dev: str | None = Field(
-        None, description="default: `val` if it and `test` exist and no `test` is named; else dev is held out of train"
+        None,
+        description="default: `val` if it exists and `test` is a fraction, or is not named and exists too; else dev is "
+        "held out of train",
     )
-    test: str | None = Field(None, description="default: `test` if it exists, else `val`")
+    test: str | float | None = Field(
+        None, description="default: `test` if it exists, else `val`; a fraction is held out of train by group"
+    )
 
-    @field_validator("train", "dev", "test")
+    @field_validator("train", "dev", "test", mode="before")
     @classmethod
-    def _check_relative(cls, folder: str | None) -> str | None:
-        if folder is not None and Path(folder).is_absolute():
-            raise ValueError("use the name of a folder below `images` and `masks`")
-        return folder
+    def _check_name(cls, name: Any, info: ValidationInfo) -> Any:
+        if isinstance(name, float) and info.field_name == "test":
+            if not 0 < name < 1:
+                raise ValueError("a fraction is above 0 and below 1")
+        elif name is not None and not isinstance(name, str):
+            raise ValueError(_misread(name))
+        elif name is not None and (not name or has_control(name) or Path(name).is_absolute()):
+            raise ValueError("use the name of a folder, or of a list of names, below `root`")
+        return name
 
-    def folders(self, images: Path) -> dict[Split, str]:
-        """The folder of each split that there is. Raises `UserError` if two splits have one folder."""
-        has_test, has_val = (images / "test").is_dir(), (images / "val").is_dir()
-        dev = self.dev or ("val" if has_test and has_val and self.test is None else None)
-        test = self.test or ("test" if has_test or dev == "val" else "val")
-        folders: dict[Split, str] = {"train": self.train, **({"dev": dev} if dev else {}), "test": test}
+    def named(self, exists: Callable[[str], bool]) -> dict[Split, str | float]:
+        """The name, or the fraction, of each split that there is; `exists` is asked about the default names.
+
+        Raises `UserError` if two splits have one name.
+        """
+        test, held_out = self.test, isinstance(self.test, float)
+        beside = held_out or (test is None and exists("test"))
+        dev = self.dev or ("val" if beside and exists("val") else None)
+        if test is None:
+            test = "test" if exists("test") or dev == "val" else "val"
+        train = self.train or ("train" if not held_out or exists("train") else ".")
+        names: dict[Split, str | float] = {"train": train, **({"dev": dev} if dev else {}), "test": test}
         owner: dict[str, Split] = {}
-        for split, folder in folders.items():
-            other = owner.setdefault(os.path.normpath(folder), split)
-            if other != split:
-                problem = f"is the folder of the {other} split too"
-                raise UserError(problem, field=f"splits.{split}", value=folder, hint="splits must not overlap")
-        return folders
+        for split, name in names.items():
+            if isinstance(name, str) and (other := owner.setdefault(os.path.normpath(name), split)) != split:
+                problem = f"is the {'list' if name.endswith(LIST) else 'folder'} of the {other} split too"
+                raise UserError(problem, field=f"splits.{split}", value=name, hint="splits must not overlap")
+        return names
 
 
 class Description(BaseModel):
@@ -59,7 +75,13 @@ class Description(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str | None = Field(None, description="default: the file's name, or the folder's for `dataset.yaml`")
-    root: str = Field(".", description="folder of `images` and `masks`, relative to the YAML file")
+    root: str = Field(".", description="folder of the patterns and of lists of names, relative to the YAML file")
+    image: str = Field(
+        "images/{split}/{stem}", description="pattern of the images' paths; without suffix: any format that is read"
+    )
+    mask: str = Field(
+        "masks/{split}/{stem}", description="pattern of the masks' paths; or one .json of COCO annotations for a split"
+    )
     classes: tuple[str, ...] = Field(
         min_length=2,
         max_length=IGNORE_INDEX,
@@ -92,6 +114,9 @@ class Description(BaseModel):
         "each image is a group of its own",
     )
     splits: Splits = Splits()
+    unlabelled: str | None = Field(
+        None, description="for COCO annotations: the class of pixels outside of all objects, or `ignore`"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -107,6 +132,23 @@ class Description(BaseModel):
         if classes and all(_is_code(value) for value in classes.values()):
             return _with(fields, classes, codes=list(classes.values()))
         return _with(fields, classes, palette=[_colour(value) for value in classes.values()])
+
+    @field_validator("image", "mask", mode="before")
+    @classmethod
+    def _check_pattern(cls, text: Any, info: ValidationInfo) -> Any:
+        if isinstance(text, dict):
+            raise ValueError("YAML reads { as a mapping; write the pattern in quotes")
+        problem = pattern_problem(text, info.field_name == "mask") if isinstance(text, str) else None
+        if problem:
+            raise ValueError(problem)
+        return text
+
+    @field_validator("unlabelled", "name", mode="before")
+    @classmethod
+    def _check_name(cls, name: Any) -> Any:
+        if name is not None and not isinstance(name, str):
+            raise ValueError(_misread(name))
+        return name
 
     @field_validator("scale")
     @classmethod
@@ -128,6 +170,8 @@ class Description(BaseModel):
             if self.reduce_zero_label:
                 raise InvalidField("reduce_zero_label", "the values of the classes are stated already; remove one")
         label_of = dict(zip(self._values(), self.classes, strict=True))
+        if self.is_annotated and self.codes is None:
+            label_of = {}  # `ignore` has ids of categories, and classes have none
         colours = dict(zip(self.palette or (), self.classes, strict=False))
         for ignored in self.ignore:
             if self.palette is None and not isinstance(ignored, int):
@@ -137,6 +181,9 @@ class Description(BaseModel):
                 hint = f"; {_REDUCE}" if ignored == 0 and self.codes is None else ""
                 what = "label" if isinstance(ignored, int) else "colour"
                 raise InvalidField("ignore", f"is the {what} of class {found!r}{hint}", ignored)
+        if self.image == self.mask:
+            raise InvalidField("mask", "is the pattern of the images too", self.mask)
+        self._check_annotations()
         if self.range is not None and not self.range[0] < self.range[1]:
             raise InvalidField("range", "expected [lowest, highest]", list(self.range))
         if self.bands is not None and len(self.bands) not in (1, 3):
@@ -145,19 +192,38 @@ class Description(BaseModel):
             raise InvalidField("group", f"has {self.group.groups} capture groups, not one", self.group.pattern)
         return self
 
+    @property
+    def is_annotated(self) -> bool:
+        """Whether the masks are COCO annotations."""
+        return self.mask.endswith(ANNOTATIONS)
+
+    def _check_annotations(self) -> None:
+        if not self.is_annotated:
+            if self.unlabelled is not None:
+                raise InvalidField(
+                    "unlabelled", "is for COCO annotations alone; masks label every pixel", self.unlabelled
+                )
+            return
+        if self.unlabelled not in (*self.classes, "ignore"):
+            problem = f"which class are pixels outside of all objects? Expected one of {list(self.classes)}, or ignore"
+            raise InvalidField("unlabelled", problem, self.unlabelled)
+        if self.reduce_zero_label:
+            raise InvalidField("reduce_zero_label", "is for masks, not for COCO annotations")
+
     def _values(self) -> Sequence[int]:
         """The value of each class in masks of one channel."""
         first = 1 if self.reduce_zero_label else 0
         return self.codes if self.codes is not None else range(first, first + len(self.classes))
 
     def label_rules(self) -> LabelRules:
-        """What the pixels of masks mean."""
+        """What the pixels of masks mean; those of rasterised annotations are labels."""
         table = np.full(256, ILLEGAL, np.int16)
         wide: dict[int, int] = {}
-        values = [value for value in self.ignore if isinstance(value, int)]
+        values = [value for value in self.ignore if isinstance(value, int) and not self.is_annotated]
         pairs = [(IGNORE_INDEX, IGNORE_INDEX), *((value, IGNORE_INDEX) for value in values)]
         pairs += [(0, IGNORE_INDEX)] if self.reduce_zero_label else []
-        for value, label in [*pairs, *zip(self._values(), range(len(self.classes)), strict=True)]:
+        classes = range(len(self.classes)) if self.is_annotated else self._values()
+        for value, label in [*pairs, *zip(classes, range(len(self.classes)), strict=True)]:
             if 0 <= value <= 255:
                 table[value] = label
             else:
@@ -174,7 +240,13 @@ def read_description(path: Path) -> Description:
 
     Raises `UserError` for a file that cannot be read or is not YAML, or for an invalid field.
     """
-    fields = read_yaml_file(path, "dataset")
+    try:
+        fields = read_yaml_file(path, "dataset")
+    except UserError as error:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if re.search(r"^\s*(image|mask): *\{", path.read_text(encoding="utf-8"), re.MULTILINE):
+                error.hint = "write a pattern that begins with { in quotes"
+        raise
     if not isinstance(fields, dict):
         raise UserError("expected the fields of a dataset, such as `classes: [road, sky]`").at(path)
     try:
@@ -199,10 +271,14 @@ def _check_names(names: list[Any], place: str) -> None:
     for number, name in enumerate(names):
         if isinstance(name, str):
             continue
-        spelt = {True: "yes, on and true", False: "no, off and false", None: "null and ~"}
-        what = spelt[name] if name is None or isinstance(name, bool) else None
-        problem = f"YAML reads {what} like this; write the name in quotes" if what else "write the name in quotes"
-        raise InvalidField(f"classes{place.format(number)}", problem, "null" if name is None else name)
+        raise InvalidField(f"classes{place.format(number)}", _misread(name), "null" if name is None else name)
+
+
+def _misread(name: Any) -> str:
+    """What to do about a name that YAML reads as something else."""
+    spelt = {True: "yes, on and true", False: "no, off and false", None: "null and ~"}
+    what = spelt[name] if name is None or isinstance(name, bool) else None
+    return f"YAML reads {what} like this; write the name in quotes" if what else "write the name in quotes"
 
 
 def _is_code(value: Any) -> bool:

@@ -45,6 +45,12 @@ class Files(NamedTuple):
 
     image: Path
     mask: Path
+    annotations: bytes = b""
+    """The mask as `coco.Annotations.mask` describes it, of those that `mask` holds; empty if `mask` is the mask."""
+
+    def mask_content(self) -> bytes:
+        """The bytes that `read_mask` reads."""
+        return self.annotations or self.mask.read_bytes()
 
 
 class Problem(NamedTuple):
@@ -83,10 +89,10 @@ class PairedFiles(SegmentationDataset):
         return self._splits[split]
 
     def load(self, sample: Sample) -> Pair:
-        image, mask = sample.source
-        labels = self.rules.labels(self.rules.read(mask.read_bytes()))
+        files: Files = sample.source
+        labels = self.rules.labels(self.rules.read(files.mask_content()))
         # An illegal value would become 255 here, but `digest` has refused it before training.
-        return Pair(read_image(image.read_bytes(), self.bands), labels.astype(np.uint8))
+        return Pair(read_image(files.image.read_bytes(), self.bands), labels.astype(np.uint8))
 
     @property
     def digest(self) -> str:
@@ -128,11 +134,13 @@ class PairedFiles(SegmentationDataset):
         settings |= {"wide_labels": sorted(rules.wide.items())} if rules.wide else {}
         settings |= {"bands": self.bands} if self.bands != Bands() else {}
         colours = sorted([*colour, label] for colour, label in rules.colours.items())
-        files = [[self._relative(path), *_size_and_time(path)] for sample in samples for path in sample.source]
+        sources: list[Files] = [sample.source for sample in samples]
+        files = [[self._relative(path), *_size_and_time(path)] for source in sources for path in source[:2]]
+        annotations = [hashlib.sha256(source.annotations).hexdigest() for source in sources if source.annotations]
         key = {
             "root": str(self.root.resolve()),
             "settings": digest(settings),
-            "files": digest(files),
+            "files": digest([*files, *annotations]),
             "reader": [_READER, colours, self.states_255],
         }
         return cached_json(self.cache, "dataset-files", key, lambda: self._check(samples, settings, colours))
@@ -197,7 +205,7 @@ class PairedFiles(SegmentationDataset):
             content = path.read_bytes()
             image = read_image(content, self.bands)
             path = files.mask
-            mask_content = path.read_bytes()
+            mask_content = files.mask_content()
             mask = self.rules.read(mask_content)
             labels = self.rules.labels(mask)
         except UnidentifiedImageError:
@@ -250,7 +258,7 @@ class PairedFiles(SegmentationDataset):
         return f"{len(self.classes)} classes ({shown}){end}"
 
     def _relative(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -52,7 +52,8 @@ def describe_parts(dataset: SegmentationDataset, dev_fraction: float) -> str:
             dev = f"{_size(split_samples(dataset, 'dev', dev_fraction)[1])} {HELD_OUT}"
         except UserError:
             dev = "none, since train is one group"
-    return f"{dataset.name}: train {_size(train)}; dev {dev}; test {_size(test)}"
+    held_out = f" {HELD_OUT}" if dataset.test_is_held_out else ""
+    return f"{dataset.name}: train {_size(train)}; dev {dev}; test {_size(test)}{held_out}"
 
 
 def warnings(dataset: SegmentationDataset, budget: Budget) -> list[str]:

@@ -1,11 +1,14 @@
-r"""A user's own dataset: a folder of images and masks, described by a small YAML file.
+r"""A user's own dataset: images and masks, described by a small YAML file.
 
-images/<split>/**.jpg|.jpeg|.png|.tif|.tiff|.bmp|.webp
-masks/<split>/**.png|.tif|.tiff|.gif|.bmp|.ppm|.npy        same relative name; class indices, or stated colours
+`image` and `mask` are patterns of their paths (see `layout`), by default
 
-`splits: {train, dev, test}` names the folders. Where there is no dev split, a part of train is held out as dev, by
-`group`, so that images that resemble each other are not divided. `group` is a regular expression on an image's name,
-which is its path below the split's folder without the suffix; what the parentheses match is the group:
+    images/{split}/{stem}     .jpg, .jpeg, .png, .tif, .tiff, .bmp, .webp
+    masks/{split}/{stem}      .png, .tif, .tiff, else .gif, .bmp, .ppm, .npy; class indices, or stated colours
+
+`splits: {train, dev, test}` says what fills in `{split}`; or a text file lists the images of a split, one a line; or
+`test` is a fraction, which is held out of train. Where there is no dev split, a part of train is held out as dev. Both
+by `group`, so that images that resemble each other are not divided. `group` is a regular expression on an image's name,
+which is its `{stem}`; what the parentheses match is the group:
 
     clip1_000240.jpg      '^(.+)_\d+$'         clip1: the frames of a video
     clip1/000240.jpg      '^(.+)/'             clip1: a folder for each
@@ -17,24 +20,21 @@ which is its path below the split's folder without the suffix; what the parenthe
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from harness.data.base import IGNORE_INDEX, Sample, Split
+from harness.data.coco import Annotations
 from harness.data.description import read_description
-from harness.data.file_pairs import Files, PairedFiles, files_below
+from harness.data.file_pairs import Files, PairedFiles
 from harness.data.images import Bands
+from harness.data.layout import LIST, SPLIT, FoundFiles, Layout, two_paths
+from harness.data.splits import held_out_groups
 from harness.errors import UserError, located
-
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-MASKS = frozenset({".png", ".tif", ".tiff"})
-OTHER_MASKS = frozenset({".gif", ".bmp", ".ppm", ".pgm", ".npy"})
-"""Read where an image has none of the others: masks folders hold previews in these formats too."""
-UNREAD = frozenset(
-    {".ppm", ".pgm", ".pnm", ".gif", ".jfif", ".jpe", ".jp2", ".j2k", ".heic", ".heif", ".avif", ".tga", ".psd", ".pcx"}
-    | {".npy", ".exr", ".hdr", ".dng", ".nef", ".cr2", ".dcm", ".nii", ".mat", ".img", ".svs"}
-)
-"""Formats of images that are not read: such a file is an error, not left out in silence."""
+from harness.util.text import counted
 
 
 class FolderDataset(PairedFiles):
@@ -52,78 +52,168 @@ class FolderDataset(PairedFiles):
         self.scale = fields.scale
         self.rules = fields.label_rules()
         self.bands = Bands(fields.range, fields.bands)
-        self.states_255 = IGNORE_INDEX in (*fields.ignore, *(fields.codes or ()))
-        self._group = fields.group
+        self.states_255 = fields.is_annotated or IGNORE_INDEX in (*fields.ignore, *(fields.codes or ()))
+        self._fields = fields
+        self._layout = Layout(self.root, fields.image, fields.mask)
         with located(description):
-            self._folders = fields.splits.folders(self.root / "images")
+            self._names = fields.splits.named(self._layout.has)
+            self._layout.check(self._names)
+
+    @property
+    def test_is_held_out(self) -> bool:
+        """See the base class."""
+        return isinstance(self._names["test"], float)
+
+    @property
+    def oddities(self) -> Sequence[str]:
+        return [*super().oddities, *self._unused_pictures()]
 
     def find(self, split: Split) -> list[Sample]:
-        if split not in self._folders:
+        name = self._names.get(split)
+        if name is None:
             return []
-        images, masks = (self.root / kind / self._folders[split] for kind in ("images", "masks"))
-        for folder in (images, masks):
-            if not folder.is_dir():
-                self.refuse([f"{folder}: no such folder; `splits` and `root` say where the {split} split is"])
-        image_files, mask_files = sorted(files_below(images)), sorted(files_below(masks))
-        image_of, mask_of = self._by_stem(images, image_files, IMAGES), self._by_stem(masks, mask_files, MASKS)
-        others = self._by_stem(masks, mask_files, OTHER_MASKS)
-        mask_of |= {stem: others[stem] for stem in image_of if stem in others and stem not in mask_of}
-        self._refuse_unread(images, image_files, image_of)
-        unread = {path.relative_to(masks).with_suffix("").as_posix(): path for path in mask_files}
-        formats = ", ".join(sorted(MASKS | OTHER_MASKS))
-        lonely = [
-            f"{path}: its mask {unread[stem]} is a {unread[stem].suffix}, which is not read; save it as a PNG"
-            if stem in unread
-            else f"{path}: no mask {masks / stem}.png (or another of {formats})"
-            for stem, path in image_of.items()
-            if stem not in mask_of
+        held_out = isinstance(self._names["test"], float) and split != "dev"
+        pairs = self._pairs["train" if held_out else split]
+        groups = self._groups(split, list(pairs))
+        if held_out:
+            held = self._held_out(groups)
+            groups = {stem: group for stem, group in groups.items() if (group in held) == (split == "test")}
+        grouped = self._fields.group is not None
+        return [
+            Sample(f"{split}/{stem}", group if grouped else f"{split}/{stem}", pairs[stem])
+            for stem, group in groups.items()
         ]
-        lonely += [f"{mask_of[stem]}: no image {images / stem}.*" for stem in mask_of if stem not in image_of]
+
+    @cached_property
+    def _pairs(self) -> dict[Split, dict[str, Files]]:
+        """The pairs of each named split, by stem."""
+        return {split: self._find(split, name) for split, name in self._names.items() if isinstance(name, str)}
+
+    @cached_property
+    def _found(self) -> dict[str, FoundFiles]:
+        """The files of each name in `splits`."""
+        names = (name for name in self._names.values() if isinstance(name, str))
+        return {name: FoundFiles(*self._layout.patterns(name)) for name in names}
+
+    def _find(self, split: Split, name: str) -> dict[str, Files]:
+        found = self._found[name]
+        if found.problems:
+            self.refuse(found.problems)
+        pairs = self._annotated(found) if found.mask.is_annotations else found.pairs
+        if name.endswith(LIST):
+            return self._listed(self.root / name, found, pairs)
+        for folder in (found.image.folder, found.mask.folder):
+            if not os.path.isdir(folder):  # unlike `Path.is_dir`, also of a name that the system refuses
+                hint = "`image`, `mask` and `splits` say where files are (`harness new-dataset` finds out)"
+                hint += "; `splits: {test: 0.2}` holds out a fifth" if split == "test" else ""
+                self.refuse([f"{folder}: no such folder; the {split} split is not there"], hint)
+        of_image, of_mask = (self._layout.decides(text, name) for text in (self._fields.image, self._fields.mask))
+        if found.unread_images and of_image:
+            hint = f"images are {found.image.shown_formats}: convert it, or move it out of the folder"
+            self.refuse([f"{path}: {path.suffix} is not read" for path in found.unread_images], hint)
+        if not found.images:
+            self.refuse([f"{found.image.folder}: no images ({found.image.shown_formats}); the {split} split is empty"])
+        lonely = [found.no_mask(stem) for stem in found.images if of_image and stem not in pairs]
+        lonely += [found.no_image(stem) for stem in found.masks if of_mask and stem not in pairs]
         if lonely:
             self.refuse(lonely)
-        if not image_of:
-            self.refuse([f"{images}: no images ({', '.join(sorted(IMAGES))}); the {split} split is empty"])
-        groups = self._groups(split, list(image_of))
-        return [
-            Sample(f"{split}/{stem}", group, Files(image, mask_of[stem]))
-            for (stem, image), group in zip(image_of.items(), groups, strict=True)
-        ]
+        if not pairs:
+            self.refuse([f"{found.image.folder}: no image has a mask; the {split} split is empty"])
+        return pairs
 
-    def _by_stem(self, folder: Path, files: Iterable[Path], suffixes: frozenset[str]) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        twice = []
-        for path in files:
-            if path.suffix.lower() not in suffixes:
+    def _listed(self, path: Path, found: FoundFiles, pairs: dict[str, Files]) -> dict[str, Files]:
+        """The pairs of a list: a line is an image's stem or path, or the paths of an image and its mask."""
+        stem_of = found.stem_of_path()
+        listed: dict[str, Files] = {}
+        images: set[Path] = set()
+        problems: list[str] = []
+        for number, line in enumerate(self._lines(path), 1):
+            stem = line if line in found.images else stem_of.get(line)
+            files = two_paths(line, self.root) if stem is None else pairs.get(stem)
+            if files is None:
+                missing = f"no image {found.image.path(line, '.*')}" if stem is None else found.no_mask(stem)
+                problems += [f"{path}: line {number}: {missing}"] if line else []
                 continue
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in found:
-                twice.append(f"{path}: {found[stem].name} has the same name; remove one")
-            found[stem] = path
-        if twice:
-            self.refuse(twice)
-        return found
+            stem = stem or Path(self._relative(files.image)).with_suffix("").as_posix()
+            if files.image in images:
+                problems.append(f"{path}: line {number}: {line} is listed twice")
+            images.add(files.image)
+            listed[stem] = files
+        if problems:
+            hint = "a line is an image's `{stem}`, or the paths of image and mask below `root` with a tab between them"
+            self.refuse(problems, hint)
+        if not listed:
+            self.refuse([f"{path}: lists no images"])
+        return listed
 
-    def _refuse_unread(self, images: Path, files: Iterable[Path], image_of: dict[str, Path]) -> None:
-        unread = [path for path in files if path.suffix.lower() in UNREAD]
-        unread = [path for path in unread if path.relative_to(images).with_suffix("").as_posix() not in image_of]
-        if unread:
-            formats = ", ".join(sorted(IMAGES))
-            hint = f"images are {formats}: convert it, or move it out of the folder"
-            self.refuse([f"{path}: {path.suffix} is not read" for path in unread], hint)
+    def _lines(self, path: Path) -> list[str]:
+        try:
+            return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError:
+            self.refuse([f"{path}: not a text file in UTF-8"])
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.refuse([f"{path}: {reason}"], "`splits` names lists of images below `root`")
 
-    def _groups(self, split: Split, stems: list[str]) -> list[str]:
+    def _annotated(self, found: FoundFiles) -> dict[str, Files]:
+        """The images that a COCO file names, with their objects."""
+        fields, path = self._fields, found.mask.path("")
+        with located(self.description):
+            annotations = Annotations(path)
+            labels = annotations.labels(self.classes, fields.codes, fields.ignore)
+        rest = self.classes.index(fields.unlabelled) if fields.unlabelled in self.classes else IGNORE_INDEX
+        names = Counter(image.name for image in found.images.values())
+        stem_of = {image.name: stem for stem, image in found.images.items() if names[image.name] == 1}
+        stem_of |= found.stem_of_path()
+        pairs: dict[str, Files] = {}
+        missing = []
+        for name in annotations.file_names():
+            below = name.replace("\\", "/").removeprefix("./")
+            stem = stem_of.get(below) or stem_of.get(below.rpartition("/")[2])
+            if stem is None:
+                missing.append(f"{path}: no image {name} below {found.image.folder}")
+            elif stem in pairs:
+                self.refuse([f"{path}: names {found.images[stem]} twice"])
+            else:
+                pairs[stem] = Files(found.images[stem], path, annotations.mask(name, labels, rest))
+        if missing and SPLIT in fields.mask:
+            self.refuse(missing)
+        return pairs
+
+    def _unused_pictures(self) -> Iterator[str]:
+        """Pictures beside the images that are in no split. Where a list names the images, it says which ones are."""
+        used = {path for pairs in self._pairs.values() for files in pairs.values() for path in files[:2]}
+        found = [files for name, files in self._found.items() if not name.endswith(LIST)]
+        unused = {path for files in found for path in files.pictures()} - used
+        if unused:
+            first = self._relative(min(unused))
+            yield f"{counted(len(unused), 'picture')} ({first} first) not used: no pair of `image` and `mask`"
+
+    def _groups(self, split: Split, stems: list[str]) -> dict[str, str]:
         """The group of each name. Raises `UserError` unless the pattern matches all."""
-        if self._group is None:
-            return [f"{split}/{stem}" for stem in stems]
-        matches = [self._group.search(stem) for stem in stems]
-        groups = [match[1] for match in matches if match is not None and match[1] is not None]
+        pattern = self._fields.group
+        if pattern is None:
+            return {stem: stem for stem in stems}
+        matches = {stem: pattern.search(stem) for stem in stems}
+        groups = {stem: match[1] for stem, match in matches.items() if match is not None and match[1] is not None}
         if len(groups) < len(stems):
-            example = next(s for s, match in zip(stems, matches, strict=True) if match is None or match[1] is None)
+            example = next(stem for stem in stems if stem not in groups)
             count, so = (f"only {len(groups)}", "and not") if groups else ("none", "such as")
             problem = f"matches {count} of the {len(stems)} names of the {split} split, {so} {example!r}"
-            hint = "a name is the path below the split's folder, without suffix"
-            raise UserError(problem, field="group", value=self._group.pattern, hint=hint).at(self.description)
+            hint = "a name is what `{stem}` stands for: by default the path below the split's folder, without suffix"
+            raise UserError(problem, field="group", value=pattern.pattern, hint=hint).at(self.description)
         return groups
+
+    def _held_out(self, groups: Mapping[str, str]) -> set[str]:
+        """The groups of the test split, where it is a fraction."""
+        sizes = Counter(groups.values())
+        if len(sizes) < 2:
+            problem = f"test cannot be held out of train, which is one group ({next(iter(sizes))})"
+            hint = "write a `group` pattern of smaller groups"
+            raise UserError(problem, field="splits.test", value=self._names["test"], hint=hint).at(self.description)
+        fraction = self._names["test"]
+        assert isinstance(fraction, float)
+        return held_out_groups(sizes, fraction)
 
 
 def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -60,7 +60,7 @@ def is_deep(content: bytes) -> bool:
 
 def orientation(content: bytes) -> int:
     """The EXIF orientation, 1..8; 1 is upright."""
-    if content.startswith(b"\x93NUMPY"):
+    if content.startswith((b"\x93NUMPY", b"{")):
         return 1
     try:
         if _is_tiff(content):  # Pillow logs an error for each one that has too many bands

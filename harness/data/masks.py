@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from harness.data.base import IGNORE_INDEX
+from harness.data.coco import rasterise
 
 ILLEGAL = -1
 """In a label table: a value that is not allowed in a mask."""
@@ -116,12 +117,14 @@ class LabelRules:
 
 
 def read_mask(content: bytes) -> MaskFile:
-    """A mask of one channel, of a palette or of colours; turned by its own EXIF orientation.
+    """A mask of one channel, of a palette or of colours; turned by its own EXIF orientation. Or COCO objects as JSON.
 
     Raises `ValueError` with the reason where its values are not labels, and what Pillow raises for a damaged file.
     """
     if content.startswith(b"\x93NUMPY"):
         return MaskFile(_whole(_array(content)))
+    if content.startswith(b"{"):
+        return MaskFile(rasterise(content))
     with Image.open(io.BytesIO(content)) as opened:
         _check_single(opened)
         if opened.format == "TIFF" and opened.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 
 from harness.data.base import Sample, SegmentationDataset
 from harness.errors import UserError
@@ -35,12 +36,24 @@ def split_samples(dataset: SegmentationDataset, part: Part, dev_fraction: float)
         problem = f"dev cannot be held out of train, which is one group ({train[0].group})"
         hint = "write a `group` pattern of smaller groups, or give it a dev split"
         raise UserError(problem, field="dataset", value=dataset.name, hint=hint).at(dataset.description)
-    dev: set[str] = set()
-    for group in sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())[:-1]:
-        if sum(sizes[other] for other in dev) >= dev_fraction * len(train):
-            break
-        dev.add(group)
+    dev = held_out_groups(sizes, dev_fraction)
     return (
         [sample for sample in train if sample.group not in dev],
         [sample for sample in train if sample.group in dev],
     )
+
+
+def held_out_groups(sizes: Mapping[str, int], fraction: float) -> set[str]:
+    """Groups with at least `fraction` of the samples, in the order of their names' SHA-256; one always remains.
+
+    Which groups these are changes with other groups at the end of that order alone. `sizes` are samples a group.
+    """
+    held: set[str] = set()
+    samples, wanted = 0, fraction * sum(sizes.values())
+    order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode(errors="surrogateescape")).digest())
+    for group in order[:-1]:
+        if samples >= wanted:
+            break
+        held.add(group)
+        samples += sizes[group]
+    return held

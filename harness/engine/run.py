@@ -134,7 +134,9 @@ def begin(prepared: Prepared) -> TrainState:
     attempt.begin()
     kind, colon, content = spec.weights.partition("sha256:")
     weights = f"weights sha256:{content[:12]}" if colon else f"weights {kind}"
-    evaluated_on = "test" if spec.part == "report" else "dev" if dataset.samples("dev") else f"dev, {HELD_OUT}"
+    evaluated_on = "test" if spec.part == "report" else "dev"
+    held_out = dataset.test_is_held_out if spec.part == "report" else not dataset.samples("dev")
+    evaluated_on += f", {HELD_OUT}" if held_out else ""
     attempt.reporter.line(
         f"{spec.method} on {spec.backbone} ({weights}), {dataset.name}: training on {len(prepared.train_samples)} "
         f"images, evaluating on {len(prepared.evaluation_samples)} ({evaluated_on}); head {spec.head}, "

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from harness.cli.check_dataset import is_dataset
 from tests.support.in_process import call, refusal
 from tests.support.tiny_files import picture, save
 
@@ -57,11 +59,53 @@ def test_dataset_that_cannot_be_used_is_an_error_and_the_others_are_described(st
     assert f"error: dataset street: {street}/masks/train/0.png: not an image file\n" == output.err
 
 
+def test_contact_sheet_shows_each_split_with_its_labels_and_the_classes(street: Path) -> None:
+    (street / "dataset.yaml").write_text("classes: {sky: [255, 0, 0], road: [0, 255, 0], tree: [0, 0, 255]}\n")
+    for path in street.glob("images/*/*"):
+        save(path, picture(0, 10, 10) * 0)
+    output = call("check", street, "--sheet", street / "sheet.png", "--runs", street / "runs")
+    assert (output.code, output.err) == (0, "")
+    sheet = np.asarray(Image.open(street / "sheet.png"))
+    shares = {name: (sheet == colour).all(axis=2).sum() / 300**2 for name, colour in (
+        ("black", (0, 0, 0)), ("sky", (153, 0, 0)), ("road", (0, 153, 0)), ("tree", (0, 0, 153)))}  # fmt: skip
+    # Images of 10 x 10 pixels become 300 x 300: the shares are those of the three masks, at an opacity of 0.6.
+    assert shares["sky"] == pytest.approx(0.79 + 0.79 + 0.99)
+    assert shares["road"] == shares["tree"] == pytest.approx(0.2)
+    assert 3.03 < shares["black"] < 3.1  # three images, three ignored pixels, and the text
+    legend = sheet[-30:]
+    assert all((legend == colour).all(axis=2).any() for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+
+
+def test_contact_sheet_overwrites_nothing(street: Path) -> None:
+    taken = save(street / "taken.png", picture())
+    before = taken.read_bytes()
+    assert "taken.png: exists, and is not overwritten" in refusal("check", street, "--sheet", taken)
+    assert taken.read_bytes() == before
+    assert "name a file that ends in .png" in refusal("check", street, "--sheet", street / "sheet.jpg")
+    assert "one file for 2 datasets" in refusal("check", street, f"{street}/", "--sheet", street / "new.png")
+    assert "--sheet /proc/new.png: " in refusal("check", street, "--sheet", "/proc/new.png", "--runs", street / "runs")
+    assert "is for datasets" in refusal("check", "lora", "--sheet", street / "new.png")
+    assert not (street / "new.png").exists()
+
+
+def test_parts_that_are_held_out_are_said(street: Path) -> None:
+    patterns = "image: images/train/{stem}\nmask: masks/train/{stem}\n"
+    (street / "dataset.yaml").write_text(f"classes: [sky, road, tree]\n{patterns}splits: {{test: 0.5}}\n")
+    output = call("check", street, "--runs", street / "runs")
+    assert "\ndev: held out of train by group, when a run needs it\ntest: held out of train by group\n" in output.out
+
+
 def test_methods_and_datasets_are_checked_apart(street: Path) -> None:
     assert "check one after the other" in refusal("check", "lora", street)
 
 
 def test_folder_of_the_name_of_a_method_is_not_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lora_x").mkdir()
+    (tmp_path / "lora/src").mkdir(parents=True)
+    (tmp_path / "street/images").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert "lora_x: no such method" in refusal("check", "lora_x")
+    assert not is_dataset("lora")
+    output = call("check", "street", "--runs", tmp_path / "runs")
+    assert output.code == 1
+    assert "street holds no dataset.yaml; `harness new-dataset street` writes one" in output.err

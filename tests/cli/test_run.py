@@ -68,6 +68,14 @@ def test_run_on_the_dev_part_says_where_it_comes_from(colours: Path, tmp_path: P
         assert output.code == 0 and expected in output.err
 
 
+def test_run_on_a_test_split_that_is_held_out_says_so(colours: Path, tmp_path: Path) -> None:
+    description = tmp_path / "held.yaml"
+    description.write_text((colours / "dataset.yaml").read_text() + f"root: {colours}\nsplits: {{test: 0.25}}\n")
+    budget = make_budget(tmp_path / "b.yaml", steps=1, warmup=0)
+    output = call(*run_arguments(description, budget, tmp_path / "runs", "--method", "linear"))
+    assert "training on 6 images, evaluating on 2 (test, held out of train by group)" in output.err
+
+
 def test_finished_run_is_printed_and_not_trained(finished: list[str | Path]) -> None:
     before, after = call(*finished), call(*finished)
     assert (after.code, after.err) == (0, "")

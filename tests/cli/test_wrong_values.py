@@ -80,9 +80,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         r"masks/test/1.png: label 7 at \(0, 0\) but 3 classes \(0\.\.2\) and 255 = ignore; .* in 1 of 13 masks$",
     ),
     "mask missing": (lambda d: (d / "masks/train/2.png").unlink(), r"images/train/2.png: no mask .*masks/train/2.png"),
-    "no description": (lambda d: (d / "dataset.yaml").unlink(), r"holds no dataset.yaml; write one that names the"),
+    "no description": (
+        lambda d: (d / "dataset.yaml").unlink(),
+        r"holds no dataset.yaml; `harness new-dataset broken` writes",
+    ),
     "one class": (lambda d: (d / "dataset.yaml").write_text("classes: [all]"), r"dataset.yaml: classes: \['all'\]"),
-    "no test part": (lambda d: shutil.rmtree(d / "images/test"), r"images/val: no such folder; `splits` and `root`"),
+    "no test part": (lambda d: shutil.rmtree(d / "images/test"), r"images/val: no such folder; the test split is not"),
 }
 
 

@@ -110,7 +110,10 @@ def test_damaged_file_of_the_dev_split_is_named(folder, refusal):
         ("{test: train}", "splits.test: train: is the folder of the train split too; splits must not overlap"),
         ("{dev: ./train/}", "splits.dev: ./train/: is the folder of the train split too"),
         ("{dev: test}", "splits.test: test: is the folder of the dev split too"),
-        ("{test: /data/test}", "splits.test: /data/test: use the name of a folder below `images` and `masks`"),
+        (
+            "{test: /data/test}",
+            "splits.test: /data/test: use the name of a folder, or of a list of names, below `root`",
+        ),
         ("{val: val}", "splits.val: no such field; known: dev, test, train"),
     ],
 )
@@ -130,7 +133,7 @@ def test_val_as_dev_without_a_test_folder_asks_for_one(folder, refusal):
     for kind in ("images", "masks"):
         (folder / kind / "test").rename(folder / kind / "holdout")
     describe(folder, f"{CLASSES}splits: {{dev: val}}\n")
-    assert "images/test: no such folder; `splits` and `root` say where the test" in refusal(
+    assert "images/test: no such folder; the test split is not there; `image`, `mask` and `splits` say" in refusal(
         lambda: opened(folder).digest
     )
 
@@ -146,7 +149,9 @@ def test_val_as_dev_without_a_test_folder_asks_for_one(folder, refusal):
 def test_group_pattern_that_does_not_match_is_an_error(folder, refusal, pattern, complaint):
     describe(folder, f"{CLASSES}group: {pattern}\n")
     message = refusal(lambda: opened(folder).digest)
-    assert message.startswith(f"{folder / 'dataset.yaml'}: group: {pattern}: {complaint}; a name is the path below")
+    assert message.startswith(
+        f"{folder / 'dataset.yaml'}: group: {pattern}: {complaint}; a name is what `{{stem}}` stands for"
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,7 +237,7 @@ BROKEN = {
     "an empty split": (empty_the_train_split, r"images/train: no images .*the train split is empty$"),
     "no folder for a split": (
         lambda f: (f / "masks/train").rename(f / "masks/other"),
-        r"masks/train: no such folder; `splits` and `root`",
+        r"masks/train: no such folder; the train split is not there",
     ),
     "a truncated image": (
         lambda f: truncate(f / "images" / SCENE / "0.png"),

@@ -20,6 +20,7 @@ from tests.support.tiny_files import labels, picture, save
 ADE = Path("ade/ADEChallengeData2016")
 CHASE = Path("CHASE_DB1")
 VOC = Path("VOCdevkit/VOC2012")
+CHASE_FILES = Path(__file__).parents[2] / "../shared/data/chase_db1"
 
 
 def opened(name: str, data: Path):
@@ -158,6 +159,37 @@ def test_chase_db1_pairs_by_suffix_and_refuses_unconverted_masks(tmp_path, refus
     np.testing.assert_array_equal(dataset.load(dataset.samples("train")[0]).mask, labels(0, classes=2))
     save(tmp_path / CHASE / "annotations/training/Image_01L_1stHO.png", labels(0, classes=2) * 255)
     assert "the masks of train hold class 0 alone" in refusal(lambda: opened("chase_db1", tmp_path).digest)
+
+
+def test_chase_db1_of_the_catalog_equals_its_description_as_a_folder(tmp_path):
+    if not CHASE_FILES.is_dir():
+        pytest.skip("CHASE_DB1 is not in ../shared/data/chase_db1")
+    root = tmp_path / CHASE
+    for split, part in (("training", "train"), ("validation", "test")):
+        for kind, target in (("images", "images/{}/{}.png"), ("masks", "annotations/{}/{}_1stHO.png")):
+            for source in (CHASE_FILES / kind / part).iterdir():
+                link = root / target.format(split, source.stem)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(source.resolve())  # images are JPEG files, which are recognised by what they hold
+    (root / "dataset.yaml").write_text(
+        "classes: [background, vessel]\nscale: [999, 960]\n"
+        "image: images/{split}/{stem}.png\nmask: annotations/{split}/{stem}_1stHO.png\n"
+        "splits: {train: training, test: validation}\n"
+    )
+    (tmp_path / "plain.yaml").write_text(
+        f"root: {CHASE_FILES.resolve()}\nclasses: [background, vessel]\nscale: [999, 960]\n"
+    )
+    catalog, *folders = (opened(name, tmp_path) for name in ("chase_db1", f"{root}/", f"{tmp_path}/plain.yaml"))
+    assert {catalog.digest} == {folder.digest for folder in folders}
+    for split, count in (("train", 20), ("test", 8)):
+        samples = [dataset.samples(split) for dataset in (catalog, *folders)]
+        assert [len(one) for one in samples] == [count] * 3
+        for one, *others in zip(*samples, strict=True):
+            expected = catalog.load(one)
+            for folder, other in zip(folders, others, strict=True):
+                assert other.name == one.name
+                for found, part in zip(folder.load(other), expected, strict=True):
+                    np.testing.assert_array_equal(found, part)
 
 
 def test_voc_takes_the_listed_images_and_aug_adds_its_own(voc):
