@@ -20,10 +20,9 @@ import colorsys
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.data.base import IGNORE_INDEX, Sample, Split
+from harness.data.base import IGNORE_INDEX, Bands, Sample, Split
 from harness.data.description import read_description
 from harness.data.file_pairs import Files, PairedFiles, files_below
-from harness.data.images import Bands
 from harness.errors import UserError, located
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})

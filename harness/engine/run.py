@@ -298,6 +298,8 @@ def write(evaluated: Evaluated) -> RunResult | None:
         palette=tuple(cell.dataset.palette),
         scale=cell.dataset.scale,
         backbone_sha256=prepared.backbone.sha256,
+        bands=cell.dataset.bands,
+        codes=cell.dataset.codes,
     )
     result = make_result(evaluated, delta_bytes=save_delta(attempt.folder.delta_path, prepared.network, header))
     attempt.folder.finish(Outcome(RunState.DONE, step=cell.spec.budget.steps), result)
