@@ -10,6 +10,7 @@ import torch
 
 from harness.cells.plugins import method_origin
 from harness.data.base import SegmentationDataset
+from harness.data.fit import warnings
 from harness.engine.cost import arithmetic_of, inference_seconds
 from harness.engine.phases import Evaluated, Prepared
 from harness.models.network import apply_memory_format
@@ -100,6 +101,7 @@ def _provenance(prepared: Prepared) -> Provenance:
             "sha256": spec.data_digest,
             "images_to_train_on": len(prepared.train_samples),
             "images_to_report_on": len(prepared.evaluation_samples),
+            "warnings": warnings(cell.dataset, spec.budget),
         },
     }
     return Provenance.model_validate(fields)

@@ -42,6 +42,12 @@ class Scores(_Part):
     absent_classes: int = Field(ge=0)
     per_class: tuple[ClassScores, ...]
 
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The classes of which the evaluated images hold no label. Their IoU is 0 if they are predicted anywhere, and
+        not defined if not."""
+        return tuple(found.name for found in self.per_class if found.acc is None)
+
 
 class Parameters(_Part):
     """Numbers of scalars. `trainable` = `method` + `head`; `auxiliary`: a head that exists in training only; `backbone`
@@ -103,6 +109,13 @@ class RunResult(_Part):
     provenance: Provenance
     files: dict[str, str] = Field(default_factory=dict, description="SHA-256 of the files that the run ended with")
     digest: str | None = Field(None, description="SHA-256 of the other fields; None: the run is older than this field")
+
+    @property
+    def data_warnings(self) -> tuple[str, ...]:
+        """What was odd about the dataset when the run was executed; empty for runs of earlier versions."""
+        data = getattr(self.provenance, "data", None)
+        found = data.get("warnings") if isinstance(data, dict) else None
+        return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 Unit = Literal["share", "count", "bytes", "seconds", "rate", "ratio", "flops"]

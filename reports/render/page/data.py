@@ -16,9 +16,10 @@ import pandas as pd
 from harness.runs.difference import mean_interval
 from harness.runs.result import COSTS, MEASURES, METRICS, Measure, Provenance, Unit
 from harness.runs.state import RunState
+from reports.analysis.comparison import about_unlabelled
 from reports.read.collect import Collected
 from reports.read.frames import rows_of
-from reports.read.rows import state_label
+from reports.read.rows import split_warnings, state_label
 from reports.render.page.samples import extremes
 from reports.render.plots.context import BAR_SEEDS, BARS
 from reports.render.plots.tradeoff import axis_scale
@@ -81,6 +82,7 @@ def page_data(
         run |= {"id": _plain(row["fingerprint"]), "setting": settings[row["setting"]], "reason": _plain(row["reason"])}
         run |= {"spec": _spec(row), "command": _command(collected.root, row)}
         if row["state"] == RunState.DONE:
+            run["remarks"] = remarks(row["unlabelled"], row["data_warnings"])
             run |= _provenance(collected.provenance[row["fingerprint"]], package_lists)
             run["curve"] = _curve(curves.get(row["fingerprint"]))
             run |= _classes(classes.get(row["fingerprint"]), class_lists)
@@ -122,6 +124,14 @@ def page_data(
         "barsCaption": BARS,
         "withoutSamples": f"Samples that did not fit into the page are in {collected.root}/<run>/samples.",
     }
+
+
+def remarks(unlabelled: str, data_warnings: str) -> list[str]:
+    """What the score of a run must not be read without, from the columns of `Collected.runs`."""
+    return [
+        *([about_unlabelled(unlabelled)] if unlabelled else []),
+        *(f"Warning: {text}" for text in split_warnings([data_warnings])),
+    ]
 
 
 def _bars(most: int) -> list[float | None]:
