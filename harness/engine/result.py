@@ -82,7 +82,7 @@ def _inference(prepared: Prepared) -> Inference:
 
 def _provenance(prepared: Prepared) -> Provenance:
     cell, fabric = prepared.attempt.cell, prepared.attempt.fabric
-    spec, weights = cell.spec, cell.weights
+    spec, weights, backbone = cell.spec, cell.weights, prepared.network.backbone
     fields: dict[str, Any] = {
         **provenance.code(),
         "packages": provenance.packages(),
@@ -95,6 +95,12 @@ def _provenance(prepared: Prepared) -> Provenance:
             "identity": spec.weights,
             "given": weights.origin,
             "tensors_sha256": prepared.backbone.sha256,
+        },
+        "normalisation": {
+            "mean": backbone.mean,
+            "std": backbone.std,
+            "source": backbone.norm_source,
+            **({"warning": backbone.norm_doubt} if backbone.norm_doubt else {}),
         },
         "data": {
             "name": spec.dataset,

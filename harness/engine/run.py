@@ -31,6 +31,7 @@ from harness.features.cached_prefix import CachedPrefix, EvaluationPrefix
 from harness.features.keys import FeatureCache
 from harness.features.policy import EvaluationCachePolicy, FeatureCachePolicy
 from harness.features.pretrained import PretrainedBackbone
+from harness.models.backbones.tensor_files import Norm
 from harness.models.backbones.weights import load_backbone
 from harness.models.delta import DeltaHeader, save_delta
 from harness.models.network import UnsupportedMethod, build_segmenter
@@ -138,9 +139,11 @@ def begin(prepared: Prepared) -> TrainState:
         f"images, evaluating on {len(prepared.evaluation_samples)} ({evaluated_on}); head {spec.head}, "
         f"budget {spec.budget.name}, seed {spec.seed}, {provenance.device_name(attempt.fabric.device)}"
     )
-    for text in prepared.backbone.notes:
+    backbone = network.backbone
+    norm = f"images are normalised with {Norm(backbone.mean, backbone.std)}, {backbone.norm_source}"
+    for text in (*prepared.backbone.notes, norm):
         attempt.reporter.line(text)
-    for text in warnings(dataset, spec.budget):
+    for text in (*filter(None, [backbone.norm_doubt]), *warnings(dataset, spec.budget)):
         attempt.reporter.line(f"warning: {text}")
     if attempt.fabric.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(attempt.fabric.device)

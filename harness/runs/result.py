@@ -111,11 +111,13 @@ class RunResult(_Part):
     digest: str | None = Field(None, description="SHA-256 of the other fields; None: the run is older than this field")
 
     @property
-    def data_warnings(self) -> tuple[str, ...]:
-        """What was odd about the dataset when the run was executed; empty for runs of earlier versions."""
-        data = getattr(self.provenance, "data", None)
-        found = data.get("warnings") if isinstance(data, dict) else None
-        return tuple(map(str, found)) if isinstance(found, list) else ()
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd about the dataset or the weights; empty for runs of earlier versions."""
+        recorded = self.provenance.model_extra or {}
+        data, norm = recorded.get("data"), recorded.get("normalisation")
+        of_data = data.get("warnings") if isinstance(data, dict) else None
+        of_norm = norm.get("warning") if isinstance(norm, dict) else None
+        return (*map(str, of_data if isinstance(of_data, list) else ()), *([str(of_norm)] if of_norm else ()))
 
 
 Unit = Literal["share", "count", "bytes", "seconds", "rate", "ratio", "flops"]

@@ -50,7 +50,7 @@ class Comparison:
     """One row per setting and label: seeds (done), planned, mean, std (NaN for one seed), the means of `COSTS`,
     share (of the backbone's parameters), best, second, groups (of test images; 0 if unknown), rare_classes,
     to_best, to_best_reason and to_best_seeds (see `against_best`; empty without a score), unlabelled (the classes
-    without a label in the test images, as text) and data_warnings."""
+    without a label in the test images, as text) and warnings."""
     images: pd.DataFrame
     """One row per setting, label and test image: miou of the image alone, mean over seeds."""
     significance: pd.DataFrame
@@ -165,7 +165,7 @@ def _summary(runs: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:
         planned=runs.groupby(keys).size(),
         mean=values.mean(),
         std=values.std(ddof=1),
-        **{name: runs.groupby(keys)[name].max() for name in ("unlabelled", "data_warnings")},
+        **{name: runs.groupby(keys)[name].max() for name in ("unlabelled", "warnings")},
         **{cost: done.groupby(keys)[cost].mean().astype(float) for cost in COSTS},
     )
     summary["share"] = summary["trained_method"] / summary["backbone_parameters"]

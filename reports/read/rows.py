@@ -37,7 +37,7 @@ _BETWEEN_WARNINGS = " | "
 
 
 def split_warnings(columns: Iterable[str]) -> list[str]:
-    """The warnings in values of `RunRow.data_warnings`, each once."""
+    """The warnings in values of `RunRow.warnings`, each once."""
     texts = (text for column in columns for text in column.split(_BETWEEN_WARNINGS))
     return [text for text in dict.fromkeys(texts) if text]
 
@@ -78,9 +78,9 @@ class RunRow:
         return "" if self.result is None else ", ".join(self.result.metrics.unlabelled)
 
     @property
-    def data_warnings(self) -> str:
-        """What is odd about the dataset, as one text; see `split_warnings`."""
-        return "" if self.result is None else _BETWEEN_WARNINGS.join(self.result.data_warnings)
+    def warnings(self) -> str:
+        """What is odd about the dataset or the weights, as one text; see `split_warnings`."""
+        return "" if self.result is None else _BETWEEN_WARNINGS.join(self.result.warnings)
 
 
 def read_row(run: RunFolder, store: RunStore) -> RunRow:

@@ -91,7 +91,7 @@ def result_tables(
                 for label in block.labels(layout.sort)
             ],
             block.caption,
-            [*block.footnotes.lines(), *(f"Warning: {text}" for text in block.data_warnings)],
+            [*block.footnotes.lines(), *(f"Warning: {text}" for text in block.warnings)],
         )
         for number, block in enumerate(blocks, 1)
     ]
@@ -113,7 +113,7 @@ class _Block:
         self.to_best = list(rows["to_best"])
         self.means = rows.groupby("label")[["mean", *(column.key for column in COLUMNS.values())]].mean()
         self.seeds = sorted(rows.loc[rows["seeds"] > 0, "seeds"].unique())
-        self.data_warnings = split_warnings(rows["data_warnings"])
+        self.warnings = split_warnings(rows["warnings"])
         first = rows.iloc[0]
         random = ", random weights" if first["weights"] == "random" else ""
         self.name = f"{first['backbone']}, {first['head']}, {first['budget']}{random}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from studies.plan import make_plan
 from studies.progress import table as printed_table
 from studies.study import load_study
 from tests.support import results
-from tests.support.in_process import call
+from tests.support.in_process import call, train
 from tests.support.made_runs import draw_matrices, make_older, make_run, make_runs, make_spec
 from tests.support.studies_at_hand import write_study
+from tests.support.tiny_cell import make_dataset
 
 NUMBERS = NumberFormat()
 SAID = "The test images have no label of snow: IoU 0 where it is predicted, else left out of the mean."
@@ -87,8 +89,21 @@ def test_report_says_it_in_words_on_the_page_and_in_csv(tmp_path: Path) -> None:
     assert remarks[make_spec("linear", dataset="town").fingerprint] == []
     for name in ("results.csv", "runs.csv"):
         head, *lines = (tmp_path / "out/tables" / name).read_text().splitlines()
-        assert '"unlabelled"' in head and '"data_warnings"' in head
+        assert '"unlabelled"' in head and '"warnings"' in head
         assert all(('"snow"' in line) == ('"meadow"' in line) for line in lines)
+
+
+def test_run_records_what_is_odd_about_its_data_as_its_log_says_it(tmp_path: Path, tiny: Path) -> None:
+    data = make_dataset(tmp_path / "odd", ignored_rows=0)
+    (data / "dataset.yaml").write_text("classes: [brick, grass, water, snow]\n")
+    shutil.copy(data / "images/train/3.png", data / "images/test/0.png")
+    run = train(data, tiny, tmp_path / "runs")
+    warnings = ["odd: class snow never occurs in any mask",
+                "odd: train and test share 1 equal image file, such as train/3 and test/0"]  # fmt: skip
+    assert json.loads((run / "result.json").read_text())["provenance"]["data"]["warnings"] == warnings
+    assert all(f"warning: {text}" in (run / "log.txt").read_text() for text in warnings)
+    table = result_table(compare(collect(tmp_path / "runs")))
+    assert table.footnotes == [f"a: {SAID}", *(f"Warning: {text}" for text in warnings)]
 
 
 def test_warnings_about_the_data_stand_below_the_scores_once(tmp_path: Path) -> None:
@@ -98,7 +113,7 @@ def test_warnings_about_the_data_stand_below_the_scores_once(tmp_path: Path) -> 
         make_older(run, provenance=provenance | ({} if texts is None else {"data": {"warnings": texts}}))
     comparison = compare(collect(tmp_path))
     assert result_table(comparison).footnotes == ["Warning: a leak", "Warning: odd"]
-    assert set(comparison.runs["data_warnings"]) == {"a leak", "a leak | odd", ""}
+    assert set(comparison.runs["warnings"]) == {"a leak", "a leak | odd", ""}
 
 
 def test_class_without_a_label_is_in_the_tables_of_commands(tmp_path: Path, colours: Path) -> None:

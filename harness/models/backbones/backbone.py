@@ -69,6 +69,10 @@ class StagedBackbone(AttachPoints):
         self.std = tuple(std)
         self.notes: tuple[str, ...] = ()
         """Lines for a run's log: how the tensors of a file of weights were matched."""
+        self.norm_source = ""
+        """Why images are normalised by `mean` and `std`."""
+        self.norm_doubt = ""
+        """Why that may be wrong; empty if it is known."""
         self.pretrained_parameters = sum(parameter.numel() for parameter in self.parameters())
         self.requires_grad_(False)
         make_lean(self)

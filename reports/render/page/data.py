@@ -82,7 +82,7 @@ def page_data(
         run |= {"id": _plain(row["fingerprint"]), "setting": settings[row["setting"]], "reason": _plain(row["reason"])}
         run |= {"spec": _spec(row), "command": _command(collected.root, row)}
         if row["state"] == RunState.DONE:
-            run["remarks"] = remarks(row["unlabelled"], row["data_warnings"])
+            run["remarks"] = remarks(row["unlabelled"], row["warnings"])
             run |= _provenance(collected.provenance[row["fingerprint"]], package_lists)
             run["curve"] = _curve(curves.get(row["fingerprint"]))
             run |= _classes(classes.get(row["fingerprint"]), class_lists)
@@ -126,11 +126,11 @@ def page_data(
     }
 
 
-def remarks(unlabelled: str, data_warnings: str) -> list[str]:
+def remarks(unlabelled: str, warnings: str) -> list[str]:
     """What the score of a run must not be read without, from the columns of `Collected.runs`."""
     return [
         *([about_unlabelled(unlabelled)] if unlabelled else []),
-        *(f"Warning: {text}" for text in split_warnings([data_warnings])),
+        *(f"Warning: {text}" for text in split_warnings([warnings])),
     ]
 
 
@@ -170,8 +170,12 @@ def _provenance(provenance: Provenance, package_lists: list[list[tuple[str, str]
     pairs: list[tuple[str, str]] = []
     for name, value in fields.items():
         entries = value.items() if isinstance(value, dict) else [("", value)]
-        pairs += [(f"{name} {key}".strip().replace("_", " "), str(_plain(entry))) for key, entry in entries]
+        pairs += [(f"{name} {key}".strip().replace("_", " "), _text(entry)) for key, entry in entries]
     return {"provenance": pairs, "packages": package_lists.index(packages)}
+
+
+def _text(entry: Any) -> str:
+    return ", ".join(str(_plain(one)) for one in (entry if isinstance(entry, list) else [entry]))
 
 
 def _curve(points: pd.DataFrame | None) -> dict[str, list[Any]] | None:

@@ -111,7 +111,7 @@ def write_page(
         "script": Markup(script),
         "scope": _scope(runs),
         "answers": answers,
-        "data_warnings": split_warnings(runs.data_warnings),
+        "warnings": split_warnings(runs.warnings),
         "answers_shown": ANSWERS,
         "verdicts": _verdicts(significance, runs, reference),
         "reference": reference,
