@@ -131,7 +131,10 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
 
 def about_unlabelled(names: str) -> str:
     """What is wrong with a score if the test images have no label of these classes."""
-    return f"The test images have no label of {names}: IoU 0 where it is predicted, else left out of the mean."
+    return (
+        f"The test images have no label of {names}: such a class has IoU 0 if it is predicted, and is left out of the "
+        "mean if not."
+    )
 
 
 def check_metric(collected: Collected, metric: str) -> None:

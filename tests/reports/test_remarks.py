@@ -28,7 +28,10 @@ from tests.support.studies_at_hand import write_study
 from tests.support.tiny_cell import make_dataset
 
 NUMBERS = NumberFormat()
-SAID = "The test images have no label of snow: IoU 0 where it is predicted, else left out of the mean."
+SAID = (
+    "The test images have no label of snow: such a class has IoU 0 if it is predicted, and is left out of the mean if "
+    "not."
+)
 SCRIPT = "<script>alert(1)</script>"
 
 
@@ -79,6 +82,8 @@ def test_report_says_it_in_words_on_the_page_and_in_csv(tmp_path: Path) -> None:
     provenance = json.loads(run.result_path.read_text())["provenance"]
     make_older(run, provenance=provenance | {"data": {"warnings": [f"town: {SCRIPT}"]}})
     written = write_report(collect(tmp_path / "runs"), [], tmp_path / "out", Options())
+    printed = call("report", "--runs", tmp_path / "runs", "--out", tmp_path / "again")
+    assert SAID in printed.out and f"warning: town: {SCRIPT}" in printed.err
     assert [SAID in text for _, text in written.answers] == ["meadow" in name for name, _ in written.answers]
     html = (tmp_path / "out/index.html").read_text()
     assert html.count("<li>town: &lt;script&gt;alert(1)&lt;/script&gt;</li>") == 1 and SCRIPT not in html
