@@ -31,7 +31,6 @@ from harness.features.cached_prefix import CachedPrefix, EvaluationPrefix
 from harness.features.keys import FeatureCache
 from harness.features.policy import EvaluationCachePolicy, FeatureCachePolicy
 from harness.features.pretrained import PretrainedBackbone
-from harness.models.backbones.tensor_files import Norm
 from harness.models.backbones.weights import load_backbone
 from harness.models.delta import DeltaHeader, save_delta
 from harness.models.network import UnsupportedMethod, build_segmenter
@@ -111,7 +110,7 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
         train_samples=train_samples,
         evaluation_samples=evaluation_samples,
         stream=TrainStream(dataset, train_samples, spec.budget, derive(spec.seed, "data"), copy.mean, copy.std),
-        cache=FeatureCache(cell, attempt.store, backbone.sha256, attempt.fabric, attempt.options.cache_size),
+        cache=FeatureCache(cell, attempt.store, backbone.sha256, copy.norm, attempt.fabric, attempt.options.cache_size),
         step_cost=cost.cached_step_cost(cell, network, attempt.store.cache),
     )
 
@@ -140,7 +139,7 @@ def begin(prepared: Prepared) -> TrainState:
         f"budget {spec.budget.name}, seed {spec.seed}, {provenance.device_name(attempt.fabric.device)}"
     )
     backbone = network.backbone
-    norm = f"images are normalised with {Norm(backbone.mean, backbone.std)}, {backbone.norm_source}"
+    norm = f"images are normalised with {backbone.norm}, {backbone.norm_source}"
     for text in (*prepared.backbone.notes, norm):
         attempt.reporter.line(text)
     for text in (*filter(None, [backbone.norm_doubt]), *warnings(dataset, spec.budget)):
@@ -303,6 +302,7 @@ def write(evaluated: Evaluated) -> RunResult | None:
         backbone_sha256=prepared.backbone.sha256,
         bands=cell.dataset.bands,
         codes=cell.dataset.codes,
+        stated_norm=prepared.network.backbone.stated_norm,
     )
     result = make_result(evaluated, delta_bytes=save_delta(attempt.folder.delta_path, prepared.network, header))
     attempt.folder.finish(Outcome(RunState.DONE, step=cell.spec.budget.steps), result)

@@ -12,6 +12,7 @@ import torch
 from harness.data.base import RGB, Bands
 from harness.errors import UserError, located
 from harness.method import methods
+from harness.models.backbones.tensor_files import Norm
 from harness.models.backbones.weights import find_weights, load_backbone, tensors_digest, to_ask_for
 from harness.models.network import Segmenter, UnsupportedMethod, build_segmenter
 from harness.spec import PROTOCOL, Spec
@@ -35,6 +36,8 @@ class DeltaHeader:
     """How the channels of images become RGB, as the dataset states it."""
     codes: tuple[int, ...] | None = None
     """The value of each class in the dataset's masks; None: its index, or not recorded by an earlier version."""
+    stated_norm: Norm | None = None
+    """As `StagedBackbone.stated_norm` in training, whatever file the weights are loaded from."""
 
 
 def save_delta(path: Path, network: Segmenter, header: DeltaHeader) -> int:
@@ -43,7 +46,7 @@ def save_delta(path: Path, network: Segmenter, header: DeltaHeader) -> int:
 
     fields = {**asdict(header), "spec": header.spec.model_dump(mode="json"), **header.bands._asdict()}
     # Of later fields only what is stated: a delta without them has the size that it had before.
-    unstated = {name for name in ("range", "bands", "codes") if fields[name] is None}
+    unstated = {name for name in ("range", "bands", "codes", "stated_norm") if fields[name] is None}
     fields = {name: value for name, value in fields.items() if name not in unstated}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in network.delta_state().items()}
     with atomically(path) as temporary:
@@ -74,6 +77,7 @@ def read_delta_header(path: Path) -> DeltaHeader:
             scale=None if fields["scale"] is None else (fields["scale"][0], fields["scale"][1]),
             backbone_sha256=fields["backbone_sha256"],
             bands=_bands(fields.get("range"), fields.get("bands")),
+            stated_norm=_norm(fields.get("stated_norm")),
             codes=None if fields.get("codes") is None else tuple(map(int, fields["codes"])),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -89,6 +93,15 @@ def _bands(range_: Sequence[float] | None, bands: Sequence[int] | None) -> Bands
     return Bands(
         None if range_ is None else (float(range_[0]), float(range_[1])), None if bands is None else tuple(bands)
     )
+
+
+def _norm(values: Sequence[Sequence[float]] | None) -> Norm | None:
+    if values is None:
+        return None
+    mean, std = (tuple(map(float, one)) for one in values)
+    if not len(mean) == len(std) == 3 or min(std) <= 0:
+        raise ValueError(f"invalid norm {values}")
+    return Norm(mean, std)
 
 
 def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaHeader]:
@@ -127,6 +140,7 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
             f"{path}: was trained on {spec.backbone} with weights {spec.weights}, and --weights {weights} gives "
             f"{found.identity}; pass the same file with --weights PATH"
         )
+    backbone.stated_norm = header.stated_norm
     try:
         with located(path):
             network = build_segmenter(backbone, method, spec.head, len(header.classes), spec.seed)

@@ -18,6 +18,7 @@ from harness.models.backbones.backbone import StagedBackbone
 from harness.models.backbones.weights import find_weights, load_backbone
 from harness.models.delta import load_delta
 from harness.runs.folder import RunFolder
+from harness.runs.metrics import load_confusions
 from tests.support.in_process import train
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -132,5 +133,24 @@ def test_run_and_prediction_use_and_record_the_norm_of_the_file(colours: Path, t
     assert recorded == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "source": "as stated.safetensors states"}
     losses = [[point["loss"] for point in RunFolder(run).curve()] for run in (plain, stated)]
     assert losses[0] and losses[0] != losses[1]
-    network, _ = load_delta(stated / "delta.safetensors", str(tmp_path / "stated.safetensors"), tmp_path)
-    assert (network.backbone.mean, network.backbone.std) == STATED
+    for run, expected in ((plain, IMAGENET), (stated, STATED)):  # of equal tensors, either file will do
+        for name in ("plain", "stated"):
+            network, _ = load_delta(run / "delta.safetensors", str(tmp_path / f"{name}.safetensors"), tmp_path)
+            assert norm(network.backbone) == expected
+
+
+def test_cached_features_of_equal_tensors_are_not_shared_between_norms(
+    colours: Path, tiny: Path, tmp_path: Path
+) -> None:
+    tensors = state("resnet10t")
+    save_file(tensors, tmp_path / "plain.safetensors")
+    metadata = {name: json.dumps(values) for name, values in zip(("mean", "std"), STATED, strict=True)}
+    save_file(tensors, tmp_path / "stated.safetensors", metadata)
+
+    def counts(name: str, runs: str, cache_size: str) -> list[int]:
+        more = ["--weights", tmp_path / f"{name}.safetensors", "--method", "linear", "--cache-size", cache_size]
+        run = RunFolder(train(colours, tiny, tmp_path / runs, *more))
+        return load_confusions(run.confusions_path).matrices.sum(0).ravel().tolist()
+
+    first, cached = counts("plain", "shared", "100MB"), counts("stated", "shared", "100MB")
+    assert first != cached == counts("stated", "alone", "0")

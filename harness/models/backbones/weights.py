@@ -125,7 +125,7 @@ def load_backbone(backbone: str, weights: Weights, seed: int, drop_path: float =
     tag = ".".join(filter(None, (config["architecture"], config.get("tag"))))
     staged.norm_source = f"as timm's {tag}"
     if checkpoint is not None and checkpoint.norm is not None:
-        staged.mean, staged.std = checkpoint.norm
+        staged.stated_norm = checkpoint.norm
         staged.norm_source = f"as {Path(weights.origin).name} states"
     elif checkpoint is not None:
         staged.norm_doubt = _doubt(backbone, tag)
