@@ -98,11 +98,11 @@ class Setting:
 class Stepper:
     """A network, its optimiser and the images it is trained on, a step at a time."""
 
-    def __init__(self, setting: Setting, cell: Cell):
-        """Raises `UnsupportedMethod`."""
+    def __init__(self, setting: Setting, cell: Cell, batches: list[tuple[Tensor, Tensor]] | None = None):
+        """`batches`: as of `Setting.batches`, which makes them by default. Raises `UnsupportedMethod`."""
         self.cell = cell
         self.network = setting.network(cell)
-        self.batches = setting.batches(cell, self.network)
+        self.batches = batches or setting.batches(cell, self.network)
         groups = parameter_groups(self.network, self.network.method.hyperparameters)
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
         self.forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.network

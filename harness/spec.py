@@ -24,7 +24,7 @@ PROTOCOL = 2
 the weights of linear and convolutional layers alone; no gradient clipping and no stochastic depth by default.
 """
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Part = Literal["report", "dev"]
 """`report`: train on the train split, evaluate once on the test split. `dev`: evaluate on the dev split, or on a part
 that is held out of train; see `harness/data/splits.py`."""
@@ -55,7 +55,11 @@ class Budget(BaseModel):
         le=10,
         description="weight of the loss of an FCN head on the third stage in training; 0: none",
     )
-    precision: Precision = Field("fp32", description="of the forward pass; bf16 and fp16 are autocast")
+    precision: Precision = Field(
+        "fp32",
+        description="tf32: float32 with the shorter products of a GPU's matrix units, as fp32 on a CPU; bf16 and fp16 "
+        "are autocast of the forward pass",
+    )
     channels_last: bool = Field(
         False,
         description="memory layout of feature maps in CNNs; selects other kernels, faster on most devices, that differ "

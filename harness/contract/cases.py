@@ -53,14 +53,16 @@ class Case:
 
     method: type[Method]
     backbone: str
+    device: str = "cpu"
 
     def frozen_backbone(self) -> StagedBackbone:
         """The frozen backbone with random weights from a fixed seed, with the arguments in `SMALLER`."""
-        return copy.deepcopy(_frozen_backbone(self.backbone))
+        return copy.deepcopy(_frozen_backbone(self.backbone)).to(self.device)
 
     def build(self, backbone: StagedBackbone | None = None, classes: int = CLASSES) -> Segmenter:
         method = self.method(self.method.Hyperparameters())
-        return build_segmenter(backbone or self.frozen_backbone(), method, "fpn:16", classes, seed=0)
+        backbone = self.frozen_backbone() if backbone is None else backbone
+        return build_segmenter(backbone, method, "fpn:16", classes, seed=0).to(self.device)
 
     @cached_property
     def short_training(self) -> ShortTraining:
@@ -116,7 +118,7 @@ class ShortTraining:
 
 
 def train_briefly(network: Segmenter, on_backward: Callable[[], object] = lambda: None) -> list[float]:
-    images, masks = four_images()
+    images, masks = four_images(device_of(network))
     optimizer = torch.optim.AdamW([parameter for _, parameter in network.trained_parameters()], lr=1e-3)
     network.train()
     losses = []
@@ -131,14 +133,18 @@ def train_briefly(network: Segmenter, on_backward: Callable[[], object] = lambda
     return losses
 
 
-def four_images() -> tuple[Tensor, Tensor]:
+def device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
+def four_images(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Images [4, 3, 64, 64] of quadrants whose colour is their class, and masks [4, 64, 64] uint8, all labelled."""
     draw = torch.Generator().manual_seed(1)
     masks = torch.randint(0, CLASSES, (4, 2, 2), generator=draw).repeat_interleave(SIDE // 2, 1)
     masks = masks.repeat_interleave(SIDE // 2, 2)
     colours = 1.5 * torch.randn(CLASSES, 3, generator=draw)
     images = colours[masks].permute(0, 3, 1, 2) + 0.2 * torch.randn(4, 3, SIDE, SIDE, generator=draw)
-    return images.contiguous(), masks.to(torch.uint8)
+    return images.contiguous().to(device), masks.to(torch.uint8).to(device)
 
 
 def deterministic_mode(network: Segmenter) -> Segmenter:
@@ -157,12 +163,13 @@ def gradients_of(
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss of the four images and the gradient of every trained parameter, accumulated over `parts` equal parts."""
-    images, masks = four_images()
+    device = device_of(network)
+    images, masks = four_images(device)
     network.zero_grad(set_to_none=True)
     total = 0.0
     for x, y in zip(images.chunk(parts), masks.chunk(parts), strict=True):
         torch.manual_seed(0)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss, _ = network(x.contiguous(memory_format=memory_format), y)
         (loss / parts).backward()
         total += loss.item() / parts

@@ -103,7 +103,7 @@ def trains_the_declared_number_of_parameters(case: Case) -> None:
 
 def starts_as_the_frozen_backbone(case: Case) -> None:
     """Before training the maps equal the frozen backbone's up to rounding, unless `changes_start` states a reason."""
-    images, _ = four_images()
+    images, _ = four_images(case.device)
     with torch.no_grad():
         ours = case.build().eval().backbone(images)
         frozen = case.frozen_backbone()(images)
@@ -160,7 +160,7 @@ def is_rebuilt_from_its_delta(case: Case) -> None:
     """A delta that is saved and loaded into a new network gives identical logits, and holds no pre-trained tensor."""
     from safetensors.torch import load_file
 
-    network, images = case.short_training.network, four_images()[0]
+    network, images = case.short_training.network, four_images(case.device)[0]
     if case.short_training.copied:
         raise ContractBroken(f"the delta holds copies of pre-trained tensors: {list_some(case.short_training.copied)}")
     spec = Spec(
@@ -242,7 +242,7 @@ def works_in_channels_last(case: Case) -> None:
 def overfits_four_images(case: Case) -> None:
     """The loss of four images halves. The head learns at 0.01, the method at its own default."""
     network = case.build().train()
-    images, masks = four_images()
+    images, masks = four_images(case.device)
     groups = parameter_groups(network, network.method.hyperparameters)
     head = {id(parameter) for parameter in network.head.parameters()}
     for group in groups:

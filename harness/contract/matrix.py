@@ -41,21 +41,23 @@ def tiny_backbones() -> dict[str, str]:
     return {family: TINY[family] for family in families.families() if family in TINY}
 
 
-def check_method(method: str | type[Method], backbones: Iterable[str] | None = None) -> list[CheckResult]:
+def check_method(
+    method: str | type[Method], backbones: Iterable[str] | None = None, device: str = "cpu"
+) -> list[CheckResult]:
     """Run every check on a method (a class, or a registered name) and each of the backbones.
 
     `backbones` are timm names; by default one tiny network per family. A backbone that the method does not support has
     one outcome, `unsupported` with the method's reason. If a check in `FOUNDATIONS` fails, the later ones are
-    skipped. Raises `UserError` for a name that is not registered.
+    skipped. The check with two processes runs on the CPU alone. Raises `UserError` for a name that is not registered.
     """
     cls = methods.get(method) if isinstance(method, str) else method
     outcomes = [_outcome("described", "", lambda: described(cls))]
     if outcomes[0].status == "broken":
         return outcomes
     for name in tiny_backbones().values() if backbones is None else backbones:
-        case = Case(cls, name)
+        case = Case(cls, name, device)
         for check in CHECKS:
-            if check is finishes_in_two_processes and name not in TWO_PROCESSES_ON:
+            if check is finishes_in_two_processes and (name not in TWO_PROCESSES_ON or device != "cpu"):
                 continue
             outcomes.append(_outcome(check.__name__, name, partial(check, case)))
             if outcomes[-1].status == "unsupported" or (outcomes[-1].status == "broken" and check in FOUNDATIONS):

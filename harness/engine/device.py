@@ -15,6 +15,7 @@ from harness.spec import Precision
 
 _PRECISIONS: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
+    "tf32": "32-true",
     "bf16": "bf16-mixed",
     "fp16": "16-mixed",
 }
@@ -45,6 +46,8 @@ def make_fabric(device: str, precision: Precision) -> Fabric:
         precision=_PRECISIONS[precision],
     )
     fabric.launch()
+    # torch's own default is TF32 in convolutions alone: CNNs and Transformers would differ in precision.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     return fabric
 
 
@@ -52,6 +55,7 @@ def make_reproducible() -> None:
     """Make torch deterministic: one seed, one result, to the bit. Kernels that cannot be are reported as warnings."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # fills every new tensor, to find code that reads it
     torch.backends.cudnn.benchmark = False
 
 

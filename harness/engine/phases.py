@@ -32,6 +32,8 @@ class Prepared:
     cache: FeatureCache
     step_cost: StepCost | None
     """None where it could not be counted."""
+    unrepeatable: str | None
+    """The kernel of the network's steps that does not repeat to the bit on this device."""
 
 
 @dataclass(frozen=True)

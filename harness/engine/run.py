@@ -25,6 +25,7 @@ from harness.engine.device import default_workers, make_reproducible
 from harness.engine.evaluation import Predictor, confusion_matrices
 from harness.engine.options import ExecutionOptions
 from harness.engine.phases import Evaluated, Prepared, Trained
+from harness.engine.repeatable import kernel_that_does_not_repeat
 from harness.engine.result import make_result
 from harness.engine.training import CurvePoint, Meters, TrainCallbacks, TrainState
 from harness.features.cached_prefix import CachedPrefix, EvaluationPrefix
@@ -112,6 +113,7 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
         stream=TrainStream(dataset, train_samples, spec.budget, derive(spec.seed, "data"), copy.mean, copy.std),
         cache=FeatureCache(cell, attempt.store, backbone.sha256, copy.norm, attempt.fabric, attempt.options.cache_size),
         step_cost=cost.cached_step_cost(cell, network, attempt.store.cache),
+        unrepeatable=kernel_that_does_not_repeat(network, spec.budget, attempt.fabric),
     )
 
 
@@ -144,6 +146,11 @@ def begin(prepared: Prepared) -> TrainState:
         attempt.reporter.line(text)
     for text in (*filter(None, [backbone.norm_doubt]), *warnings(dataset, spec.budget)):
         attempt.reporter.line(f"warning: {text}")
+    if prepared.unrepeatable is not None:
+        attempt.reporter.line(
+            f"warning: {prepared.unrepeatable} does not repeat to the bit on this device: the same run can end with "
+            "other last digits"
+        )
     if attempt.fabric.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(attempt.fabric.device)
     return TrainState(
@@ -154,6 +161,7 @@ def begin(prepared: Prepared) -> TrainState:
         attempt.fabric,
         attempt.folder.checkpoints,
         frozen_stages=prepared.frozen_stages,
+        strict=prepared.unrepeatable is None,
         checkpoint_seconds=attempt.options.checkpoint_seconds,
         callbacks=RunCallbacks(attempt),
     )

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from harness.engine.batches import Batch, BatchSource
 from harness.engine.evaluation import confusion
+from harness.engine.repeatable import set_strict
 from harness.method import HeadHyperparameters
 from harness.models.losses import labels_at
 from harness.models.network import Segmenter, apply_memory_format
@@ -49,7 +50,8 @@ class Meters:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One point of the training curve. `loss` and `miou_train` cover the training crops since the previous point."""
+    """One point of the training curve. `loss` is the mean since the previous point, `miou_train` that of the crops of
+    this step."""
 
     step: int
     loss: float
@@ -129,14 +131,17 @@ class TrainState:
         checkpoints: Checkpoints,
         *,
         frozen_stages: int = 0,
+        strict: bool = False,
         checkpoint_seconds: float = 30,
         callbacks: TrainCallbacks | None = None,
     ):
-        """`frozen_stages`: number of first stages whose outputs the network accepts instead of images."""
+        """`frozen_stages`: number of first stages whose outputs the network accepts instead of images. `strict`: as in
+        `repeatable.set_strict`, on a GPU."""
         self.network, self.backbone, self.frozen_stages = network, network.backbone, frozen_stages
         self.budget, self.hyperparameters, self.seed = budget, hyperparameters, seed
         self.fabric, self.checkpoints = fabric, checkpoints
         self.callbacks = callbacks or TrainCallbacks()
+        self._strict = strict and fabric.device.type == "cuda"
         self.step = 0
         self.meters = Meters()
         self._checkpoint_seconds, self._saved = checkpoint_seconds, time.monotonic()
@@ -176,16 +181,19 @@ class TrainState:
         """
         budget, meters, fabric, step = self.budget, self.meters, self.fabric, self.step
         started = time.monotonic()
+        set_strict(self._strict)
         torch.manual_seed(derive(self.seed, "step", step, fabric.global_rank))
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
+        is_point = (step + 1) % math.ceil(budget.steps / CURVE_POINTS) == 0 or step + 1 == budget.steps
         loss_value = 0.0
         for part, batch in enumerate(batches):
             with fabric.no_backward_sync(self._model, enabled=part < budget.accumulate - 1):
                 loss, logits = self._model(batch.behind(self.frozen_stages), batch.masks)
                 fabric.backward(loss / budget.accumulate)
             loss_value += loss.item() / budget.accumulate
-            _count(meters, logits, self.network.canvas_labels(batch.masks))
+            if is_point:
+                _count(meters, logits, self.network.canvas_labels(batch.masks))
         if not math.isfinite(loss_value):
             rates = self.hyperparameters.model_dump(include={"lr", "head_lr"})
             now = " and ".join(f"{name}={rate:g}" for name, rate in sorted(rates.items(), reverse=True))
@@ -195,6 +203,7 @@ class TrainState:
             fabric.clip_gradients(self._model, self._optimizer, max_norm=budget.clip_norm, error_if_nonfinite=False)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        set_strict(False)
 
         own = time.monotonic() - started
         meters.images += budget.batch_size
@@ -207,7 +216,7 @@ class TrainState:
         self.step += 1
         lr = self.hyperparameters.main_lr * budget.learning_rate_factor(step)
         self.callbacks.on_step(self.step, loss_value, lr)
-        if self.step % math.ceil(budget.steps / CURVE_POINTS) == 0 or self.finished:
+        if is_point:
             self.callbacks.on_point(_point(self.step, lr, meters))
 
     def save_if_due(self, stopping: bool) -> None:

@@ -1,10 +1,12 @@
 """Imported once by the process that jobs are forked from, so that no job spends time on these imports."""
 
 import gc
+from unittest import mock
 
 from harness.util.quiet import quiet_imports
 
-with quiet_imports():
+# mmengine asks whether there is a GPU when it is imported. After that answer no forked process could use one.
+with quiet_imports(), mock.patch("torch.cuda.is_available", return_value=False):
     import mmseg.models.decode_heads
     import mmseg.models.necks  # noqa: F401
 

@@ -45,7 +45,7 @@ def build_head(head: str, backbone: StagedBackbone, num_classes: int, seed: int)
     name, width = parse_head(head)
     with torch.random.fork_rng(devices=[]), quiet_imports():
         torch.manual_seed(seed)
-        module = heads.get(name)(backbone, num_classes, width)
+        module = _repeatable(heads.get(name)(backbone, num_classes, width))
         for part in module.modules():
             if callable(getattr(part, "init_weights", None)) and not getattr(part, "_is_init", False):
                 part.init_weights()
@@ -72,6 +72,21 @@ def build_auxiliary_head(backbone: StagedBackbone, num_classes: int, seed: int) 
         )
         head.init_weights()
     return _on_output(backbone, stage, head)
+
+
+def _repeatable(module: nn.Module) -> nn.Module:
+    """Give mmsegmentation's resizing and pooling gradients that repeat on a GPU: see `resampling`."""
+    from mmseg.models.utils import wrappers
+    from torch import nn
+
+    from harness.models.resampling import AveragePool, resample_in
+
+    resample_in(wrappers)
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                setattr(part, name, AveragePool(child.output_size))
+    return module
 
 
 def _norm() -> dict[str, object]:

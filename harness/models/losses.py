@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.data.base import IGNORE_INDEX
+from harness.models.resampling import resample
 
 
 def labels_at(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -28,6 +29,4 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [B, K, h, w] -> float32 [B, K, H, W], bilinear, corners not aligned."""
-    if logits.shape[-2:] == size:
-        return logits.float()
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+    return resample(logits.float(), size)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.models.losses import cross_entropy, labels_at
+from harness.models.resampling import resample
 
 
 class OnePass(list[Tensor]):
@@ -134,8 +135,7 @@ def hand_on(matchers: list[Matcher]) -> None:
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    size = like.shape[-2:]
-    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+    return resample(x, (like.shape[-2], like.shape[-1]))
 
 
 def _size_of(feature_map: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.models.resampling import resample
+
 
 class PromptTokens(nn.Module):
     """Block index -> prompt tokens [length, C]; dropped out in training."""
@@ -84,7 +86,7 @@ class Border(nn.Module):
     def _colours(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """Normalised pixels, resampled so that each has a share in a smaller image as well."""
         if pixels.shape[-2:] != size:
-            pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+            pixels = resample(pixels, size, antialias=True)
         return (pixels - self.mean) / self.std
 
 

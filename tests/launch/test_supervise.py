@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from harness.launch.local import LocalLauncher
 from harness.launch.supervise import Stop, supervise
 from harness.runs.state import Outcome
 from harness.runs.store import RunStore
+from tests.support.tiny_cell import environment
 from tests.support.tiny_jobs import (
     SLOW,
     Cells,
@@ -204,3 +207,16 @@ def test_full_disk_fails_the_job_and_with_space_it_is_done(
     filler.unlink()
     assert [state(result) for result in supervise(job)] == ["done"]
     assert results_of(job) == undisturbed[job.name]
+
+
+def test_preload_does_not_ask_for_a_gpu() -> None:
+    """After that, no process that is forked from it could use one."""
+    code = """
+import torch
+def ask():
+    raise SystemExit("asked for a GPU")
+torch._C._cuda_getDeviceCount = ask
+import harness.launch.preload
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

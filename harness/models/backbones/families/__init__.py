@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import timm
+import timm.layers.pos_embed
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from harness.errors import UserError, did_you_mean
 from harness.models.backbones.backbone import StagedBackbone
 from harness.models.backbones.family import Family, TinyNetwork
 from harness.models.backbones.matching import Layout
+from harness.models.resampling import resample_in
 
 _families: dict[str, Family] = {}
 
@@ -71,6 +73,7 @@ def create(name: str, **changes: Any) -> Any:
     Raises `UserError` for a name that is not usable.
     """
     check_backbone(name)
+    resample_in(timm.layers.pos_embed)
     return timm.create_model(name, pretrained=False, num_classes=0, **{**_family_of(name).options, **changes})
 
 

@@ -1,0 +1,56 @@
+"""Processes that check and measure, several at a time; one at a time where time is measured."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+
+class Pool:
+    """Processes that check at the same time; a measurement of time has the device alone under `alone`."""
+
+    def __init__(self, processes: int, deadline: float):
+        """`deadline`: by `time.monotonic`."""
+        self._deadline = deadline
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        context = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(processes, context, _initialise, (context.Lock(), threads))
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def map(self, work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        """Each job with its result, in order; with the exception where it failed or was not finished in time."""
+        futures = [self._executor.submit(work, *job) for job in jobs]
+        for job, future in zip(jobs, futures, strict=True):
+            try:
+                yield job, future.result(timeout=max(1.0, self._deadline - time.monotonic()))
+            except TimeoutError:
+                future.cancel()
+                yield job, RuntimeError("not measured in the time that there was; see --minutes")
+            except Exception as error:
+                yield job, error
+
+
+def _initialise(lock: Any, threads: int) -> None:
+    global alone
+    alone = lock
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+alone: Any = None
+"""The lock of a timing; set in the processes of a `Pool`."""
+
+
+def reason(error: BaseException) -> str:
+    """One line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
