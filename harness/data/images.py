@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
+import struct
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +17,7 @@ from harness.data.base import RGB, Bands
 from harness.data.masks import png_depth
 
 _ORIENTATION = 0x0112
-_BITS, _PHOTOMETRIC, _SAMPLES = 258, 262, 277  # TIFF tags
+_SIZE, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 258, 262, 277  # TIFF tags
 _GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)
 """TIFF tags of GeoTIFF: pixel scale, tie points, transformation, and the keys of the reference system."""
 _MOST_SAMPLES = 6
@@ -23,6 +27,8 @@ _PLAIN = (1, 2)
 _DARK = 64
 """If no value of 16-bit images reaches this in its higher 8 bits, the images use a part of the range only."""
 _CONVERT = "convert it to 8-bit RGB"
+_DAMAGED = "a damaged TIFF; get the file again"
+warnings.filterwarnings("ignore", "Truncated File Read|Corrupt EXIF data", module="PIL")  # an error follows
 _STATE_RANGE = f"state `range: [lowest, highest]` of its values in dataset.yaml, or {_CONVERT}"
 _STATE_BANDS = "state `bands: [red, green, blue]`, counted from 1, in dataset.yaml"
 
@@ -130,7 +136,10 @@ def _channels(content: bytes) -> np.ndarray:
             return _turned(pixels, orientation(content))
     import cv2
 
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # it prints a line for each tag of a GeoTIFF; what is damaged is an error below
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
     if pixels is None and tags is None:
         raise UnidentifiedImageError
     if pixels is not None and pixels.ndim == 2:
@@ -152,23 +161,31 @@ def _by_tifffile(content: bytes) -> np.ndarray | None:
         import tifffile  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         return None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what is damaged before it raises an error
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             first = file.series[0] if file.series[0].ndim == 3 else file.pages[0]
             pixels, axes = first.asarray(), first.axes
-    except ValueError:
-        return None
+    except ValueError as error:
+        if re.search("imagecodecs|not supported", str(error)):
+            return None
+        raise ValueError(_DAMAGED) from error
     if pixels.ndim == 2:
         return pixels[..., None]
     return pixels if axes.startswith("YX") else np.moveaxis(pixels, 0, 2)
 
 
 def _tiff_tags(content: bytes) -> ImageFileDirectory_v2:
-    """Of the first page, also where Pillow cannot decode it."""
+    """Of the first page, also where Pillow cannot decode it. Raises `ValueError` where there are none."""
     header = content[: 16 if content[2:4] in (b"+\0", b"\0+") else 8]
-    tags, file = ImageFileDirectory_v2(header), io.BytesIO(content)
-    file.seek(tags.next)
-    tags.load(file)
+    try:
+        tags, file = ImageFileDirectory_v2(header), io.BytesIO(content)
+        file.seek(tags.next)
+        tags.load(file)
+    except struct.error as error:
+        raise ValueError(_DAMAGED) from error
+    if _SIZE not in tags:
+        raise ValueError(_DAMAGED)
     return tags
 
 

@@ -177,6 +177,20 @@ def test_tiff_of_many_bands_needs_what_the_run_states(plain: Path, run: Path, sa
     assert line.endswith("RGB's; convert it to 8-bit RGB")
 
 
+@pytest.mark.parametrize("length", [0, 6, 8, 300])
+@pytest.mark.parametrize("stated", [True, False], ids=["range", "8 bits"])
+def test_damaged_tiff_is_one_line(run: Path, plain: Path, tmp_path: Path, length: int, stated: bool) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "whole.tif", np.zeros((64, 64, 3), np.uint16), photometric="rgb")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "whole.tif").read_bytes()[:length])
+    output = call("predict", run if stated else plain, tmp_path / "cut.tif", "--out", tmp_path / "out")
+    (line,) = output.err.splitlines()
+    reasons = ("not an image file", "not a readable image: a damaged TIFF; get the file again",
+               "not a readable image: image file is truncated")  # fmt: skip
+    assert line.startswith(tuple(f"error: {tmp_path}/cut.tif: {reason}" for reason in reasons))
+    assert (output.code, (tmp_path / "out").exists()) == (1, False)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
