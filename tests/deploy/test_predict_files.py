@@ -199,6 +199,7 @@ def test_damaged_tiff_is_one_line(run: Path, plain: Path, tmp_path: Path, length
         ({"bands": [1, 2]}, "invalid bands [1, 2]"),
         ({"codes": [1, 2]}, "2 label codes for 3 classes"),
         ({"codes": "abc"}, "not a delta"),
+        ({"stated_norm": [[0.5, 0.5, 0.5], [0, 0, 0]]}, "invalid norm"),
     ],
 )
 def test_delta_with_invalid_rules_is_refused(
