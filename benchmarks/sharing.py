@@ -130,7 +130,7 @@ def _evaluations(setting: Setting, backbone: str) -> tuple[list[float], list[flo
         return setting.clock() - started
 
     with _store(setting) as store:
-        cache = FeatureCache(cell, store, digest, setting.fabric, CACHE_SIZE)
+        cache = FeatureCache(cell, store, digest, pretrained.norm, setting.fabric, CACHE_SIZE)
 
         def on_cached() -> float:
             policy = EvaluationCachePolicy(cache.limit)

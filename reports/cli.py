@@ -51,6 +51,7 @@ def report(
     check_writable("--out", out)
     from reports.read.cited import load_published
     from reports.read.collect import collect
+    from reports.read.rows import split_warnings
     from reports.render.page.page import ANSWERS
     from reports.render.tables import NumberFormat, TableLayout
     from reports.report import Options, filtered, write_report
@@ -64,6 +65,8 @@ def report(
     comparison, found = write_report(collected, cited, out, chosen)
     for skipped in collected.skipped:
         say(f"warning: {skipped.folder} is skipped: {skipped.reason}")
+    for text in split_warnings(comparison.runs["warnings"]):
+        say(f"warning: {text}")
     states = comparison.runs["state"].value_counts().sort_index()
     settings = comparison.summary["setting"].nunique()
     counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items())

@@ -142,7 +142,7 @@ def _tables(
         "Classes behind the differences": statistics_tables.share_tables(comparison, numbers),
         "Dev and test": statistics_tables.dev_test_tables(comparison, numbers),
         "Over all settings": statistics_tables.overall_tables(comparison, numbers),
-        "Published": tables.published_table(cited, comparison.metric, numbers),
+        "Published": tables.published_table(cited, comparison, numbers),
         ABSENT: tables.absent_table(comparison, [(one.folder, one.reason) for one in collected.skipped]),
     }
 

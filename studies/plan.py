@@ -38,6 +38,8 @@ class PlannedCell:
     miou: float | None = None
     seconds: float | None = None
     """Training time, if the cell is done."""
+    unlabelled: tuple[str, ...] = ()
+    """Classes without a label in the evaluated images, if the cell is done."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -261,6 +263,7 @@ def refresh(cell: PlannedCell, store: RunStore) -> None:
         cell.reason = f"{run.path}: {outcome.reason}; the run is executed again"
     elif result is not None:
         cell.miou, cell.seconds = result.metrics.miou, result.train_seconds
+        cell.unlabelled = result.metrics.unlabelled
 
 
 def _mark_unsupported(plan: Plan, resolve: Resolver, store: RunStore) -> None:

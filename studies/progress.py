@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from harness.cli.tables import no_label_of
 from harness.data.fit import describe_parts, warnings
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
@@ -18,12 +19,15 @@ from studies.plan import Plan, PlannedCell, PlannedSearch, rows_of
 from studies.scheduler import SearchTask
 from studies.search.spec import TrialState
 from studies.study import shown_label
+from studies.tune import HEAD_LR
 
 if TYPE_CHECKING:
     from rich.live import Live as RichLive
 
     from studies.search.search import Search
 
+RATES = ("lr", HEAD_LR)
+"""The hyperparameters in the table of scores: without them, no score of tuned methods can be judged."""
 PLAIN_SECONDS = 30
 """The least seconds between two plain lines of overall progress."""
 
@@ -91,10 +95,10 @@ def table(plan: Plan) -> list[dict[str, str]]:
 
 def _head_line(head: PlannedSearch) -> dict[str, str]:
     request = head.request
-    if head.chosen is not None:
-        state = RunState.DONE.label + "".join(f", {name}={value:g}" for name, value in head.chosen.items())
-    else:
-        state = (RunState.FAILED if head.finished else RunState.RUNNING if head.ended else RunState.TO_DO).label
+    chosen = head.chosen or {}
+    state = RunState.DONE
+    if head.chosen is None:
+        state = RunState.FAILED if head.finished else RunState.RUNNING if head.ended else RunState.TO_DO
     return {
         "backbone": display_name(request.backbone, request.weights),
         "dataset": Path(request.dataset).name,
@@ -103,7 +107,8 @@ def _head_line(head: PlannedSearch) -> dict[str, str]:
         "mIoU": "-",
         "seeds": "-",
         "trials": _trials(head),
-        "state": state + _remarks(head),
+        **{name: f"{chosen[name]:g}" if name in chosen else "-" for name in RATES},
+        "state": state.label + _remarks(head),
     }
 
 
@@ -120,9 +125,17 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
         "mIoU": f"{statistics.fmean(values):.4f}{spread}" if values else "-",
         "seeds": f"{states[RunState.DONE]}/{len(cells)}",
         **({"trials": _trials(search) if search else "-"} if tuned else {}),
+        **{name: _rates(cells, name) for name in RATES},
         "state": ", ".join(s.label if count == len(cells) else f"{count} {s.label}" for s, count in states.items())
-        + _remarks(search),
+        + _remarks(search)
+        + next((no_label_of(cell.unlabelled) for cell in cells if cell.unlabelled), ""),
     }
+
+
+def _rates(cells: list[PlannedCell], name: str) -> str:
+    """A learning rate of the cells' runs; `-` where it is not known yet, or the method has none."""
+    found = [cell.spec.hyperparameters[name] for cell in cells if cell.spec and name in cell.spec.hyperparameters]
+    return ", ".join(f"{value:g}" for value in dict.fromkeys(found)) or "-"
 
 
 def _trials(search: PlannedSearch) -> str:

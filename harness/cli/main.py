@@ -119,22 +119,32 @@ def predict(
         int | None,
         typer.Option(min=32, metavar="PIXELS", help="predict squares of this size one at a time, for large images"),
     ] = None,
+    codes: Annotated[
+        bool,
+        typer.Option("--codes", help="write the values of the dataset's masks, such as 10 and 20, not class indices"),
+    ] = False,
 ) -> None:
     """Predict images with a finished run: write label maps and coloured overlays.
 
+    The label map of a GeoTIFF is a GeoTIFF. Images are read as in training, also those of 16 bits or many bands.
     Only files that an earlier `predict` wrote are overwritten. An image that cannot be read does not stop the others;
     the exit code is then 1.
     """
     check_writable("--out", out)
-    from harness.deploy.predict import Failed, predict_images
+    from harness.deploy.predict import Failed, Remark, predict_images
     from harness.runs.store import RunStore
 
     failed = []
-    for found in predict_images(RunStore(options.runs), run, images, out, weights, options.device, window):
+    remarks: dict[str, list[Path]] = {}
+    for found in predict_images(RunStore(options.runs), run, images, out, weights, options.device, window, codes):
         if isinstance(found, Failed):
             failed.append(found)
+        elif isinstance(found, Remark):
+            remarks.setdefault(found.text, []).append(found.image)
         else:
             print(found)
+    for text, (first, *others) in remarks.items():
+        say(f"warning: {first}{f' and {len(others)} more' if others else ''}: {text}")
     for one in failed:
         say(f"error: {one.image}: {one.reason}")
     raise typer.Exit(1 if failed else 0)

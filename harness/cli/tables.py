@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.runs.result import COSTS, METRICS, Measure, RunResult
 from harness.spec import PROTOCOL, Spec
+from harness.util.text import list_some
 
 if TYPE_CHECKING:
     from harness.cli.listing import ListedRun
@@ -53,7 +55,13 @@ def run_row(run: ListedRun) -> dict[str, str]:
             "seed": str(spec.seed),
         }
     values = {heading: _value(measure, run.result) for heading, measure in RUN_MEASURES.items()}
-    return {"run": run.fingerprint, **cell, **values, "state": str(run.outcome)}
+    unlabelled = () if run.result is None else run.result.metrics.unlabelled
+    return {"run": run.fingerprint, **cell, **values, "state": str(run.outcome) + no_label_of(unlabelled)}
+
+
+def no_label_of(classes: Sequence[str]) -> str:
+    """The end of a state: the classes without a label in the evaluated images."""
+    return f", no label of {list_some(classes)}" if classes else ""
 
 
 def hyperparameter_row(described: dict[str, Any]) -> dict[str, str]:

@@ -19,6 +19,19 @@ ever fitted on `dev`. Many datasets have no dev split: then a part of train is h
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
+class Bands(NamedTuple):
+    """How the channels of an image become 8-bit RGB: as `dataset.yaml` states it."""
+
+    range: tuple[float, float] | None = None
+    """The values that become 0 and 255; None: the image has 8 bits a channel."""
+    bands: tuple[int, ...] | None = None
+    """Red, green and blue, or one for grey; counted from 1; None: the image is RGB or grey."""
+
+
+RGB = Bands()
+"""8-bit RGB or grey: nothing is stated."""
+
+
 class Pair(NamedTuple):
     """One image and its labels at one size."""
 
@@ -89,6 +102,9 @@ class SegmentationDataset(ABC):
     """(long side, short side) in pixels: images are resized to fit, with their aspect ratio, before augmentation and
     evaluation, as by mmsegmentation's `scale` of this benchmark; None: images are not resized."""
 
+    bands: Bands = RGB
+    """How the channels of image files become RGB, if they are not."""
+
     @property
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
@@ -98,6 +114,11 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         """One RGB colour (0..255) per class."""
+
+    @property
+    def codes(self) -> tuple[int, ...] | None:
+        """The value of each class in mask files of one channel; None: its index."""
+        return None
 
     @property
     @abstractmethod

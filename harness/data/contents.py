@@ -12,14 +12,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from harness.data.base import IGNORE_INDEX
+from harness.data.images import too_dark
 from harness.data.masks import Colour, LabelRules
 from harness.util.text import counted, list_some
 
 MUCH_IGNORED = 0.5
 """Share of ignored pixels of a split above which there is a warning."""
-
-DARK = 64
-"""If no value of 16-bit images reaches this in its higher 8 bits, the images use a part of the range only."""
 
 
 class Checked(NamedTuple):
@@ -126,13 +124,10 @@ class Contents:
 
     def _dark(self) -> Refusal | None:
         deep = [found for found in self.checked if found.deep_peak is not None]
-        peak = max((found.deep_peak or 0 for found in deep), default=DARK)
-        if peak >= DARK:
+        problem = too_dark(max(found.deep_peak or 0 for found in deep)) if deep else None
+        if problem is None:
             return None
-        reason = (
-            f"16 bits a channel, as {counted(len(deep), 'image')}, but no value above {256 * peak + 255} of 65535: it "
-            "would be nearly black"
-        )
+        reason = f"16 bits a channel, as {counted(len(deep), 'image')}, but {problem}"
         hint = "state `range: [lowest, highest]` of the values in dataset.yaml"
         return Refusal(deep[0].name, "image", reason, hint)
 

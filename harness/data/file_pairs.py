@@ -19,6 +19,7 @@ from PIL import UnidentifiedImageError
 
 from harness.data.base import (
     IGNORE_INDEX,
+    RGB,
     SPLITS,
     Copies,
     Pair,
@@ -29,7 +30,7 @@ from harness.data.base import (
     working_size,
 )
 from harness.data.contents import Checked, Contents, hint_of_values
-from harness.data.images import Bands, is_deep, orientation, read_image
+from harness.data.images import is_deep, orientation, read_image
 from harness.data.masks import ILLEGAL, LabelRules, MaskFile
 from harness.errors import UserError
 from harness.util.files import digest
@@ -73,8 +74,6 @@ class PairedFiles(SegmentationDataset):
     cache: Path
     rules: LabelRules
     """What the pixels of masks mean."""
-    bands: Bands = Bands()
-    """How the channels of images become RGB, if they are not."""
     states_255: bool = True
     """Whether it is known that 255 in masks is ignored, or that it is a class."""
 
@@ -93,6 +92,11 @@ class PairedFiles(SegmentationDataset):
         labels = self.rules.labels(self.rules.read(files.mask_content()))
         # An illegal value would become 255 here, but `digest` has refused it before training.
         return Pair(read_image(files.image.read_bytes(), self.bands), labels.astype(np.uint8))
+
+    @property
+    def codes(self) -> tuple[int, ...] | None:
+        """See the base class."""
+        return self.rules.codes(len(self.classes))
 
     @property
     def digest(self) -> str:
@@ -132,7 +136,7 @@ class PairedFiles(SegmentationDataset):
         }
         # Of later fields only what is given, so that the digest of a dataset without them stays.
         settings |= {"wide_labels": sorted(rules.wide.items())} if rules.wide else {}
-        settings |= {"bands": self.bands} if self.bands != Bands() else {}
+        settings |= {"bands": self.bands} if self.bands != RGB else {}
         colours = sorted([*colour, label] for colour, label in rules.colours.items())
         sources: list[Files] = [sample.source for sample in samples]
         files = [[self._relative(path), *_size_and_time(path)] for source in sources for path in source[:2]]
@@ -234,7 +238,7 @@ class PairedFiles(SegmentationDataset):
             mask.used_palette,
             self.rules.by_colour(mask),
             1 if turned == orientation(mask_content) else turned,
-            int(image.max()) if self.bands == Bands() and is_deep(content) else None,
+            int(image.max()) if self.bands == RGB and is_deep(content) else None,
         )
 
     def _undeclared(self, path: Path, mask: MaskFile, row: int, column: int) -> Problem:

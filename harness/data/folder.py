@@ -26,11 +26,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from harness.data.base import IGNORE_INDEX, Sample, Split
+from harness.data.base import IGNORE_INDEX, Bands, Sample, Split
 from harness.data.coco import Annotations
 from harness.data.description import read_description
 from harness.data.file_pairs import Files, PairedFiles
-from harness.data.images import Bands
 from harness.data.layout import LIST, SPLIT, FoundFiles, Layout, two_paths
 from harness.data.splits import held_out_groups
 from harness.errors import UserError, located

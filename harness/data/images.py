@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+import logging
+import re
+import struct
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from harness.data.base import RGB, Bands
 from harness.data.masks import png_depth
 
 _ORIENTATION = 0x0112
-_BITS, _PHOTOMETRIC, _SAMPLES = 258, 262, 277  # TIFF tags
+_SIZE, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 258, 262, 277  # TIFF tags
+_GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)
+"""TIFF tags of GeoTIFF: pixel scale, tie points, transformation, and the keys of the reference system."""
+_MOST_SAMPLES = 6
+"""More than these Pillow does not decode, and logs an error."""
 _PLAIN = (1, 2)
 """Photometric interpretations whose samples are bands: grey and RGB."""
+_DARK = 64
+"""If no value of 16-bit images reaches this in its higher 8 bits, the images use a part of the range only."""
 _CONVERT = "convert it to 8-bit RGB"
+_DAMAGED = "a damaged TIFF; get the file again"
+warnings.filterwarnings("ignore", "Truncated File Read|Corrupt EXIF data", module="PIL")  # an error follows
 _STATE_RANGE = f"state `range: [lowest, highest]` of its values in dataset.yaml, or {_CONVERT}"
 _STATE_BANDS = "state `bands: [red, green, blue]`, counted from 1, in dataset.yaml"
 
 
-class Bands(NamedTuple):
-    """How the channels of an image become 8-bit RGB."""
-
-    range: tuple[float, float] | None = None
-    """The values that become 0 and 255; None: the image has 8 bits a channel."""
-    bands: tuple[int, ...] | None = None
-    """Red, green and blue, or one for grey; counted from 1; None: the image is RGB or grey."""
-
-
-def read_image(content: bytes, stated: Bands | None = None) -> np.ndarray:
+def read_image(content: bytes, stated: Bands = RGB, trained: bool = False) -> np.ndarray:
     """uint8 [H, W, 3], RGB. Rotated by the EXIF orientation, as mmcv does.
 
-    `stated` is None for an image that belongs to no dataset. Raises `ValueError` with the remedy for bits or bands of
-    which `stated` says nothing.
+    `trained`: the network is trained, so what is stated cannot be changed. Raises `ValueError` with the remedy for bits
+    or bands of which `stated` says nothing.
     """
-    if stated is not None and stated != Bands():
-        return _from_bands(content, stated)
+
+    def remedy(statement: str) -> str:
+        if not trained:
+            return statement
+        return _CONVERT if stated == RGB else "convert it to the format of the images that the run was trained on"
+
+    if stated != RGB:
+        return _from_bands(content, stated, remedy)
     try:
+        if _is_tiff(content) and _tiff_tags(content).get(_SAMPLES, 1) > _MOST_SAMPLES:
+            raise UnidentifiedImageError
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
-        if _is_tiff(content) and stated is not None:
-            raise ValueError(f"a TIFF of bands or depth that are not RGB's; {_STATE_BANDS}, and `range`") from None
+        if _is_tiff(content):
+            statement = remedy(f"{_STATE_BANDS}, and `range`")
+            raise ValueError(f"a TIFF of bands or depth that are not RGB's; {statement}") from None
         raise
     with image:
         if image.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"mode {image.mode}: more than 8 bits a channel; {_CONVERT if stated is None else _STATE_RANGE}"
-            )
+            raise ValueError(f"mode {image.mode}: more than 8 bits a channel; {remedy(_STATE_RANGE)}")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
@@ -56,6 +67,25 @@ def is_deep(content: bytes) -> bool:
     if not _is_tiff(content):
         return png_depth(content) == 16
     return max(_tiff_tags(content).get(_BITS, (1,))) > 8
+
+
+def too_dark(peak: int) -> str | None:
+    """The problem with images that `is_deep` if `peak` is their largest value as they were read."""
+    if peak >= _DARK:
+        return None
+    return f"no value above {256 * peak + 255} of 65535: it would be nearly black"
+
+
+def georeference(content: bytes) -> ImageFileDirectory_v2 | None:
+    """The TIFF tags of a GeoTIFF that place its pixels on the Earth; None where it has none, or is turned by EXIF."""
+    if not _is_tiff(content):
+        return None
+    tags, found = _tiff_tags(content), ImageFileDirectory_v2()
+    for tag in _GEOREFERENCE:
+        if tag in tags:
+            found.tagtype[tag] = tags.tagtype[tag]
+            found[tag] = tags[tag]
+    return found if len(found) and tags.get(_ORIENTATION, 1) == 1 else None
 
 
 def orientation(content: bytes) -> int:
@@ -71,7 +101,7 @@ def orientation(content: bytes) -> int:
         return 1
 
 
-def _from_bands(content: bytes, stated: Bands) -> np.ndarray:
+def _from_bands(content: bytes, stated: Bands, remedy: Callable[[str], str]) -> np.ndarray:
     channels = _channels(content)
     count = channels.shape[2]
     if stated.bands is not None:
@@ -79,18 +109,20 @@ def _from_bands(content: bytes, stated: Bands) -> np.ndarray:
             raise ValueError(f"has {count} bands, but `bands` names band {max(stated.bands)}")
         channels = channels[..., [band - 1 for band in stated.bands]]
     elif count not in (1, 3):
-        raise ValueError(f"has {count} bands; {_STATE_BANDS}")
+        raise ValueError(f"has {count} bands; {remedy(_STATE_BANDS)}")
     if channels.dtype == np.uint8:
         if stated.range is not None and stated.range[1] > 255:
             raise ValueError(f"has 8 bits a channel, but `range` is {list(stated.range)}; convert the file, or move it")
         if stated.range is None:
             return np.ascontiguousarray(np.broadcast_to(channels, (*channels.shape[:2], 3)))
     if stated.range is None:
-        raise ValueError(f"values of {channels.dtype}; {_STATE_RANGE}")
+        raise ValueError(f"values of {channels.dtype}; {remedy(_STATE_RANGE)}")
     lowest, highest = stated.range
-    scaled = (np.nan_to_num(channels.astype(np.float64), nan=lowest) - lowest) * (255 / (highest - lowest))
-    pixels = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    pixels = np.empty((*channels.shape[:2], 3), np.uint8)
+    for row, values in enumerate(channels):  # as float64, a large image takes gigabytes
+        scaled = (np.nan_to_num(values.astype(np.float64), nan=lowest) - lowest) * (255 / (highest - lowest))
+        pixels[row] = np.rint(np.clip(scaled, 0, 255))
+    return pixels
 
 
 def _channels(content: bytes) -> np.ndarray:
@@ -104,7 +136,10 @@ def _channels(content: bytes) -> np.ndarray:
             return _turned(pixels, orientation(content))
     import cv2
 
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # it prints a line for each tag of a GeoTIFF; what is damaged is an error below
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
     if pixels is None and tags is None:
         raise UnidentifiedImageError
     if pixels is not None and pixels.ndim == 2:
@@ -126,23 +161,31 @@ def _by_tifffile(content: bytes) -> np.ndarray | None:
         import tifffile  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         return None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what is damaged before it raises an error
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             first = file.series[0] if file.series[0].ndim == 3 else file.pages[0]
             pixels, axes = first.asarray(), first.axes
-    except ValueError:
-        return None
+    except ValueError as error:
+        if re.search("imagecodecs|not supported", str(error)):
+            return None
+        raise ValueError(_DAMAGED) from error
     if pixels.ndim == 2:
         return pixels[..., None]
     return pixels if axes.startswith("YX") else np.moveaxis(pixels, 0, 2)
 
 
 def _tiff_tags(content: bytes) -> ImageFileDirectory_v2:
-    """Of the first page, also where Pillow cannot decode it."""
+    """Of the first page, also where Pillow cannot decode it. Raises `ValueError` where there are none."""
     header = content[: 16 if content[2:4] in (b"+\0", b"\0+") else 8]
-    tags, file = ImageFileDirectory_v2(header), io.BytesIO(content)
-    file.seek(tags.next)
-    tags.load(file)
+    try:
+        tags, file = ImageFileDirectory_v2(header), io.BytesIO(content)
+        file.seek(tags.next)
+        tags.load(file)
+    except struct.error as error:
+        raise ValueError(_DAMAGED) from error
+    if _SIZE not in tags:
+        raise ValueError(_DAMAGED)
     return tags
 
 

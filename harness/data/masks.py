@@ -59,6 +59,12 @@ class LabelRules:
     colours: Mapping[Colour, int] = field(default_factory=dict)
     """The same for the colours that the dataset states; empty where it states none."""
 
+    def codes(self, classes: int) -> tuple[int, ...] | None:
+        """The value of each class in a mask of one channel, the lowest of several; None if it is the class's index."""
+        label_of = {**dict(enumerate(self.table.tolist())), **self.wide}
+        found = tuple(min(value for value, label in label_of.items() if label == one) for one in range(classes))
+        return None if found == tuple(range(classes)) else found
+
     def read(self, content: bytes) -> MaskFile:
         """As `read_mask`; a grey mask of several channels has one unless colours are stated.
 

@@ -1,4 +1,7 @@
-"""Predicts images with a finished run: public backbone + delta -> label maps and overlays."""
+"""Predicts images with a finished run: public backbone + delta -> label maps and overlays.
+
+Images are read as in training, by what the delta records of the dataset.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,27 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from harness.data.images import read_image
+from harness.data.base import RGB, Bands
+from harness.data.images import georeference, is_deep, read_image, too_dark
 from harness.engine.device import make_fabric
 from harness.engine.evaluation import Predictor
 from harness.engine.failures import is_out_of_memory
 from harness.errors import UserError
-from harness.models.delta import load_delta
+from harness.models.delta import DeltaHeader, load_delta
 from harness.models.network import apply_memory_format
 from harness.runs.folder import RunFolder
 from harness.runs.samples import overlay, save_labels, save_picture, written_by
 from harness.runs.store import RunStore
 from harness.util.files import is_unchanged
-from harness.util.progress import Reporter
+from harness.util.progress import Reporter, warn
+from harness.util.text import list_some
 
 WRITER = "harness predict"
 """What the files name as their software: only such files are overwritten."""
-LABELS, OVERLAY = ".labels.png", ".overlay.png"
+LABELS, TIFF_LABELS, OVERLAY = ".labels.png", ".labels.tif", ".overlay.png"
+TIFF = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,14 @@ class Failed:
     reason: str
 
 
+@dataclass(frozen=True)
+class Remark:
+    """What was done with an image that the user may not expect."""
+
+    image: Path
+    text: str
+
+
 def predict_images(
     store: RunStore,
     run: str,
@@ -54,13 +69,16 @@ def predict_images(
     weights: str | None,
     device: str,
     window: int | None = None,
-) -> Iterator[Path | Failed]:
+    codes: bool = False,
+) -> Iterator[Path | Failed | Remark]:
     """Write `NAME.labels.png` (class indices, with a palette) and `NAME.overlay.png` for each image.
 
-    `run` is a run folder, the beginning of a fingerprint, or a delta file; `images` are files, and folders with all
-    images below them, whose structure is kept. `window`: predict squares of so many pixels, one at a time. Yields the
-    paths of what is written, and what failed: the others are predicted. Raises `UserError` before anything is written,
-    also where an output would overwrite an image or a file that this command did not write.
+    The labels of a TIFF are `NAME.labels.tif`, with its georeference if it has one. `run` is a run folder, the
+    beginning of a fingerprint, or a delta file; `images` are files, and folders with all images below them, whose
+    structure is kept. `window`: predict squares of so many pixels, one at a time. `codes`: write the values of the
+    dataset's masks, not class indices. Yields the paths of what is written, what was remarkable, and what failed: the
+    others are predicted. Raises `UserError` before anything is written, also where an output would overwrite an image
+    or a file that this command did not write.
     """
     outputs = plan_outputs(images, out)
     delta, run_weights = find_delta(store, run)
@@ -68,6 +86,7 @@ def predict_images(
     if window is not None and header.scale is not None:
         size = "x".join(map(str, header.scale))
         raise UserError(f"--window {window}: the run resizes every image to {size}, and needs no windows; leave it out")
+    label_codes = _checked_codes(header) if codes else None
     fabric = make_fabric(device, header.spec.budget.precision)
     apply_memory_format(fabric.to_device(network), header.spec.budget)
     backbone = network.backbone
@@ -77,7 +96,7 @@ def predict_images(
         reporter.start("predict", len(outputs))
     for number, output in enumerate(outputs, 1):
         try:
-            image = _read(output.image)
+            image, tags, remark = _read(output.image, header.bands)
             labels = _labels(predictor, image, window)
         except UserError as error:
             yield Failed(output.image, str(error).removeprefix(f"{output.image}: "))
@@ -88,7 +107,9 @@ def predict_images(
             yield Failed(output.image, "out of memory; use --window 512, or less")
             continue
         output.labels.parent.mkdir(parents=True, exist_ok=True)
-        save_labels(output.labels, labels, header.palette, WRITER)
+        if remark is not None:
+            yield Remark(output.image, remark)
+        save_labels(output.labels, labels, header.palette, WRITER, label_codes, tags)
         yield output.labels
         save_picture(output.overlay, overlay(image, labels, header.palette), WRITER)
         yield output.overlay
@@ -102,8 +123,9 @@ def plan_outputs(images: Sequence[Path], out: Path) -> list[Output]:
     file would be overwritten that `predict` did not write. Writes nothing."""
     outputs: dict[Path, Output] = {}
     for image, name in _find(images, out):
-        planned = Output(image, out / f"{name}{LABELS}", out / f"{name}{OVERLAY}")
-        other = outputs.setdefault(planned.labels, planned)
+        labels = TIFF_LABELS if image.suffix.lower() in TIFF else LABELS
+        planned = Output(image, out / f"{name}{labels}", out / f"{name}{OVERLAY}")
+        other = outputs.setdefault(planned.overlay, planned)
         if other is not planned:
             raise UserError(f"predict: {other.image} and {image} would have the same output file; rename one")
     inputs = {output.image.resolve() for output in outputs.values()}
@@ -132,7 +154,7 @@ def _find(images: Sequence[Path], out: Path) -> Iterator[tuple[Path, str]]:
             and file.is_file()
             and not file.name.startswith(".")
             and out.resolve() not in file.resolve().parents
-            and not (file.name.endswith((LABELS, OVERLAY)) and written_by(file) == WRITER)
+            and not (file.name.endswith((LABELS, TIFF_LABELS, OVERLAY)) and written_by(file) == WRITER)
         ]
         if not found:
             raise UserError(f"{path}: no image in this folder")
@@ -181,10 +203,28 @@ def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
     return folder.delta_path, weights if Path(weights).is_file() else "auto"
 
 
-def _read(path: Path) -> np.ndarray:
-    """An image as datasets read it: [H, W, 3], uint8. Raises `UserError`."""
+def _checked_codes(header: DeltaHeader) -> tuple[int, ...] | None:
+    """Raises `UserError` for values of masks that a label map cannot hold."""
+    if header.codes is None:
+        warn("--codes: the delta records no other codes than the class indices (earlier versions recorded none)")
+        return None
+    if min(header.codes) < 0 or max(header.codes) >= 1 << 16:
+        codes = list_some([str(code) for code in header.codes])
+        raise UserError(f"--codes: label maps hold 0..65535, and the dataset's label codes are {codes}; leave it out")
+    return header.codes
+
+
+def _read(path: Path, bands: Bands) -> tuple[np.ndarray, ImageFileDirectory_v2 | None, str | None]:
+    """An image as the dataset's were read: [H, W, 3], uint8; its georeference; a remark. Raises `UserError`."""
     try:
-        return read_image(path.read_bytes())
+        content = path.read_bytes()
+        image = read_image(content, bands, trained=True)
+        remark = None
+        if bands == RGB and is_deep(content):
+            if problem := too_dark(int(image.max())):
+                raise ValueError(f"16 bits a channel, but {problem}; convert it to 8-bit RGB")
+            remark = "16 bits a channel, read by the higher 8; the run's dataset states no `range`"
+        return image, georeference(content), remark
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image file") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more for a damaged file

@@ -10,6 +10,7 @@ import torch
 
 from harness.cells.plugins import method_origin
 from harness.data.base import SegmentationDataset
+from harness.data.fit import warnings
 from harness.engine.cost import arithmetic_of, inference_seconds
 from harness.engine.phases import Evaluated, Prepared
 from harness.models.network import apply_memory_format
@@ -81,7 +82,7 @@ def _inference(prepared: Prepared) -> Inference:
 
 def _provenance(prepared: Prepared) -> Provenance:
     cell, fabric = prepared.attempt.cell, prepared.attempt.fabric
-    spec, weights = cell.spec, cell.weights
+    spec, weights, backbone = cell.spec, cell.weights, prepared.network.backbone
     fields: dict[str, Any] = {
         **provenance.code(),
         "packages": provenance.packages(),
@@ -95,11 +96,18 @@ def _provenance(prepared: Prepared) -> Provenance:
             "given": weights.origin,
             "tensors_sha256": prepared.backbone.sha256,
         },
+        "normalisation": {
+            "mean": backbone.mean,
+            "std": backbone.std,
+            "source": backbone.norm_source,
+            **({"warning": backbone.norm_doubt} if backbone.norm_doubt else {}),
+        },
         "data": {
             "name": spec.dataset,
             "sha256": spec.data_digest,
             "images_to_train_on": len(prepared.train_samples),
             "images_to_report_on": len(prepared.evaluation_samples),
+            "warnings": warnings(cell.dataset, spec.budget),
         },
     }
     return Provenance.model_validate(fields)

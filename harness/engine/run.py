@@ -111,7 +111,7 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
         train_samples=train_samples,
         evaluation_samples=evaluation_samples,
         stream=TrainStream(dataset, train_samples, spec.budget, derive(spec.seed, "data"), copy.mean, copy.std),
-        cache=FeatureCache(cell, attempt.store, backbone.sha256, attempt.fabric, attempt.options.cache_size),
+        cache=FeatureCache(cell, attempt.store, backbone.sha256, copy.norm, attempt.fabric, attempt.options.cache_size),
         step_cost=cost.cached_step_cost(cell, network, attempt.store.cache),
         unrepeatable=kernel_that_does_not_repeat(network, spec.budget, attempt.fabric),
     )
@@ -142,9 +142,11 @@ def begin(prepared: Prepared) -> TrainState:
         f"images, evaluating on {len(prepared.evaluation_samples)} ({evaluated_on}); head {spec.head}, "
         f"budget {spec.budget.name}, seed {spec.seed}, {provenance.device_name(attempt.fabric.device)}"
     )
-    for text in prepared.backbone.notes:
+    backbone = network.backbone
+    norm = f"images are normalised with {backbone.norm}, {backbone.norm_source}"
+    for text in (*prepared.backbone.notes, norm):
         attempt.reporter.line(text)
-    for text in warnings(dataset, spec.budget):
+    for text in (*filter(None, [backbone.norm_doubt]), *warnings(dataset, spec.budget)):
         attempt.reporter.line(f"warning: {text}")
     if prepared.unrepeatable is not None:
         attempt.reporter.line(
@@ -308,6 +310,9 @@ def write(evaluated: Evaluated) -> RunResult | None:
         palette=tuple(cell.dataset.palette),
         scale=cell.dataset.scale,
         backbone_sha256=prepared.backbone.sha256,
+        bands=cell.dataset.bands,
+        codes=cell.dataset.codes,
+        stated_norm=prepared.network.backbone.stated_norm,
     )
     result = make_result(evaluated, delta_bytes=save_delta(attempt.folder.delta_path, prepared.network, header))
     attempt.folder.finish(Outcome(RunState.DONE, step=cell.spec.budget.steps), result)

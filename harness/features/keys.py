@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 
 from harness.cells.resolve import Cell
 from harness.features.store import FeatureStore, FeatureStream
+from harness.models.backbones.tensor_files import Norm
 from harness.runs.store import RunStore
 from harness.spec import PROTOCOL
 from harness.util import provenance
@@ -21,8 +22,9 @@ class FeatureCache:
     code, the packages and the device that compute.
     """
 
-    def __init__(self, cell: Cell, store: RunStore, backbone_sha256: str, fabric: Fabric, limit: int):
-        """`limit`: bytes on disk; 0 caches nothing. Processes that share a batch cache nothing either."""
+    def __init__(self, cell: Cell, store: RunStore, backbone_sha256: str, norm: Norm, fabric: Fabric, limit: int):
+        """`norm`: of the images. `limit`: bytes on disk; 0 caches nothing. Processes that share a batch cache nothing
+        either."""
         self.limit = limit if fabric.world_size == 1 else 0
         self._features = FeatureStore(store.cache / "features", self.limit)
         self._budget, self._seed = cell.spec.budget, cell.spec.seed
@@ -35,6 +37,7 @@ class FeatureCache:
             "threads": torch.get_num_threads() if fabric.device.type == "cpu" else 0,
             "backbone": cell.spec.backbone,
             "backbone_sha256": backbone_sha256,
+            "norm": norm,
             "data": cell.spec.data_digest,
             "part": cell.spec.part,
             "budget": self._budget.model_dump(mode="json", include=seen),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from harness.data.base import RGB, Bands
 from harness.errors import UserError, located
 from harness.method import methods
+from harness.models.backbones.tensor_files import Norm
 from harness.models.backbones.weights import find_weights, load_backbone, tensors_digest, to_ask_for
 from harness.models.network import Segmenter, UnsupportedMethod, build_segmenter
 from harness.spec import PROTOCOL, Spec
@@ -29,13 +32,22 @@ class DeltaHeader:
     scale: tuple[int, int] | None
     backbone_sha256: str
     """Checksum of the backbone's pre-trained tensors; a rebuilt backbone must have the same."""
+    bands: Bands = RGB
+    """How the channels of images become RGB, as the dataset states it."""
+    codes: tuple[int, ...] | None = None
+    """The value of each class in the dataset's masks; None: its index, or not recorded by an earlier version."""
+    stated_norm: Norm | None = None
+    """As `StagedBackbone.stated_norm` in training, whatever file the weights are loaded from."""
 
 
 def save_delta(path: Path, network: Segmenter, header: DeltaHeader) -> int:
     """Write the delta atomically; returns its size in bytes."""
     from safetensors.torch import save
 
-    fields = {**asdict(header), "spec": header.spec.model_dump(mode="json")}
+    fields = {**asdict(header), "spec": header.spec.model_dump(mode="json"), **header.bands._asdict()}
+    # Of later fields only what is stated: a delta without them has the size that it had before.
+    unstated = {name for name in ("range", "bands", "codes", "stated_norm") if fields[name] is None}
+    fields = {name: value for name, value in fields.items() if name not in unstated}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in network.delta_state().items()}
     with atomically(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={"format": FORMAT, "header": json.dumps(fields)}))
@@ -56,15 +68,40 @@ def read_delta_header(path: Path) -> DeltaHeader:
             raise ValueError("its palette has values outside 0..255")
         if fields["scale"] is not None and min(fields["scale"]) < 1:
             raise ValueError(f"invalid scale {fields['scale']}")
+        if len(fields.get("codes") or fields["classes"]) != len(fields["classes"]):
+            raise ValueError(f"{len(fields['codes'])} label codes for {len(fields['classes'])} classes")
         return DeltaHeader(
             spec=Spec.model_validate(fields["spec"]),
             classes=tuple(fields["classes"]),
             palette=tuple((r, g, b) for r, g, b in fields["palette"]),
             scale=None if fields["scale"] is None else (fields["scale"][0], fields["scale"][1]),
             backbone_sha256=fields["backbone_sha256"],
+            bands=_bands(fields.get("range"), fields.get("bands")),
+            stated_norm=_norm(fields.get("stated_norm")),
+            codes=None if fields.get("codes") is None else tuple(map(int, fields["codes"])),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path}: not a delta: {' '.join(str(error).split())[:200]}") from error
+
+
+def _bands(range_: Sequence[float] | None, bands: Sequence[int] | None) -> Bands:
+    """Raises `ValueError` for what `dataset.yaml` does not take either."""
+    if range_ is not None and not range_[0] < range_[1]:
+        raise ValueError(f"invalid range {range_}")
+    if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):
+        raise ValueError(f"invalid bands {bands}")
+    return Bands(
+        None if range_ is None else (float(range_[0]), float(range_[1])), None if bands is None else tuple(bands)
+    )
+
+
+def _norm(values: Sequence[Sequence[float]] | None) -> Norm | None:
+    if values is None:
+        return None
+    mean, std = (tuple(map(float, one)) for one in values)
+    if not len(mean) == len(std) == 3 or min(std) <= 0:
+        raise ValueError(f"invalid norm {values}")
+    return Norm(mean, std)
 
 
 def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaHeader]:
@@ -103,6 +140,7 @@ def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaH
             f"{path}: was trained on {spec.backbone} with weights {spec.weights}, and --weights {weights} gives "
             f"{found.identity}; pass the same file with --weights PATH"
         )
+    backbone.stated_norm = header.stated_norm
     try:
         with located(path):
             network = build_segmenter(backbone, method, spec.head, len(header.classes), spec.seed)

@@ -42,6 +42,12 @@ class Scores(_Part):
     absent_classes: int = Field(ge=0)
     per_class: tuple[ClassScores, ...]
 
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The classes of which the evaluated images hold no label. Their IoU is 0 if they are predicted anywhere, and
+        not defined if not."""
+        return tuple(found.name for found in self.per_class if found.acc is None)
+
 
 class Parameters(_Part):
     """Numbers of scalars. `trainable` = `method` + `head`; `auxiliary`: a head that exists in training only; `backbone`
@@ -103,6 +109,15 @@ class RunResult(_Part):
     provenance: Provenance
     files: dict[str, str] = Field(default_factory=dict, description="SHA-256 of the files that the run ended with")
     digest: str | None = Field(None, description="SHA-256 of the other fields; None: the run is older than this field")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd about the dataset or the weights; empty for runs of earlier versions."""
+        recorded = self.provenance.model_extra or {}
+        data, norm = recorded.get("data"), recorded.get("normalisation")
+        of_data = data.get("warnings") if isinstance(data, dict) else None
+        of_norm = norm.get("warning") if isinstance(norm, dict) else None
+        return (*map(str, of_data if isinstance(of_data, list) else ()), *([str(of_norm)] if of_norm else ()))
 
 
 Unit = Literal["share", "count", "bytes", "seconds", "rate", "ratio", "flops"]

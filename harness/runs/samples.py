@@ -1,4 +1,4 @@
-"""Label maps as images: indexed PNGs, overlays, and strips of image, ground truth and prediction."""
+"""Label maps as images: indexed PNGs and TIFFs, overlays, and strips of image, ground truth and prediction."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from harness.data.base import IGNORE_INDEX
 from harness.util.files import atomically
 
 Palette = Sequence[tuple[int, int, int]]
 IGNORED_COLOUR = (0, 0, 0)
+_SOFTWARE = 305  # TIFF tag
 
 
 def colour(labels: np.ndarray, palette: Palette) -> np.ndarray:
@@ -40,27 +42,53 @@ def save_picture(path: Path, picture: np.ndarray, writer: str = "") -> None:
     _save(path, Image.fromarray(picture), writer)
 
 
-def save_labels(path: Path, labels: np.ndarray, palette: Palette, writer: str = "") -> None:
-    """Labels [H, W] as an indexed PNG with the palette, atomically."""
-    picture = Image.frombytes("P", labels.shape[::-1], np.ascontiguousarray(labels).tobytes())
-    picture.putpalette(_table(palette).reshape(-1).tolist())
-    _save(path, picture, writer)
+def save_labels(
+    path: Path,
+    labels: np.ndarray,
+    palette: Palette,
+    writer: str = "",
+    codes: Sequence[int] | None = None,
+    tags: ImageFileDirectory_v2 | None = None,
+) -> None:
+    """Labels [H, W] as an indexed PNG with the palette, or a TIFF by the path's suffix, atomically.
+
+    `codes`: the value 0..65535 of each class in the file, in place of its index; above 255 it has 16 bits and no
+    colours. `tags`: further ones of a TIFF.
+    """
+    values, table = labels, _table(palette)
+    if codes is not None:
+        values = np.array(codes, np.uint8 if max(codes) <= 255 else np.uint16)[labels]
+    if values.dtype == np.uint8:
+        picture = Image.frombytes("P", values.shape[::-1], np.ascontiguousarray(values).tobytes())
+        if codes is not None:
+            table[list(codes)] = palette
+        picture.putpalette(table.reshape(-1).tolist())
+    else:
+        picture = Image.fromarray(values)
+    _save(path, picture, writer, tags)
 
 
 def written_by(path: Path) -> str | None:
-    """The software that a PNG names; None for any other file."""
+    """The software that a PNG or TIFF names; None for any other file."""
     try:
         with Image.open(path) as picture:
+            if isinstance(picture, TiffImageFile):
+                return picture.tag_v2.get(_SOFTWARE)
             return picture.info.get("Software")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
 
-def _save(path: Path, picture: Image.Image, writer: str) -> None:
-    named = PngInfo()
-    if writer:
-        named.add_text("Software", writer)
+def _save(path: Path, picture: Image.Image, writer: str, tags: ImageFileDirectory_v2 | None = None) -> None:
     with atomically(path) as temporary:
+        if path.suffix == ".tif":
+            tags = ImageFileDirectory_v2() if tags is None else tags
+            tags[_SOFTWARE] = writer
+            picture.save(temporary, format="TIFF", tiffinfo=tags, compression="tiff_adobe_deflate")
+            return
+        named = PngInfo()
+        if writer:
+            named.add_text("Software", writer)
         picture.save(temporary, format="PNG", pnginfo=named)
 
 

@@ -30,12 +30,15 @@ def _sentences(here: pd.DataFrame, comparison: Comparison, write: Callable[[floa
     tested = pd.concat([of[TIED], of[WORSE]])
     (best,) = rows_of(of[BEST])
     score = f"{best.label} has the highest {comparison.metric}, {write(best.mean)}"
+    about_labels = comparison.about_labels(rows["setting"].iloc[0])
     if len(rows) == 1:
         yield f"{score}; there is no other method."
+        yield from about_labels
         return
     if tested.empty:
         reasons = sorted(set(rows["to_best_reason"]) - {""})
         yield f"{score}, but there is no verdict: {'; '.join(reasons)}."
+        yield from about_labels
         return
     yield f"{score}."
     if names[TIED]:
@@ -58,6 +61,7 @@ def _sentences(here: pd.DataFrame, comparison: Comparison, write: Callable[[floa
         yield f"The test images are only {counted(best.groups, 'group')}."
     if best.rare_classes:
         yield f"Classes in fewer than {RARE} groups: {best.rare_classes}; verdicts are less sure."
+    yield from about_labels
 
 
 def _size(row: Any) -> str:

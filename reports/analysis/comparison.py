@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,7 +49,8 @@ class Comparison:
     summary: pd.DataFrame
     """One row per setting and label: seeds (done), planned, mean, std (NaN for one seed), the means of `COSTS`,
     share (of the backbone's parameters), best, second, groups (of test images; 0 if unknown), rare_classes,
-    to_best, to_best_reason and to_best_seeds (see `against_best`; empty without a score)."""
+    to_best, to_best_reason and to_best_seeds (see `against_best`; empty without a score), unlabelled (the classes
+    without a label in the test images, as text) and warnings."""
     images: pd.DataFrame
     """One row per setting, label and test image: miou of the image alone, mean over seeds."""
     significance: pd.DataFrame
@@ -68,6 +69,12 @@ class Comparison:
     and high. Empty for one setting."""
     agreement: pd.DataFrame
     """One row per pair of settings that differ in one of `AXES`: varied, one, other, methods, tau (Kendall's)."""
+
+    def about_labels(self, setting: str) -> Iterator[str]:
+        """A sentence if there are classes without a label in the test images of a setting: it concerns every score."""
+        names = self.summary.loc[self.summary["setting"] == setting, "unlabelled"].max()
+        if names:
+            yield about_unlabelled(names)
 
 
 def compare(collected: Collected, metric: str = "miou", references: Sequence[str] = ("linear", "full")) -> Comparison:
@@ -122,6 +129,14 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
     )  # fmt: skip
 
 
+def about_unlabelled(names: str) -> str:
+    """What is wrong with a score if the test images have no label of these classes."""
+    return (
+        f"The test images have no label of {names}: such a class has IoU 0 if it is predicted, and is left out of the "
+        "mean if not."
+    )
+
+
 def check_metric(collected: Collected, metric: str) -> None:
     """Raises `UserError` for an unknown metric, or a class that no run has."""
     kind, colon, name = metric.partition(":")
@@ -153,6 +168,7 @@ def _summary(runs: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:
         planned=runs.groupby(keys).size(),
         mean=values.mean(),
         std=values.std(ddof=1),
+        **{name: runs.groupby(keys)[name].max() for name in ("unlabelled", "warnings")},
         **{cost: done.groupby(keys)[cost].mean().astype(float) for cost in COSTS},
     )
     summary["share"] = summary["trained_method"] / summary["backbone_parameters"]

@@ -21,7 +21,11 @@ FACETS = ["dataset", "data_digest", "backbone", "weights", "head", "budget", "bu
 """A setting: the fields that are equal for all rows of one block of a table, or of one panel of a plot."""
 
 _FROM_SPEC = [field.name for field in fields(RunRow) if field.name not in ("path", "result")]
-_COLUMNS = [*_FROM_SPEC, *METRICS, "absent_classes", *COSTS, "data_wait", "commit", "dirty", "device", "path"]
+_REMARKS = ["unlabelled", "warnings"]
+_COLUMNS = [
+    *(*_FROM_SPEC, *METRICS, "absent_classes", *COSTS, "data_wait"),
+    *("commit", "dirty", "device", *_REMARKS, "path"),
+]
 _INTEGERS = ["budget_steps", "absent_classes", *(key for key, measure in MEASURES.items() if measure.integer)]
 _FLOATS = ["data_wait", *(key for key, measure in MEASURES.items() if not measure.integer)]
 
@@ -45,7 +49,7 @@ def frame_of_runs(rows: list[RunRow], labelled: bool) -> pd.DataFrame:
 
 
 def _record(row: RunRow) -> dict[str, Any]:
-    record = {name: getattr(row, name) for name in _FROM_SPEC}
+    record = {name: getattr(row, name) for name in (*_FROM_SPEC, *_REMARKS)}
     record |= {"state": state_name(row.state), "path": row.path}
     if row.result is not None:
         record |= {key: measure.of(row.result) for key, measure in MEASURES.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def state_name(state: RunState) -> str:
 def state_label(name: str) -> str:
     """The same for people."""
     return name if name == MISSING else RunState(name).label
+
+
+_BETWEEN_WARNINGS = " | "
+
+
+def split_warnings(columns: Iterable[str]) -> list[str]:
+    """The warnings in values of `RunRow.warnings`, each once."""
+    texts = (text for column in columns for text in column.split(_BETWEEN_WARNINGS))
+    return [text for text in dict.fromkeys(texts) if text]
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,16 @@ class RunRow:
     """Of its folder; None for a cell without a run."""
     result: RunResult | None = None
     """None unless the run is done."""
+
+    @property
+    def unlabelled(self) -> str:
+        """The classes without a label in the evaluated images, as text."""
+        return "" if self.result is None else ", ".join(self.result.metrics.unlabelled)
+
+    @property
+    def warnings(self) -> str:
+        """What is odd about the dataset or the weights, as one text; see `split_warnings`."""
+        return "" if self.result is None else _BETWEEN_WARNINGS.join(self.result.warnings)
 
 
 def read_row(run: RunFolder, store: RunStore) -> RunRow:

@@ -43,6 +43,7 @@ def significance_tables(comparison: Comparison, numbers: NumberFormat) -> list[T
         difference = f"difference, {comparison.metric}{numbers.difference_unit}"
         header = ["method", difference, "95 % interval", "p", "p (Holm)", "seeds", "verdict"]
         sentences = [*_about_verdicts(rows), *_about_power(power.get((setting, reference)))]
+        sentences += comparison.about_labels(setting)
         title = f"{name}: compared with {reference}"
         tables.append(Table(f"against-{number}", title, header, cells, " ".join(sentences), footnotes.lines()))
     return tables
@@ -99,7 +100,7 @@ def share_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
     """One table a setting and reference: what each class adds to the difference of every method."""
     tables = []
     groups = comparison.shares.groupby(["setting_name", "reference", "setting"], sort=False)
-    for number, ((setting, reference, _), rows) in enumerate(groups, 1):
+    for number, ((name, reference, setting), rows) in enumerate(groups, 1):
         shares = rows.pivot(index="label", columns="index", values="share")
         names = rows.drop_duplicates("index").set_index("index")["name"]
         largest = shares.abs().max().sort_values(ascending=False, kind="stable").index[:CLASSES]
@@ -124,7 +125,8 @@ def share_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
             "a class adds its own score, divided by the number of classes that have one with that method. The shares "
             "add up to the difference."
         )
-        tables.append(Table(f"classes-{number}", f"{setting}: compared with {reference}", header, cells, caption))
+        caption = " ".join([caption, *comparison.about_labels(setting)])
+        tables.append(Table(f"classes-{number}", f"{name}: compared with {reference}", header, cells, caption))
     return tables
 
 
@@ -132,14 +134,16 @@ def dev_test_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table
     """One table a setting: the score of each tuned method on the dev part and on the test part."""
     tables = []
     groups = comparison.dev_test.groupby(["setting_name", "setting"], sort=False)
-    for number, ((name, _), rows) in enumerate(groups, 1):
+    for number, ((name, setting), rows) in enumerate(groups, 1):
         footnotes = Footnotes()
         cells = [
             [
                 TableCell(row.label, "text",
                           notes=footnotes.letter(f"at the edge of its search: {row.at_edge}") if row.at_edge else ""),
                 TableCell(numbers.score(row.dev)), TableCell(str(row.dev_runs)),
-                TableCell(numbers.score(row.test)), TableCell(str(row.test_runs)),
+                TableCell(numbers.score(row.test),
+                          notes=",".join(map(footnotes.letter, comparison.about_labels(setting)))),
+                TableCell(str(row.test_runs)),
             ]
             for row in rows_of(rows.sort_values(["dev", "label"], ascending=[False, True]))
         ]  # fmt: skip

@@ -15,10 +15,10 @@ import pandas as pd
 from harness.errors import UserError, did_you_mean
 from harness.runs.result import COSTS
 from harness.runs.state import RunState
-from reports.analysis.comparison import Comparison
+from reports.analysis.comparison import Comparison, about_unlabelled
 from reports.analysis.paired import NO_VERDICT, NOT_COMPARABLE, TIED, WORSE
 from reports.read.frames import rows_of
-from reports.read.rows import state_label
+from reports.read.rows import split_warnings, state_label
 from reports.render.formats import Footnotes, Table, TableCell
 from reports.render.numbers import DASH, SIZES, UNITS, NumberFormat
 
@@ -91,7 +91,7 @@ def result_tables(
                 for label in block.labels(layout.sort)
             ],
             block.caption,
-            block.footnotes.lines(),
+            [*block.footnotes.lines(), *(f"Warning: {text}" for text in block.warnings)],
         )
         for number, block in enumerate(blocks, 1)
     ]
@@ -113,6 +113,7 @@ class _Block:
         self.to_best = list(rows["to_best"])
         self.means = rows.groupby("label")[["mean", *(column.key for column in COLUMNS.values())]].mean()
         self.seeds = sorted(rows.loc[rows["seeds"] > 0, "seeds"].unique())
+        self.warnings = split_warnings(rows["warnings"])
         first = rows.iloc[0]
         random = ", random weights" if first["weights"] == "random" else ""
         self.name = f"{first['backbone']}, {first['head']}, {first['budget']}{random}"
@@ -171,6 +172,7 @@ class _Block:
         )
         edges = sorted({text for text in runs["at_edge"] if text})
         notes += [self.footnotes.letter(f"at the edge of its search: {text} that was tried") for text in edges]
+        notes += [self.footnotes.letter(about_unlabelled(row.unlabelled))] if row.unlabelled else []
         if not row.seeds:
             states = [_state(state) for state in dict.fromkeys(undone["state"])]
             text = DASH if states == [RunState.UNSUPPORTED.label] else ", ".join(states)
@@ -211,20 +213,23 @@ def _why(state: str, reason: str, seeds: Iterable[int], of: int) -> str:
     return f"seed {', '.join(map(str, sorted(seeds)))} {text}" if of > 1 and state != RunState.UNSUPPORTED else text
 
 
-def published_table(published: pd.DataFrame, metric: str, numbers: NumberFormat) -> list[Table]:
+def published_table(published: pd.DataFrame, comparison: Comparison, numbers: NumberFormat) -> list[Table]:
     """Every published score that belongs to a setting of the report, with the score measured there."""
+    metric, footnotes = comparison.metric, Footnotes()
     header = ["setting", "method", f"published, {metric}{numbers.score_unit}", "trained, M", "head counted", "measured",
               "difference", "source", "certainty"]  # fmt: skip
     rows = [
         [TableCell(row.setting_name, "text"), TableCell(row.label, "text"), TableCell(numbers.score(row.value)),
          TableCell(numbers.short(row.trained / 1e6)),
          TableCell({True: "yes", False: "no"}.get(row.head_counted, DASH), "text"),
-         TableCell(numbers.score(row.measured)), TableCell(numbers.difference(row.difference)),
+         TableCell(numbers.score(row.measured),
+                   notes=",".join(map(footnotes.letter, comparison.about_labels(row.setting)))),
+         TableCell(numbers.difference(row.difference)),
          TableCell(row.source + (f"; {row.note}" if row.note else ""), "text"), TableCell(row.sure, "text")]
         for row in rows_of(published)
     ]  # fmt: skip
     caption = "Scores of other papers, as printed: under their own budgets, without seeds or spreads."
-    return [Table("published", "Published scores", header, rows, caption)] if rows else []
+    return [Table("published", "Published scores", header, rows, caption, footnotes.lines())] if rows else []
 
 
 def absent_table(comparison: Comparison, skipped: Iterable[tuple[str, str]]) -> list[Table]:

@@ -14,6 +14,8 @@ from PIL import Image
 
 from harness.data.base import IGNORE_INDEX
 from harness.data.folder import FolderDataset
+from harness.data.masks import LabelRules
+from harness.data.mmseg_catalog import label_table
 from harness.util.files import digest
 from tests.support.tiny_files import labels, picture, save
 
@@ -215,6 +217,29 @@ def test_ignored_values_and_colours_become_255(tmp_path):
     )
     assert opened.digest
     assert opened.load(opened.samples("train")[0]).mask[2, 3] == IGNORE_INDEX
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("classes: [a, b]", None),
+        ("classes: {a: [1, 2, 3], b: [4, 5, 6]}", None),
+        ("classes: {0: a, 1: b}", None),
+        ("classes: {1: b, 0: a}", (1, 0)),
+        ("classes: {a: 10, b: 20}\nignore: [0]", (10, 20)),
+        ("classes: {-1: a, 70000: b}", (-1, 70000)),
+        ("classes: {0: a, 255: b}", (0, 255)),
+        ("classes: [a, b]\nreduce_zero_label: true", (1, 2)),
+    ],
+)
+def test_codes_are_the_values_of_the_classes_in_masks(tmp_path, text, codes):
+    (tmp_path / "dataset.yaml").write_text(text)
+    assert FolderDataset(tmp_path / "dataset.yaml", tmp_path).codes == codes
+
+
+def test_codes_of_the_catalogue_are_those_of_its_files():
+    rules = LabelRules(label_table(("road", "void", "sky"), ("road", "sky"), reduce_zero_label=True))
+    assert rules.codes(2) == (1, 3)
 
 
 def test_overview_in_a_tiff_is_no_second_page(tmp_path):

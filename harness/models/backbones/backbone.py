@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from harness.models.backbones.attach import AttachPoints
 from harness.models.backbones.family import CutNetwork, Family
 from harness.models.backbones.lean_autograd import make_lean
+from harness.models.backbones.tensor_files import Norm
 
 
 class StageOutputs:
@@ -65,10 +66,15 @@ class StagedBackbone(AttachPoints):
         self.layout = network.layout
         self.prefix_tokens = network.prefix_tokens
         self.trains_output_norms = network.trains_output_norms
-        self.mean = tuple(mean)
-        self.std = tuple(std)
+        self.pretrained_norm = Norm(tuple(mean), tuple(std))
+        self.stated_norm: Norm | None = None
+        """What the file of the weights states instead."""
         self.notes: tuple[str, ...] = ()
         """Lines for a run's log: how the tensors of a file of weights were matched."""
+        self.norm_source = ""
+        """Why images are normalised by `norm`."""
+        self.norm_doubt = ""
+        """Why that may be wrong; empty if it is known."""
         self.pretrained_parameters = sum(parameter.numel() for parameter in self.parameters())
         self.requires_grad_(False)
         make_lean(self)
@@ -77,6 +83,19 @@ class StagedBackbone(AttachPoints):
         self._frozen -= {module for module in self.modules() if isinstance(module, DropPath)}
         self._pretrained_structure = [list(_structure_of(part)) for part in (self.stem, *self.stages)]
         self.train(False)
+
+    @property
+    def norm(self) -> Norm:
+        """By which images are normalised."""
+        return self.stated_norm or self.pretrained_norm
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.norm.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.norm.std
 
     @property
     def hierarchical(self) -> bool:

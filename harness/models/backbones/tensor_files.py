@@ -6,12 +6,15 @@ this, is imported without it.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import UserError
 
@@ -26,6 +29,17 @@ CONTAINERS = (
 """Entries of checkpoints that hold a state dict; where there are several, the first of these is read."""
 
 
+class Norm(NamedTuple):
+    """Mean and std of images, RGB in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in self)
+        return f"mean {mean} and std {std}"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The named tensors of a file."""
@@ -35,6 +49,8 @@ class Checkpoint:
     """The entry that holds them, `a.b` where nested; empty if they are the file's own."""
     others: tuple[str, ...] = ()
     """Further entries that hold tensors and were not read."""
+    norm: Norm | None = None
+    """By which mean and std the images of the training were normalised, if the file says so."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -52,12 +68,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     import warnings
 
     import torch
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-            return Checkpoint(load_file(path))
+            with safe_open(path, "pt") as opened:
+                return Checkpoint(load_file(path), norm=_stated_norm(opened.metadata()))
         placeholders = [(stand_in, name) for name, stand_in in _PLACEHOLDERS.items()]
         # torch warns about a foreign pickle before it is refused here
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(placeholders):
@@ -77,7 +94,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     found = _unwrap(content)
     if found is None:
         raise UserError("holds no named tensors (a state dict is expected)", field="weights", value=path)
-    return found
+    return replace(found, norm=_stated_norm(content))
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -112,14 +129,43 @@ def _unwrap(content: Any) -> Checkpoint | None:
     return Checkpoint(tensors) if tensors else None
 
 
+def _stated_norm(entries: Any) -> Norm | None:
+    """`mean` and `std` among a file's entries, or in timm's `pretrained_cfg`, or in a training's arguments.
+
+    In the metadata of safetensors they are JSON. Values above 1 are of images in 0..255.
+    """
+    if isinstance(entries, _Placeholder):
+        entries = entries.state
+    if not isinstance(entries, Mapping):
+        return None
+    mean, std = (_numbers(entries.get(name)) for name in ("mean", "std"))
+    if len(mean) == len(std) == 3 and min(mean) >= 0 and min(std) > 0:
+        unit = 255 if max(*mean, *std) > 1 else 1
+        return Norm(tuple(value / unit for value in mean), tuple(value / unit for value in std))
+    inside = (_stated_norm(entries.get(name)) for name in ("pretrained_cfg", "args"))
+    return next((norm for norm in inside if norm is not None), None)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Empty for anything but finite numbers."""
+    try:
+        numbers = tuple(map(float, json.loads(value) if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        return ()
+    return numbers if all(map(math.isfinite, numbers)) else ()
+
+
 class _Placeholder:
-    """What is read in place of an object that a checkpoint holds besides its tensors, and never used."""
+    """What is read in place of an object that a checkpoint holds besides its tensors."""
+
+    state: object = None
+    """The attributes of the object."""
 
     def __init__(self, *args: object) -> None:
         pass
 
     def __setstate__(self, state: object) -> None:
-        pass
+        self.state = state
 
 
 class _Entries:

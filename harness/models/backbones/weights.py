@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, did_you_mean
 from harness.models.backbones.packaged import PACKAGED, packaged
-from harness.models.backbones.tensor_files import read_checkpoint
+from harness.models.backbones.tensor_files import Checkpoint, read_checkpoint
 from harness.util.files import sha256
 from harness.util.json_cache import cached_json
 from harness.util.text import list_some
@@ -100,12 +100,15 @@ def load_backbone(backbone: str, weights: Weights, seed: int, drop_path: float =
     budget's, in place of what timm has for the network.
 
     A file may be in any published layout that `families.layouts` knows; `StagedBackbone.notes` says how it was matched.
+    Images are normalised as the file states, or else as timm's pre-training of that name.
     Raises `UserError` for weights that cannot be downloaded or read, or whose tensors do not fit, and names those.
     """
     import torch
 
     from harness.models.backbones import families, matching
 
+    checkpoint: Checkpoint | None = None
+    notes: tuple[str, ...] = ()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = families.create(backbone, drop_path_rate=drop_path)
@@ -115,14 +118,40 @@ def load_backbone(backbone: str, weights: Weights, seed: int, drop_path: float =
     elif (found := packaged(weights.identity)) is not None:
         assert weights.path is not None
         matching.load(network, matching.find_fit(network, found.read(weights.path)), weights.identity)
-    notes = _load_file(backbone, network, weights) if weights.identity.startswith("sha256:") else ()
+    elif weights.identity.startswith("sha256:"):
+        checkpoint, notes = _load_file(backbone, network, weights)
     staged = families.cut(backbone, network)
+    config = network.pretrained_cfg
+    tag = ".".join(filter(None, (config["architecture"], config.get("tag"))))
+    staged.norm_source = f"as timm's {tag}"
+    if checkpoint is not None and checkpoint.norm is not None:
+        staged.stated_norm = checkpoint.norm
+        staged.norm_source = f"as {Path(weights.origin).name} states"
+    elif checkpoint is not None:
+        staged.norm_doubt = _doubt(backbone, tag)
     staged.notes = notes
     return staged
 
 
-def _load_file(backbone: str, network: Any, weights: Weights) -> tuple[str, ...]:
-    """Load a user's file into a timm network; how it was matched, and how its images are normalised, as lines."""
+def _doubt(backbone: str, tag: str) -> str:
+    """Whether a file may be of a pre-training of the network that normalises images otherwise than `tag`."""
+    import timm
+
+    if "." in backbone:
+        return ""
+    of_tag = {one: timm.get_pretrained_cfg(one) for one in timm.list_models(f"{backbone}.*", pretrained=True)}
+    own = of_tag.get(tag)
+    others = [one for one, cfg in of_tag.items() if own and (cfg.mean, cfg.std) != (own.mean, own.std)]
+    if not others:
+        return ""
+    return (
+        f"the weights do not state by which mean and std images are normalised, and other pre-trainings of {backbone} "
+        f"than {tag} have other ones: {list_some(others)}; if these weights are of one of them, name it as the backbone"
+    )
+
+
+def _load_file(backbone: str, network: Any, weights: Weights) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Load a user's file into a timm network; its content, and how it was matched as a line."""
     from harness.models.backbones import families, matching
 
     assert weights.path is not None
@@ -137,13 +166,7 @@ def _load_file(backbone: str, network: Any, weights: Weights) -> tuple[str, ...]
         raise
     others = f"; other entries: {', '.join(checkpoint.others)}" if checkpoint.others else ""
     inside = f", entry {checkpoint.container}" if checkpoint.container else ""
-    config = network.pretrained_cfg
-    tag = ".".join(filter(None, (config["architecture"], config.get("tag"))))
-    mean, std = (", ".join(f"{value:.4g}" for value in config[key]) for key in ("mean", "std"))
-    return (
-        f"weights from {weights.path.name}{inside}: {fit.describe()}{others}",
-        f"images are normalised with mean {mean} and std {std}, of timm's {tag}",
-    )
+    return checkpoint, (f"weights from {weights.path.name}{inside}: {fit.describe()}{others}",)
 
 
 def _fitting_networks(backbone: str, tensors: dict[str, Tensor], fit: Fit) -> str | None:

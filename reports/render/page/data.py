@@ -16,9 +16,10 @@ import pandas as pd
 from harness.runs.difference import mean_interval
 from harness.runs.result import COSTS, MEASURES, METRICS, Measure, Provenance, Unit
 from harness.runs.state import RunState
+from reports.analysis.comparison import about_unlabelled
 from reports.read.collect import Collected
 from reports.read.frames import rows_of
-from reports.read.rows import state_label
+from reports.read.rows import split_warnings, state_label
 from reports.render.page.samples import extremes
 from reports.render.plots.context import BAR_SEEDS, BARS
 from reports.render.plots.tradeoff import axis_scale
@@ -81,6 +82,7 @@ def page_data(
         run |= {"id": _plain(row["fingerprint"]), "setting": settings[row["setting"]], "reason": _plain(row["reason"])}
         run |= {"spec": _spec(row), "command": _command(collected.root, row)}
         if row["state"] == RunState.DONE:
+            run["remarks"] = remarks(row["unlabelled"], row["warnings"])
             run |= _provenance(collected.provenance[row["fingerprint"]], package_lists)
             run["curve"] = _curve(curves.get(row["fingerprint"]))
             run |= _classes(classes.get(row["fingerprint"]), class_lists)
@@ -124,6 +126,14 @@ def page_data(
     }
 
 
+def remarks(unlabelled: str, warnings: str) -> list[str]:
+    """What the score of a run must not be read without, from the columns of `Collected.runs`."""
+    return [
+        *([about_unlabelled(unlabelled)] if unlabelled else []),
+        *(f"Warning: {text}" for text in split_warnings([warnings])),
+    ]
+
+
 def _bars(most: int) -> list[float | None]:
     """By the number of seeds: half the 95 % interval of a mean, in standard deviations of the sample."""
     unit = [mean_interval([-1.0, *[0.0] * (seeds - 2), 1.0]) for seeds in range(BAR_SEEDS, most + 1)]
@@ -160,8 +170,12 @@ def _provenance(provenance: Provenance, package_lists: list[list[tuple[str, str]
     pairs: list[tuple[str, str]] = []
     for name, value in fields.items():
         entries = value.items() if isinstance(value, dict) else [("", value)]
-        pairs += [(f"{name} {key}".strip().replace("_", " "), str(_plain(entry))) for key, entry in entries]
+        pairs += [(f"{name} {key}".strip().replace("_", " "), _text(entry)) for key, entry in entries]
     return {"provenance": pairs, "packages": package_lists.index(packages)}
+
+
+def _text(entry: Any) -> str:
+    return ", ".join(str(_plain(one)) for one in (entry if isinstance(entry, list) else [entry]))
 
 
 def _curve(points: pd.DataFrame | None) -> dict[str, list[Any]] | None:

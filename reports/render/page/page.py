@@ -19,7 +19,7 @@ from harness.runs.state import RunState
 from harness.util.files import write_text
 from reports.analysis.paired import BETTER, NO_VERDICT, NOT_COMPARABLE, SAME, WORSE
 from reports.read.collect import Collected
-from reports.read.rows import MISSING, state_label
+from reports.read.rows import MISSING, split_warnings, state_label
 from reports.render.formats import Table, TableCell
 from reports.render.page.data import page_data, positions
 from reports.render.page.samples import collect_pictures
@@ -111,6 +111,7 @@ def write_page(
         "script": Markup(script),
         "scope": _scope(runs),
         "answers": answers,
+        "warnings": split_warnings(runs.warnings),
         "answers_shown": ANSWERS,
         "verdicts": _verdicts(significance, runs, reference),
         "reference": reference,

@@ -9,7 +9,7 @@ function table() {
         const link = put(cell, run.id ? "a" : "span", { class: "method", href: run.id ? `#run=${run.id}` : undefined });
         mark(link, run.label);
         link.append(run.label);
-      } else if (column.kind === "state") put(cell, "span", { class: `state ${run.state}`, title: run.reason ?? undefined }, shown(run.state, "state"));
+      } else if (column.kind === "state") put(cell, "span", { class: `state ${run.state}`, title: run.reason ?? run.remarks?.join("\n") }, shown(run.state, "state") + (run.remarks?.length ? " ⚠" : ""));
       else cell.textContent = shown(run[column.key], column.kind);
     }
     return { run, row, text: data.columns.map((column) => run[column.key]).concat(run.id, run.reason).join(" ").toLowerCase() };
@@ -106,6 +106,7 @@ function openRun(run) {
       put(tile, "dd", {}, shown(run[column.key], column.kind));
     }
   }
+  for (const remark of run.remarks ?? []) put(body, "p", { class: "note" }, remark);
   put(body, "h3", {}, "Repeat this run");
   const command = put(body, "div", { class: "command" });
   const code = put(command, "code", {}, run.command);
