@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,9 +14,13 @@ from harness.cells.request import Request
 from harness.cli.folders import check_writable
 from harness.cli.options import Json, Quiet, Without, read_pairs, with_options
 from harness.engine.options import ExecutionOptions
+from harness.errors import UserError
 from harness.launch.choice import LauncherChoice
 from harness.util.progress import say, warn
 from studies import shipped_studies
+
+if TYPE_CHECKING:
+    from studies.plan import Plan
 
 Storage = Annotated[
     str | None,
@@ -40,6 +44,10 @@ def compare(
     budget: Annotated[str | None, typer.Option(help="replaces the study's")] = None,
     trials: Annotated[int | None, typer.Option(min=0, help="trials of each method's search; 0: no search")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="show the plan without running anything")] = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option("--rehearse", help="a few steps of every distinct cell: does it work, how long, how much memory"),
+    ] = False,
     storage: Storage = None,
     quiet: Quiet = False,
     json_: Json = False,
@@ -59,6 +67,12 @@ def compare(
         tuple(method or ()), tuple(backbone or ()), tuple(dataset or ()), tuple(head or ()), seeds, budget, trials
     )
     chosen = load_study(study, replacements)
+    if rehearse:
+        if plan:
+            raise UserError("--plan --rehearse: one at a time")
+        raise typer.Exit(
+            _rehearse(make_plan(chosen, options.open_store(), options.data, True), options, launcher, json_)
+        )
     if plan:
         from studies.power import seeds_needed
 
@@ -81,6 +95,24 @@ def compare(
     else:
         good = all(cell.state in ("done", "unsupported") for cell in planned.cells)
     raise typer.Exit(0 if good else 1)
+
+
+def _rehearse(planned: Plan, options: ExecutionOptions, launcher: LauncherChoice, json_: bool) -> int:
+    """Print the table of `--rehearse`. Returns 1 if a cell fails."""
+    from harness.cells.resolve import Resolver
+    from harness.cli.tables import print_table
+    from harness.runs.store import RunStore
+    from studies.rehearse import rehearse, total
+
+    rows = rehearse(planned, options, Resolver(RunStore(options.runs), options.data))
+    if json_:
+        print(json.dumps([row.as_json() for row in rows], indent=2))
+    elif rows:
+        print_table([row.line() for row in rows])
+        print(total(rows, launcher.jobs or 1))
+    else:
+        print("nothing is left to rehearse: every cell has ended")
+    return 1 if any(row.reason is not None for row in rows) else 0
 
 
 @with_options(example="harness search --method lora --parameters lr,rank --trials 30 --jobs 2")

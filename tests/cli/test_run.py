@@ -27,7 +27,8 @@ def test_run_prints_results_to_stdout_and_progress_to_stderr(colours: Path, tiny
     assert row.endswith("done")
     assert (Path(path) / "result.json").is_file()
     assert runs_in(tmp_path / "runs") == [Path(path).name]
-    first, *steps, last = output.err.splitlines()
+    first, normalisation, *steps, last = output.err.splitlines()
+    assert normalisation.startswith("images are normalised with mean ")
     assert first.startswith(
         "linear on resnet10t (weights random), colours: training on 8 images, evaluating on 5 (test); "
     )
