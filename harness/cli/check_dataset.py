@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from harness.util.progress import say
 def is_dataset(name: str) -> bool:
     """Whether an argument of `harness check` is a dataset's path, not a method's name."""
     path = Path(name)
-    return "/" in name or path.suffix in (".yaml", ".yml") or (path / "dataset.yaml").is_file()
+    return "/" in name or path.suffix in (".yaml", ".yml") or os.path.isfile(path / "dataset.yaml")
 
 
 def check_datasets(paths: Sequence[str], cache: Path, as_json: bool) -> int:

@@ -54,11 +54,11 @@ def check_dataset(name: str, data: Path) -> Path | None:
 
     if name == landcover.NAME:
         return None
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # an unknown user is no error yet
     is_yaml = path.suffix in (".yaml", ".yml")
-    if is_yaml and path.is_file():
+    if is_yaml and os.path.isfile(path):  # False for a name that no file can have
         return path
-    if (path / "dataset.yaml").is_file():
+    if os.path.isfile(path / "dataset.yaml"):
         return path / "dataset.yaml"
     if is_yaml or "/" in name or os.sep in name:
         raise error(f"no such file: {path if is_yaml else path / 'dataset.yaml'}")
@@ -70,7 +70,7 @@ def check_dataset(name: str, data: Path) -> Path | None:
     if name in mmseg_catalog.excluded():
         raise error(mmseg_catalog.excluded()[name], "`harness list datasets` prints the others")
     for folder in (path, data / name):
-        if name and folder.is_dir():
+        if name and os.path.isdir(folder):
             raise error(f"{folder} holds no dataset.yaml", "write one that names the classes")
     known = [landcover.NAME, *mmseg_catalog.names(), *described]
     raise error("no such dataset", f"{did_you_mean(name, known)} (or name a .yaml file)")
