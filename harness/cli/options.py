@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from harness.cells.request import Request
-from harness.engine.options import ExecutionOptions, check_device_name
+from harness.engine.options import ExecutionOptions, check_device_name, check_tracking
 from harness.errors import UserError, did_you_mean, shown
 from harness.launch.choice import LauncherChoice
 from harness.util.option import environment_number
@@ -248,6 +248,8 @@ def _prepared(options: ExecutionOptions, fields: Iterable[str]) -> ExecutionOpti
         check_readable("--runs", options.runs)
     if "device" in fields:
         check_device_name(options.device)
+    if options.tracking is not None:
+        check_tracking(options.tracking)
     environment_number("RANK", 0)
     environment_number("OMP_NUM_THREADS", 0)
     if "plugins" in fields and (options.plugins or os.environ.get("HARNESS_PLUGINS")):

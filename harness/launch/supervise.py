@@ -85,7 +85,7 @@ def _alone(job: Job, stop: Stop, deaths: int) -> JobResult:
     if stop.requested:
         return stopped(options, cell)
     cause = f"{_cause_of_death(worker.process.exitcode)}, {ATTEMPTS} times"
-    reason = f"{cause}; its last output is in {worker.output}; the same command tries again"
+    reason = f"{cause}; the same command tries again; its last output is in {worker.output}"
     return record(options, cell, Outcome(RunState.FAILED, reason))
 
 

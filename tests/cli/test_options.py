@@ -107,6 +107,10 @@ def test_default_cache_size_is_the_one_in_the_help() -> None:
         (("--cache-size", "9" * 5000 + "TB"), f"--cache-size {'9' * 120}... (5002 characters): invalid size"),
         (("--runs", " "), "--runs: it is empty; name a file or folder"),
         (("--device", "tpu"), "--device tpu: use auto, cpu, cuda or cuda:N"),
+        (
+            ("--tracking", "foo://me:secret@host?token=x"),
+            "--tracking foo://host: MLflow has no such kind of store; use",
+        ),
         (("--trials", "9" * 30), "--trials 9"),
         (("--seeds", "1000000000"), "--seeds 1000000000: input should be less than or equal to 10000"),
         (("--launcher-set", "address"), "--launcher-set address: expected KEY=VALUE"),
