@@ -20,6 +20,7 @@ _FLAGS = {"settings": "set"}
 """Fields whose flag has another name."""
 _TYPES = ("bool", "int", "float", "str")
 _LONGEST = 120
+_LONGEST_TEXT, _LONGEST_LINE = 500, 2000
 
 
 class UserError(Exception):
@@ -53,24 +54,28 @@ class UserError(Exception):
         return self
 
     def __str__(self) -> str:
-        shown = None if self.value is None else _shown(self.value)
+        value = None if self.value is None else shown(self.value)
         if self.source is None:
-            where = " ".join(part for part in (self.field, shown) if part is not None)
+            where = " ".join(part for part in (self._field, value) if part is not None)
             parts = [where] if where else []
         else:
-            parts = [part for part in (self.source, self.field, shown) if part is not None]
-        return ": ".join([*parts, self.problem]) + (f"; {self.hint}" if self.hint else "")
+            parts = [part for part in (shown(self.source), self._field, value) if part is not None]
+        return _line(": ".join([*parts, self.problem]) + (f"; {self.hint}" if self.hint else ""))
 
     def for_command_line(self) -> str:
         """As `str()`, with the flag in place of the field where no file has the value: `--method spn: no such...`."""
-        if self.source is not None or self.field is None:
+        if self.source is not None or self._field is None:
             return str(self)
-        field, _, name = self.field.partition(".")
+        field, _, name = self._field.partition(".")
         flag = "--" + _FLAGS.get(field, field).replace("_", "-")
-        shown = "" if self.value is None else _shown(self.value)
-        given = f"{name}={shown}".rstrip("=") if name else shown
+        value = "" if self.value is None else shown(self.value)
+        given = f"{name}={value}".rstrip("=") if name else value
         hint = f"; {self.hint}" if self.hint else ""
-        return f"{flag} {given}".rstrip() + f": {self.problem}{hint}"
+        return _line(f"{flag} {given}".rstrip() + f": {self.problem}{hint}")
+
+    @property
+    def _field(self) -> str | None:
+        return None if self.field is None else self.field[:_LONGEST]
 
 
 @contextmanager
@@ -117,6 +122,17 @@ def invalid(error: ValidationError, known: Iterable[str] = ()) -> UserError:
     return UserError(message, field=_path(path), value=value)
 
 
+def printable(text: str) -> str:
+    r"""The text on one line: line breaks, escape codes and lone surrogates as `\n`, `\x1b` and `\ud800`."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _line(text: str) -> str:
+    """Printable, and no longer than what a terminal shows at once."""
+    half = _LONGEST_LINE // 2
+    return printable(text if len(text) <= _LONGEST_LINE else f"{text[:half]} ... {text[-half:]}")
+
+
 def _is_type(part: str | int) -> bool:
     return isinstance(part, str) and (part in _TYPES or "[" in part)
 
@@ -126,11 +142,12 @@ def _path(parts: Iterable[str | int]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value on one line: text as it is, other values in at most `_LONGEST` characters."""
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str):
+        value = value if len(value) <= _LONGEST_TEXT else f"{value[:_LONGEST]}... ({len(value)} characters)"
         return value if value and value.isprintable() else repr(value)
     text = repr(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -39,7 +39,7 @@ def hyperparameter(default: Any, help: str, *, search: Any = None, later: bool =
 class HeadHyperparameters(BaseModel):
     """The hyperparameters of a method that trains nothing but the head."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     head_lr: float = hyperparameter(
         3e-3, "learning rate of the head (AdamW), the same for every row of a table", gt=0, le=10,
@@ -68,6 +68,9 @@ class HeadHyperparameters(BaseModel):
                     hint = "it is a field of the budget"
                 hint = hint or did_you_mean(name, cls.model_fields)
                 raise UserError(f"no such hyperparameter of method {method}", field=f"settings.{name}", hint=hint)
+        for name, value in settings.items():
+            if isinstance(value, bool) and cls.model_fields[name].annotation in (int, float):  # pydantic reads it as 1
+                raise UserError("expected a number", field=f"settings.{name}", value=value)
         try:
             return cls.model_validate(settings)
         except ValidationError as error:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import InvalidField, UserError, did_you_mean, invalid, located
 from harness.util.files import digest, read_yaml, read_yaml_file
@@ -30,21 +30,34 @@ Part = Literal["report", "dev"]
 that is held out of train; see `harness/data/splits.py`."""
 
 
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_boolean)]
+"""pydantic reads true as 1."""
+Seed = Annotated[Integer, Field(ge=0, lt=2**31)]
+_LARGEST_SIDE = 16_384  # pixels
+_SCALES = 0.01, 20.0
+
+
 class Budget(BaseModel):
     """The budget of every method in a table: steps, batches, crops, schedule, evaluation. See `budgets.yaml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    steps: int = Field(ge=1, description="optimiser steps")
-    batch_size: int = Field(ge=1, description="images per optimiser step, over all processes")
-    accumulate: int = Field(1, ge=1, description="forward passes that the images of a step are divided into")
-    crop: tuple[int, int] = Field(description="height, width of a training crop, pixels")
+    steps: Integer = Field(ge=1, le=10**9, description="optimiser steps")
+    batch_size: Integer = Field(ge=1, le=65_536, description="images per optimiser step, over all processes")
+    accumulate: Integer = Field(1, ge=1, description="forward passes that the images of a step are divided into")
+    crop: tuple[Integer, Integer] = Field(description="height, width of a training crop, pixels")
     resize: tuple[float, float] = Field((0.5, 2.0), description="random scale before the crop, uniform")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     photometric: bool = Field(True, description="random brightness, contrast, saturation and hue")
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    power: float = Field(0.9, gt=0, description="exponent of the polynomial decay of the learning rate to zero")
+    warmup: Integer = Field(0, ge=0, description="steps of linear warm-up")
+    power: float = Field(0.9, gt=0, le=100, description="exponent of the polynomial decay of the learning rate to zero")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm over all trained tensors; 0: no clipping")
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="stochastic depth of the last block, rising from 0, for every method or for none"
@@ -88,8 +101,8 @@ class Budget(BaseModel):
     @field_validator("crop")
     @classmethod
     def _check_crop(cls, crop: tuple[int, int]) -> tuple[int, int]:
-        if min(crop) < 1:
-            raise ValueError("invalid size; use [height, width] in pixels")
+        if not 1 <= min(crop) <= max(crop) <= _LARGEST_SIDE:
+            raise ValueError(f"invalid size; use [height, width] in pixels, 1 to {_LARGEST_SIDE:,}")
         return crop
 
     @field_validator("resize")
@@ -97,6 +110,8 @@ class Budget(BaseModel):
     def _check_resize(cls, resize: tuple[float, float]) -> tuple[float, float]:
         if not 0 < resize[0] <= resize[1]:
             raise ValueError("invalid range; use [lowest, highest] scale, both above 0")
+        if resize[0] < _SCALES[0] or resize[1] > _SCALES[1]:
+            raise ValueError(f"invalid range; use scales of {_SCALES[0]:g} to {_SCALES[1]:g}")
         return resize
 
     @model_validator(mode="after")
@@ -140,7 +155,7 @@ class Spec(BaseModel):
     data_digest: str
     head: str
     budget: Budget
-    seed: int = Field(ge=0, lt=2**31)
+    seed: Seed
     part: Part = "report"
     protocol: int = Field(1, ge=1, description="`PROTOCOL` of the version that made the spec; version 0.1 wrote none")
 
@@ -172,10 +187,7 @@ class Spec(BaseModel):
     @classmethod
     def from_yaml(cls, text: str) -> Spec:
         """Parse the text of `to_yaml`. Raises `ValueError` for text that is not YAML or not a complete spec."""
-        try:
-            return cls.model_validate(read_yaml(text))
-        except yaml.YAMLError as error:
-            raise ValueError(f"not YAML: {error}") from error
+        return cls.model_validate(read_yaml(text))
 
 
 class SharedDataKey(NamedTuple):

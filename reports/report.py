@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -26,6 +28,8 @@ from reports.render.numbers import NumberFormat
 from studies.study import shown_label
 
 MARKER = ".harness-report"
+_ABANDONED = 3600.0
+"""Seconds after which a half-written report is of a process that was killed."""
 ABSENT = "Runs without a score"
 """The page has its own list of these."""
 FILTERS = ["method", "label", "backbone", "dataset", "head", "budget", "seed", "state"]
@@ -191,6 +195,21 @@ def _without_paths(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.drop(columns="path")
 
 
+def _sweep(out: Path) -> None:
+    """Remove what a killed `report` has left beside `out`, and put back an earlier report that it had moved."""
+    with contextlib.suppress(OSError):
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*"):
+            old = time.time() - left.stat().st_mtime > _ABANDONED
+            if (
+                old
+                and not left.is_symlink()
+                and any((left / name / MARKER).is_file() for name in ("report", "earlier"))
+            ):
+                if (left / "earlier").exists() and not out.exists():
+                    (left / "earlier").rename(out)
+                shutil.rmtree(left, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
     """A new folder beside `out` that takes its place once it is whole.
@@ -201,6 +220,7 @@ def replacing(out: Path) -> Iterator[Path]:
     foreign = out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file()))
     if foreign:
         raise UserError(f"--out {out}: exists and is not a report of the harness; choose another folder")
+    _sweep(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))

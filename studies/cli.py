@@ -40,9 +40,11 @@ def compare(
     backbone: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_REPLACES)] = None,
     dataset: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_REPLACES)] = None,
     head: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_REPLACES)] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds; replaces the study's")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=10_000, help="number of seeds; replaces the study's")] = None,
     budget: Annotated[str | None, typer.Option(help="replaces the study's")] = None,
-    trials: Annotated[int | None, typer.Option(min=0, help="trials of each method's search; 0: no search")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=0, max=100_000, help="trials of each method's search; 0: no search")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="show the plan without running anything")] = False,
     rehearse: Annotated[
         bool,
@@ -130,8 +132,12 @@ def search(
             metavar="KEY=RANGE", help="LOW:HIGH, LOW:HIGH:log or A|B|C; replaces the declared range; repeatable"
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="total number of trials, with those of earlier commands")] = 20,
-    seeds: Annotated[int, typer.Option(min=1, help="runs of a trial, from --seed on; its value is their mean")] = 1,
+    trials: Annotated[
+        int, typer.Option(min=1, max=100_000, help="total number of trials, with those of earlier commands")
+    ] = 20,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=10_000, help="runs of a trial, from --seed on; its value is their mean")
+    ] = 1,
     sampler: Annotated[str, typer.Option(help="tpe, random, qmc, gp, cmaes, nsgaii or grid")] = "tpe",
     pruner: Annotated[
         str | None,
@@ -156,6 +162,8 @@ def search(
     from studies.search.search import Search
     from studies.search.spec import make_space
 
+    if request.seed + seeds > 2**31:
+        raise UserError("the last seed is above 2147483647", field="seeds", value=seeds)
     names = None if parameters is None else [name.strip() for name in parameters.split(",") if name.strip()]
     ranges = make_space(methods.get(request.method), names, read_pairs(space or [], "--space"), request.settings)
     check_writable("--runs", options.runs)

@@ -97,6 +97,7 @@ class Scheduler:
         """Cells that other processes execute, with the time when that was noticed."""
         self._interruptions: dict[str, int] = {}
         self._polled = 0.0
+        self._warned = False
         self._mirror = Mirror(options.runs, options.tracking, warn)
 
     def run(self) -> None:
@@ -248,6 +249,9 @@ class Scheduler:
     def _take(self, result: JobResult) -> None:
         fingerprint, outcome = result.cell.fingerprint, result.outcome
         running = self._in_flight.pop(fingerprint)
+        if result.warning is not None and not self._warned:  # every process has the same one
+            self._warned = True
+            warn(result.warning)
         resumes = outcome.state is RunState.INTERRUPTED and self._may_resume(fingerprint)
         if isinstance(running, SearchTask):
             if outcome.state is RunState.INTERRUPTED and not resumes:

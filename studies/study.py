@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -21,12 +23,12 @@ from harness.errors import InvalidField, UserError, did_you_mean, invalid, locat
 from harness.method import methods
 from harness.models.backbones.weights import find_weights
 from harness.models.heads import parse_head
-from harness.spec import Budget, budget, budget_from
+from harness.spec import Budget, Seed, budget, budget_from
 from harness.util.files import read_yaml_file
 from studies import shipped_studies
 from studies.search.samplers import check_sampler
 from studies.search.spec import Range, check_names, parse_range
-from studies.tune import HEAD_LR, HEAD_METHOD, HeadTune, Seed, Tune, seeds_from_count
+from studies.tune import HEAD_LR, HEAD_METHOD, HeadTune, Tune, seeds_from_count
 
 Setting = bool | int | float | str
 
@@ -36,6 +38,7 @@ class _Model(BaseModel):
 
 
 HEAD_ONLY = "head only"
+MAX_CELLS = 100_000
 
 
 def shown_label(label: str, heads: Iterable[str]) -> str:
@@ -51,7 +54,7 @@ class MethodArm(_Model):
     """One row of the table: a method, and the hyperparameters that differ from its defaults."""
 
     method: str
-    label: str = ""
+    label: str = Field("", max_length=100)
     settings: dict[str, Setting] = {}
 
     @model_validator(mode="before")
@@ -120,6 +123,7 @@ class Study(_Model):
 
     @model_validator(mode="after")
     def _check_unique(self) -> Study:
+        cells = 1
         for field, values in (
             ("methods", [arm.label for arm in self.methods]),
             ("backbones", [f"{arm.backbone} with weights {arm.weights}" for arm in self.backbones]),
@@ -127,10 +131,14 @@ class Study(_Model):
             ("heads", self.heads),
             ("seeds", self.seeds),
         ):
-            twice = next((value for value in values if list(values).count(value) > 1), None)
+            counts = Counter(values)
+            cells *= len(counts)
+            twice = next((value for value, count in counts.items() if count > 1), None)
             if twice is not None:
                 hint = "; set a `label` for each row of a method" if field == "methods" else ""
                 raise InvalidField(field, f"is listed twice{hint}", twice)
+        if cells > MAX_CELLS:
+            raise ValueError(f"{cells:,} cells; use at most {MAX_CELLS:,} in one study")
         return self
 
     @property
@@ -288,7 +296,7 @@ class Study(_Model):
         return self._path(dataset) if "/" in dataset or dataset.endswith((".yaml", ".yml")) else dataset
 
     def _path(self, path: str) -> str:
-        return str(self.source.parent / Path(path).expanduser())
+        return str(self.source.parent / Path(os.path.expanduser(path)))
 
 
 @dataclass(frozen=True)
@@ -332,7 +340,9 @@ def _name(row: str | dict[str, Any]) -> str:
 
 def _absolute(value: str) -> str:
     """Paths of the command line are relative to the current folder, not to the study file."""
-    return str(Path(value).expanduser().absolute()) if "/" in value or value.endswith((".yaml", ".yml")) else value
+    return (
+        str(Path(os.path.expanduser(value)).absolute()) if "/" in value or value.endswith((".yaml", ".yml")) else value
+    )
 
 
 def load_study(name: str | Path, replacements: Replacements | None = None) -> Study:
@@ -341,7 +351,7 @@ def load_study(name: str | Path, replacements: Replacements | None = None) -> St
     Raises `UserError` that names the file and the field.
     """
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for a name that no file can have
         shipped = shipped_studies()
         if str(name) not in shipped:
             if path.suffix in (".yaml", ".yml"):

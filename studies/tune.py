@@ -6,24 +6,27 @@ Free of torch and Optuna.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.cells.request import Request
 from harness.errors import InvalidField
 from harness.method import methods
+from harness.spec import Integer, Seed
 from studies.search.spec import Range, declared_space, make_space
 
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
 MAX_SEEDS = 10_000
+MAX_TRIALS = 100_000
 
 HEAD_METHOD, HEAD_LR = "linear", "head_lr"
 """`tune.head` searches this hyperparameter with this method."""
 
 
 def seeds_from_count(seeds: Any) -> Any:
-    """A number of seeds from 0 -> those seeds; anything else as it is."""
+    """A number of seeds from 0 -> those seeds; anything else as it is, if it is not too long."""
+    if isinstance(seeds, list) and len(seeds) > MAX_SEEDS:
+        raise ValueError(f"has {len(seeds)} seeds; use 1 to {MAX_SEEDS}")
     if not isinstance(seeds, int) or isinstance(seeds, bool):
         return seeds
     if not 1 <= seeds <= MAX_SEEDS:
@@ -41,7 +44,7 @@ class HeadTune(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trials: int = Field(ge=1)
+    trials: Integer = Field(ge=1, le=MAX_TRIALS)
     space: str | None = Field(None, description="LOW:HIGH, LOW:HIGH:log or A|B|C; default: the declared range")
 
     _from_list = field_validator("space", mode="before")(range_from_list)
@@ -53,7 +56,7 @@ class Tune(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     head: HeadTune | None = None
-    trials: int = Field(ge=1, description="trials of each row; pruned and failed ones count")
+    trials: Integer = Field(ge=1, le=MAX_TRIALS, description="trials of each row; pruned and failed ones count")
     parameters: tuple[str, ...] | None = Field(None, description="hyperparameters; default: all with a declared range")
     space: dict[str, str] = Field(
         {}, description="hyperparameter -> LOW:HIGH, LOW:HIGH:log or A|B|C, in place of the declared range"

@@ -43,12 +43,15 @@ def read_recipe(path: Path, flags: Mapping[str, Any]) -> Request:
             if name not in known:
                 raise UserError("no such field", field=str(name), hint=did_you_mean(str(name), known))
         settings = values.pop("settings", None) or {}
-        if not isinstance(settings, dict):
+        if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
             raise UserError("expected hyperparameters, such as `lr: 0.001`", field="settings", value=settings)
         if isinstance(values.get("budget"), dict):
             budget = dict(values["budget"])
             with located(under="budget"):
                 values["budget"] = budget_from(budget, str(budget.pop("name", path.stem)))
+        seed = values.get("seed", 0)
+        if isinstance(seed, bool) or (isinstance(seed, int) and not 0 <= seed < 2**31):
+            raise UserError("use a number from 0 to 2147483647", field="seed", value=seed)
         for name, value in values.items():
             if not isinstance(value, int if name == "seed" else (str, Budget) if name == "budget" else str):
                 raise UserError(f"expected a {'number' if name == 'seed' else 'name'}", field=name, value=value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ def is_dataset(name: str) -> bool:
     from harness.method import methods
 
     path = Path(name)
-    if "/" in name or path.suffix in (".yaml", ".yml") or (path / DESCRIPTION).is_file():
+    if "/" in name or path.suffix in (".yaml", ".yml") or os.path.isfile(path / DESCRIPTION):
         return True
-    return name not in methods.names() and path.is_dir() and any(path.iterdir())
+    return name not in methods.names() and os.path.isdir(path) and any(path.iterdir())
 
 
 def check_datasets(paths: Sequence[str], cache: Path, as_json: bool, sheet: Path | None = None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from harness.cli.options import Command, Group, Json, Only, Quiet, Without, give
 from harness.engine.options import ExecutionOptions
 from harness.errors import UserError
 from harness.util.files import is_disk_full
+from harness.util.option import environment_number
 from harness.util.progress import say
 
 app = typer.Typer(
@@ -100,7 +100,7 @@ def run(
         from harness.engine.run import execute
 
         execute(cell, options.open_store(), options, force=force or again, quiet=quiet)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if environment_number("RANK", 0) == 0:
         print_runs([ListedRun.of(folder, store)])
         print(folder.path)
 

@@ -21,9 +21,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from harness.cells.request import Request
-from harness.engine.options import ExecutionOptions
-from harness.errors import UserError, did_you_mean
+from harness.engine.options import ExecutionOptions, check_device_name, check_tracking
+from harness.errors import UserError, did_you_mean, shown
 from harness.launch.choice import LauncherChoice
+from harness.util.option import environment_number
 
 _PANELS: dict[type, str] = {Request: "Cell", LauncherChoice: "Launcher", ExecutionOptions: "Execution"}
 """The dataclasses whose fields become flags, each with its section of `--help`."""
@@ -112,9 +113,9 @@ def read_pairs(pairs: Iterable[str], flag: str) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UserError(f"{flag} {pair}: expected KEY=VALUE")
+            raise UserError(f"{flag} {shown(pair)}: expected KEY=VALUE")
         if key in settings:
-            raise UserError(f"{flag} {pair}: {key} is set twice")
+            raise UserError(f"{flag} {shown(pair)}: {key} is set twice")
         settings[key] = value
     return settings
 
@@ -164,7 +165,7 @@ def _usage_problem(error: Any, ctx: Any, given: list[str]) -> str:
     names = error.param.opts if error.param.param_type_name == "option" else [str(error.param.name)]
     flag = next((name for name in names if name in given), names[0])
     value = given[given.index(flag) + 1] if flag in given[:-1] else ""
-    return f"{f'{flag} {value}'.rstrip()}: {message[0].lower()}{message[1:].rstrip('.')}"
+    return f"{f'{flag} {shown(value) if value else value}'.rstrip()}: {message[0].lower()}{message[1:].rstrip('.')}"
 
 
 # ---- one field -------------------------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ def _read(field: dataclasses.Field[Any], value: Any) -> Any:
         try:
             return metadata["read"](value)
         except ValueError as error:
-            raise UserError(f"{flag} {value}: {error}") from error
+            raise UserError(f"{flag} {shown(value)}: {error}") from error
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{flag} {value:g}: use a finite number")
     if metadata["above"] is not None and value <= metadata["above"]:
@@ -245,6 +246,12 @@ def _prepared(options: ExecutionOptions, fields: Iterable[str]) -> ExecutionOpti
 
     if "runs" in fields:
         check_readable("--runs", options.runs)
+    if "device" in fields:
+        check_device_name(options.device)
+    if options.tracking is not None:
+        check_tracking(options.tracking)
+    environment_number("RANK", 0)
+    environment_number("OMP_NUM_THREADS", 0)
     if "plugins" in fields and (options.plugins or os.environ.get("HARNESS_PLUGINS")):
         from harness.cells import plugins
 

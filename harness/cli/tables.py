@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
+from harness.errors import UserError, printable
 from harness.runs.result import COSTS, METRICS, Measure, RunResult
 from harness.spec import PROTOCOL, Spec
 from harness.util.text import list_some
@@ -31,6 +31,7 @@ def print_table(rows: list[dict[str, str]], indent: str = "") -> None:
         print("none")
         return
     columns = list(rows[0])
+    rows = [{column: printable(text) for column, text in row.items()} for row in rows]
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
     right = {column for column in columns if all(row[column][:1] in "0123456789-" for row in rows)} - {"run", "state"}
     for row in ({column: column for column in columns}, *rows):

@@ -57,14 +57,14 @@ def check_dataset(name: str, data: Path) -> Path | None:
 
     if name == landcover.NAME:
         return None
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # an unknown user is no error yet
     is_yaml = path.suffix in (".yaml", ".yml")
-    if is_yaml and path.is_file():
+    if is_yaml and os.path.isfile(path):  # False for a name that no file can have
         return path
-    if (path / DESCRIPTION).is_file():
+    if os.path.isfile(path / DESCRIPTION):
         return path / DESCRIPTION
     if is_yaml or "/" in name or os.sep in name:
-        hint = f"`harness new-dataset {path}` writes one" if path.is_dir() else None
+        hint = f"`harness new-dataset {path}` writes one" if os.path.isdir(path) else None
         raise error(f"no such file: {path if is_yaml else path / DESCRIPTION}", hint)
     described = _described(data)
     if name in described:
@@ -74,7 +74,7 @@ def check_dataset(name: str, data: Path) -> Path | None:
     if name in mmseg_catalog.excluded():
         raise error(mmseg_catalog.excluded()[name], "`harness list datasets` prints the others")
     for folder in (path, data / name):
-        if name and folder.is_dir():
+        if name and os.path.isdir(folder):
             raise error(f"{folder} holds no dataset.yaml", f"`harness new-dataset {folder}` writes one")
     known = [landcover.NAME, *mmseg_catalog.names(), *described]
     raise error("no such dataset", f"{did_you_mean(name, known)} (or name a .yaml file)")

@@ -188,7 +188,7 @@ def _windows(length: int, window: int) -> Iterator[tuple[int, int, int, int]]:
 
 def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
     """The delta's path, and the `--weights` of its run, `auto` if that file no longer exists. Raises `UserError`."""
-    if Path(run).is_file():
+    if os.path.isfile(run):
         return Path(run), "auto"
     folder: RunFolder = store.find(run)
     result = folder.result()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 
+from harness.engine.options import check_device_name
 from harness.errors import UserError
 from harness.spec import Precision
+from harness.util.option import environment_number
 
 _PRECISIONS: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -26,8 +27,7 @@ def make_fabric(device: str, precision: Precision) -> Fabric:
 
     `device` is `auto`, `cpu`, `cuda` or `cuda:N`. Raises `UserError` for an invalid device or one that is absent.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
-        raise UserError(f"--device {device}: use auto, cpu, cuda or cuda:N")
+    check_device_name(device)
     kind, _, index = device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,11 +35,11 @@ def make_fabric(device: str, precision: Precision) -> Fabric:
         raise UserError(f"--device {device}: no CUDA device is available; use cpu, or see `harness doctor`")
     if index and int(index) >= torch.cuda.device_count():
         raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = environment_number("LOCAL_WORLD_SIZE", 1)
     fabric = Fabric(
         accelerator=kind,
         devices=[int(index)] if index and processes == 1 else processes,
-        num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // processes),
+        num_nodes=max(1, environment_number("WORLD_SIZE", 1) // processes),
         strategy="ddp" if "LOCAL_WORLD_SIZE" in os.environ else "auto",
         # Without torchrun this process is the whole launch, also inside a Slurm job.
         plugins=[] if "LOCAL_WORLD_SIZE" in os.environ else [LightningEnvironment()],

@@ -6,16 +6,39 @@ Each option is one field with its help text. The command line makes its flags fr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import UserError
 from harness.util.option import option, read_size
 from harness.util.progress import warn
+from harness.util.text import safe_url
 
 if TYPE_CHECKING:
     from harness.runs.store import RunStore
+
+
+def check_device_name(device: str) -> None:
+    """Whether there is such a device is asked when it is used. Raises `UserError`."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
+        raise UserError("use auto, cpu, cuda or cuda:N", field="device", value=device)
+
+
+_STORES = ("http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+
+
+def check_tracking(uri: str) -> None:
+    """Whether the store answers is asked when it is used. Raises `UserError` for a kind that MLflow has not."""
+    kind, colon, _ = uri.partition(":")
+    if not colon or kind.partition("+")[0] in _STORES:
+        return
+    if kind not in {point.name for point in entry_points(group="mlflow.tracking_store")}:
+        hint = "use off, http://HOST:PORT, sqlite:///FILE or another database's URL"
+        raise UserError("MLflow has no such kind of store", field="tracking", value=safe_url(uri), hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +65,9 @@ class ExecutionOptions:
     threads: int | None = option(None, "threads of torch on a CPU; None: torch's own choice", on_command_line=False)
     cores: tuple[int, ...] = option((), "cores that the process may use; none: all", on_command_line=False)
     time_limit: float | None = option(
-        None, "minutes that one cell may take, over all its attempts; then it ends as timed out", above=0
+        None,
+        "minutes that one cell may take, over all its attempts; then it ends as timed out",
+        above=0,
     )
     together: int = option(
         1, "cells, or trials of a search, that one process trains side by side on the same images", minimum=1

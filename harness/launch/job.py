@@ -47,3 +47,5 @@ class JobResult:
 
     cell: JobCell
     outcome: Outcome
+    warning: str | None = None
+    """Why MLflow could not be updated."""

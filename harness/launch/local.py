@@ -15,6 +15,7 @@ from harness.launch.job import Job, JobResult
 from harness.launch.launcher import Launcher
 from harness.launch.supervise import Stop, supervise
 from harness.runs.state import Outcome, RunState
+from harness.util.option import environment_number
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def make_slots(jobs: int | None, device: str) -> list[Slot]:
     if jobs > len(cores):
         raise UserError(f"--jobs {jobs}: there are only {len(cores)} cores; use at most one job per core")
     each = len(cores) // jobs
-    most = int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or each)
+    most = environment_number("OMP_NUM_THREADS", each) or each
     return [Slot("cpu", tuple(cores[i * each : (i + 1) * each]), min(each, most)) for i in range(jobs)]
 
 

@@ -84,7 +84,8 @@ def _alone(job: Job, stop: Stop, deaths: int) -> JobResult:
             return record(options, cell, Outcome(RunState.TIMED_OUT, reason))
     if stop.requested:
         return stopped(options, cell)
-    reason = f"{_cause_of_death(worker.process.exitcode)}, {ATTEMPTS} times; its last output is in {worker.output}"
+    cause = f"{_cause_of_death(worker.process.exitcode)}, {ATTEMPTS} times"
+    reason = f"{cause}; the same command tries again; its last output is in {worker.output}"
     return record(options, cell, Outcome(RunState.FAILED, reason))
 
 

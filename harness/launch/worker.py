@@ -38,7 +38,8 @@ def run_job(job: Job, results: Connection, lifeline: Connection) -> None:
     faulthandler.enable()
     found = _execute(job)
     if all(result.outcome.state is not RunState.FAILED for result in found):
-        output.unlink(missing_ok=True)
+        for written in output.parent.glob(f"{job.name}-*.txt"):  # and of processes that were killed
+            written.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         results.send(found)
 
@@ -72,7 +73,8 @@ def _execute(job: Job) -> list[JobResult]:
 
     cells: dict[str, Cell] = {}
     outcomes: dict[str, Outcome] = {}
-    store = job.options.open_store()
+    warnings: list[str] = []
+    store = job.options.open_store(warnings.append)
     try:
         _use_cores(job.options)
         plugins.load(job.options.plugins)
@@ -93,7 +95,8 @@ def _execute(job: Job) -> list[JobResult]:
         if outcomes[name].state is RunState.FAILED:  # it may have failed before its folder existed
             with contextlib.suppress(UserError, OSError):
                 store.record(cell.spec, outcomes[name])
-    return [JobResult(cell, outcomes[cell.fingerprint]) for cell in job.cells]
+    warning = warnings[0] if warnings else None
+    return [JobResult(cell, outcomes[cell.fingerprint], warning) for cell in job.cells]
 
 
 def _use_cores(options: ExecutionOptions) -> None:

@@ -20,6 +20,7 @@ from harness.util.files import atomically
 from harness.util.seeds import derive
 
 FORMAT = "harness-delta-1"
+_LARGEST_SIDE = 32_768  # pixels
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def read_delta_header(path: Path) -> DeltaHeader:
         fields = json.loads(metadata["header"])
         if not all(0 <= value <= 255 for colour in fields["palette"] for value in colour):
             raise ValueError("its palette has values outside 0..255")
-        if fields["scale"] is not None and min(fields["scale"]) < 1:
+        if not len(fields["palette"]) == len(fields["classes"]) <= 255:
+            raise ValueError(f"{len(fields['classes'])} classes and {len(fields['palette'])} colours")
+        if fields["scale"] is not None and not 1 <= min(fields["scale"]) <= max(fields["scale"]) <= _LARGEST_SIDE:
             raise ValueError(f"invalid scale {fields['scale']}")
         if len(fields.get("codes") or fields["classes"]) != len(fields["classes"]):
             raise ValueError(f"{len(fields['codes'])} label codes for {len(fields['classes'])} classes")
@@ -80,7 +83,7 @@ def read_delta_header(path: Path) -> DeltaHeader:
             stated_norm=_norm(fields.get("stated_norm")),
             codes=None if fields.get("codes") is None else tuple(map(int, fields["codes"])),
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UserError(f"{path}: not a delta: {' '.join(str(error).split())[:200]}") from error
 
 

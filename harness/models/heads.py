@@ -27,7 +27,7 @@ def parse_head(head: str) -> tuple[str, int | None]:
     heads.get(name)
     if not colon:
         return name, None
-    if not width.isdecimal() or not 1 <= int(width) <= 8192:
+    if not width.isdecimal() or len(width) > 4 or not 1 <= int(width) <= 8192:
         hint = f"use a number of channels, such as {name}:128"
         raise UserError(f"invalid width {width!r}", field="head", value=head, hint=hint)
     return name, int(width)

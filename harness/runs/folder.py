@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import UserError, invalid
 from harness.runs.checkpoints import Checkpoints
 from harness.runs.locks import RunLock
 from harness.runs.result import RunResult
 from harness.runs.state import Outcome, RunState
-from harness.spec import Spec
+from harness.spec import PROTOCOL, Spec
 from harness.util.files import digest, is_unchanged, sha256, write_json, write_text
 
 Listener = Callable[[Path, bool], object]
@@ -41,6 +41,9 @@ class Status:
     updated: str = ""
     pid: int = 0
     host: str = ""
+
+
+_STATUS = TypeAdapter(Status)
 
 
 class RunFolder:
@@ -114,9 +117,8 @@ class RunFolder:
     def status(self) -> Status | None:
         """None if the run was never started or the file is damaged."""
         try:
-            fields = json.loads(self.status_path.read_text(encoding="utf-8"))
-            return Status(**{**fields, "state": RunState(fields["state"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            return _STATUS.validate_json(self.status_path.read_bytes())
+        except (OSError, ValueError):
             return None
 
     def _write_status(self, state: RunState, **fields: Any) -> None:
@@ -148,7 +150,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.result_path.name}: {error.strerror}") from error
         except ValidationError as error:
-            raise invalid(error).at(self.result_path.name) from error
+            is_json = error.errors()[0]["type"] != "json_invalid"
+            raise (invalid(error) if is_json else UserError("not JSON")).at(self.result_path.name) from error
         if result.fingerprint != self.fingerprint:
             raise UserError(f"{self.result_path.name}: belongs to run {result.fingerprint}")
         if result.digest is not None:
@@ -156,6 +159,10 @@ class RunFolder:
             del record["digest"]
             if digest(record) != result.digest:
                 raise UserError(f"{self.result_path.name}: was changed after the run ended")
+        if result.spec.protocol == PROTOCOL and result.spec.fingerprint != result.fingerprint:
+            raise UserError(
+                f"{self.result_path.name}: its spec was changed: it is that of run {result.spec.fingerprint}"
+            )
         return result
 
     def changed(self, result: RunResult) -> str | None:
@@ -169,21 +176,26 @@ class RunFolder:
     def spec(self) -> Spec:
         """Raises `UserError` if the folder does not hold a complete spec."""
         try:
-            return Spec.from_yaml(self.spec_path.read_text(encoding="utf-8"))
+            spec = Spec.from_yaml(self.spec_path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}: not a run folder: its spec.yaml is missing or damaged") from error
+        if spec.protocol == PROTOCOL and spec.fingerprint != self.fingerprint:
+            raise UserError(f"{self.path}: its spec.yaml was changed: it is that of run {spec.fingerprint}")
+        return spec
 
     def append_curve(self, point: dict[str, Any]) -> None:
         with self.curve_path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(point) + "\n")
 
     def curve(self) -> list[dict[str, Any]]:
-        """The training curve so far, without a half-written last line."""
+        """The training curve so far: each point with its `step`; without half-written and damaged lines."""
         points = []
         with contextlib.suppress(OSError):
-            for line in self.curve_path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    points.append(json.loads(line))
+            for line in self.curve_path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
+                    point = json.loads(line)
+                    if isinstance(point, dict) and type(point.get("step")) is int:
+                        points.append(point)
         return points
 
     def cut_curve(self, step: int) -> None:

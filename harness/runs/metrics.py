@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from harness.errors import UserError
+from harness.errors import UserError, printable
 from harness.util.files import atomically, is_unchanged
+
+_LARGEST_MATRICES = 2**33  # bytes
+_LONGEST_NAME = 4 * 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def read_confusions(path: Path, digests: Mapping[str, str], classes: int) -> Ima
     if path.exists() and not is_unchanged(path, digests):
         raise UserError(f"{path.name} was changed after the run ended; run it again")
     try:
+        _check_size(path, classes)
         read = load_confusions(path)
         if read.matrices.shape[1] != classes:
             raise ValueError("another number of classes than the result has")
@@ -102,13 +107,26 @@ def read_confusions(path: Path, digests: Mapping[str, str], classes: int) -> Ima
     return read
 
 
+def _check_size(path: Path, classes: int) -> None:
+    """Before anything is unpacked: a file of a few MB may claim gigabytes. Raises `ValueError` and others."""
+    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as stored:
+        sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()}
+        images, *sides = (int(side) for side in stored["shape"]) if sizes["shape"] < 1000 else (-1,)
+        if sides != [classes, classes] or not 0 <= images * classes**2 * 8 <= _LARGEST_MATRICES:
+            raise ValueError(f"matrices of shape {[images, *sides]}")
+        most = {"names": images * _LONGEST_NAME, "groups": images * _LONGEST_NAME}
+        if any(size > most.get(name, images * classes**2 * 8) + 1000 for name, size in sizes.items()):
+            raise ValueError("more entries than the matrices have")
+
+
 def load_confusions(path: Path) -> ImageConfusions:
     """Load a file of `save_confusions`. Raises errors of many kinds for a damaged file."""
     with np.load(path, allow_pickle=False) as stored:
         matrices = np.zeros(stored["shape"], np.int64)
         matrices[stored["image"], stored["label"], stored["predicted"]] = stored["pixels"]
-        names = stored["names"].tolist()
-        groups = stored["groups"].tolist() if "groups" in stored else None
+        # A name that is not UTF-8 has surrogates, which nothing can write.
+        names = [printable(name) for name in stored["names"].tolist()]
+        groups = [printable(group) for group in stored["groups"].tolist()] if "groups" in stored else None
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise ValueError(f"matrices of shape {list(matrices.shape)}")
     if any(not isinstance(texts, list) or len(texts) != len(matrices) for texts in (names, groups or names)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -47,7 +48,7 @@ class RunStore:
 
     def find(self, name: str) -> RunFolder:
         """Find a run by path or by the first digits of its fingerprint. Raises `UserError` unless one matches."""
-        if (Path(name) / "spec.yaml").is_file():
+        if os.path.isfile(Path(name) / "spec.yaml"):
             return RunFolder(Path(name), self._listener)
         found = [run for run in self if run.fingerprint.startswith(name)]
         if len(found) == 1:

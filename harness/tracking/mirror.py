@@ -145,7 +145,10 @@ def sync(runs: Path, uri: str | None = None) -> Summary:
         if lost:
             summary.failed[name] = lost
             continue
-        store = store or _connect(runs, location)
+        if store is None:
+            store = _connect(runs, location)
+            with contextlib.suppress(Exception):  # then each run is asked for
+                store.read_ahead()
         try:
             if store.update(record):
                 summary.mirrored += 1

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from harness.runs.state import RunState
 from harness.tracking.records import ATTEMPT, FINGERPRINT, SEARCH, MetricRow, MLflowRecord
-from harness.util.files import atomically
+from harness.util.files import atomically, sqlite_url
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,15 +39,18 @@ _ENVIRONMENT = {
     # MLflow logs the creation of the schema.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _LONGEST_TAG = 5000  # characters
 _LARGEST_BATCH = 800  # metrics in one request; MLflow takes 1000 of metrics, params and tags together
 
 
 def tracking_uri(runs: Path, uri: str | None) -> str | None:
-    """Where MLflow runs are stored: `uri`, else MLFLOW_TRACKING_URI, else SQLite in `runs`; None for "off"."""
-    local = f"sqlite:///{(runs.absolute() / 'mlflow.db').as_posix()}"
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+    """Where MLflow runs are stored: `uri`, else MLFLOW_TRACKING_URI, else SQLite in `runs`; None for "off".
+
+    Raises `UserError` where the path of `runs` cannot be in a URL.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(runs / "mlflow.db")
     return None if uri == OFF else uri
 
 
@@ -64,6 +67,7 @@ class MLflowStore:
     """A connection to one store. MLflow's exceptions are not caught."""
 
     def __init__(self, runs: Path, uri: str) -> None:
+        self._known: dict[tuple[str, str], list[Run]] = {}
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -76,6 +80,14 @@ class MLflowStore:
         with _database(runs, uri, artifacts):
             self._client = MlflowClient(uri)
             self._experiment = self._find_or_create_experiment(artifacts)
+
+    def read_ahead(self) -> None:
+        """Read all runs in a few requests, for a caller that updates every one: a request each takes seconds."""
+        self._known = {}
+        for run in self._search(""):
+            for key in (FINGERPRINT, SEARCH):
+                if (value := run.data.tags.get(key)) is not None:
+                    self._known.setdefault((key, value), []).append(run)
 
     def answers(self) -> bool:
         try:
@@ -164,7 +176,7 @@ class MLflowStore:
     def _find(self, record: MLflowRecord) -> Run | None:
         """The MLflow run of the record. Ends MLflow runs that a killed attempt left running."""
         key, value = next(iter(record.identity.items()))
-        found = self._search(f"tags.`{key}` = '{value}'")
+        found = self._known.get((key, value)) or self._search(f"tags.`{key}` = '{value}'")
         for run in found:
             if int(run.data.tags.get(ATTEMPT, 1)) < record.attempt and run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, RunState.INTERRUPTED.mlflow, record.changed)

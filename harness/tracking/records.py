@@ -21,7 +21,7 @@ from harness.errors import invalid
 from harness.runs.folder import RunFolder
 from harness.runs.result import MEASURES_BY_NAME, RunResult
 from harness.runs.state import Outcome, RunState
-from harness.spec import Spec
+from harness.spec import PROTOCOL, Spec
 from harness.util.files import digest
 from harness.util.text import one_line
 
@@ -83,6 +83,8 @@ def read_run(run: RunFolder, outcome: Outcome) -> MLflowRecord:
     """Raises `MalformedFolder` if files are missing that the state `outcome` requires."""
     try:
         spec = Spec.from_yaml(run.spec_path.read_text(encoding="utf-8"))
+        if spec.protocol == PROTOCOL and spec.fingerprint != run.fingerprint:
+            raise ValueError(f"is that of run {spec.fingerprint}")
     except OSError as error:
         raise MalformedFolder(f"{run.spec_path.name}: {error.strerror or error}") from None
     except ValidationError as error:
@@ -161,8 +163,9 @@ def read_search(folder: Path, is_executed: Callable[[str], bool]) -> MLflowRecor
 
 def _artifacts(run: RunFolder) -> list[tuple[Path, str | None]]:
     files = (run.result_path, run.spec_path, run.log_path, run.delta_path)
-    samples = sorted(run.samples_path.glob("*.png"))
-    return [*((path, None) for path in files if path.is_file()), *((path, "samples") for path in samples)]
+    samples = [] if run.samples_path.is_symlink() else sorted(run.samples_path.glob("*.png"))
+    found = [*((path, None) for path in files), *((path, "samples") for path in samples)]
+    return [(path, folder) for path, folder in found if path.is_file() and not path.is_symlink()]  # not what is linked
 
 
 def _curve(points: Iterable[dict[str, Any]], batch_size: int, started: int) -> Iterator[MetricRow]:

@@ -57,26 +57,47 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_yaml(text: str) -> Any:
-    """As `yaml.safe_load`, but with libyaml if it is installed, which is ten times as fast."""
+    """The value of YAML text, within the limits of `strict_yaml`. Raises `ValueError` that says what is wrong."""
     import yaml  # here: the command line's help needs this module, but not yaml
 
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    from harness.util import strict_yaml
+
+    try:
+        return strict_yaml.load(text)
+    except strict_yaml.Unacceptable:
+        raise
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
 
 
 def read_yaml_file(path: Path, field: str | None = None) -> Any:
     """The content of a YAML file.
 
-    Raises `UserError` of `field` if the file cannot be opened, and of the file if it is not YAML.
+    Raises `UserError` of `field` if the file cannot be opened, and of the file if it is not YAML or beyond the limits.
     """
-    import yaml
+    from harness.util.strict_yaml import LARGEST_FILE
 
     try:
-        return read_yaml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as handle:
+            content = handle.read(LARGEST_FILE + 1)
+        return read_yaml(content.decode("utf-8"))
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise (UserError(reason, field=field, value=path) if field else UserError(reason).at(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not YAML: {' '.join(str(error).split())}").at(path) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"not YAML: {error}").at(path) from error
+    except ValueError as error:
+        raise UserError(str(error)).at(path) from error
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of an SQLite database. Raises `UserError` of `runs` for a path that a URL would cut off."""
+    absolute = path.absolute().as_posix()
+    if "?" in absolute:
+        hint = "choose a folder without it, or name other databases with --tracking and --storage"
+        problem = "its path has a question mark, where the URL of a database ends"
+        raise UserError(problem, field="runs", value=path.parent, hint=hint)
+    return f"sqlite:///{absolute}"
 
 
 def sha256(path: Path) -> str:

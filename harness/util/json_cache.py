@@ -14,21 +14,25 @@ from harness.util.files import digest, write_json
 def cached_json(cache: Path, kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     """The JSON value of `compute()`, cached in the folder `cache` under (kind, key).
 
-    A value whose file cannot be read is computed again; a file that cannot be written is skipped.
+    A value whose file cannot be read, was changed or has another key is computed again; a file that cannot be written
+    is skipped.
     """
     value = read_cached_json(cache, kind, key)
     if value is None:
         value = compute()
         with contextlib.suppress(OSError):
-            write_json(_path(cache, kind, key), {"key": key, "value": value})
+            entry = {"key": key, "value": value}
+            write_json(_path(cache, kind, key), entry | {"digest": digest(entry)})
     return value
 
 
 def read_cached_json(cache: Path, kind: str, key: Any) -> Any:
     """The value that `cached_json` has cached under (kind, key); None if there is none."""
     try:
-        return json.loads(_path(cache, kind, key).read_text(encoding="utf-8"))["value"]
-    except (OSError, ValueError, KeyError, TypeError):
+        entry = json.loads(_path(cache, kind, key).read_bytes())
+        fields = {"key": entry["key"], "value": entry["value"]}
+        return entry["value"] if entry["digest"] == digest(fields) and digest(entry["key"]) == digest(key) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from typing import Any
+
+from harness.errors import UserError
 
 
 def option(
@@ -51,6 +54,14 @@ def option(
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def environment_number(name: str, default: int) -> int:
+    """The whole number in an environment variable, as `torchrun` and OpenMP read it. Raises `UserError`."""
+    text = os.environ.get(name, "").split(",")[0].strip()  # OpenMP: one number for each level
+    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UserError(f"{name}={text}: not a whole number; set it to one, or unset it")
+    return int(text or default)
 
 
 def read_size(text: str) -> int:

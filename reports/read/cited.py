@@ -72,7 +72,13 @@ def _read(file: Traversable | Path) -> Iterator[PublishedScore]:
     except UnicodeDecodeError as error:
         raise UserError(f"--published {file}: not UTF-8; save it as CSV in UTF-8") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    for fields in rows:
+    while True:
+        try:
+            fields = next(rows, None)
+        except csv.Error as error:  # such as a field of more than 128 KiB
+            raise UserError(f"{error}").at(f"--published {file}: line {rows.line_num + 1}") from error
+        if fields is None:
+            return
         filled = {str(name): value for name, value in fields.items() if value not in ("", None)}
         try:
             yield PublishedScore.model_validate(filled)

@@ -20,6 +20,7 @@ from harness.runs.folder import RunFolder
 from harness.runs.locks import AlreadyLocked, LockLost, RunLock
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
+from harness.util.files import sqlite_url
 from harness.util.text import innermost_reason, safe_url
 from studies.search import optuna_storage
 from studies.search.samplers import (
@@ -115,7 +116,7 @@ class Search:
         self._storage_outage = Outage("start it", patience, warn)
         self._turn_outage = Outage("stop that process", patience, warn, warn_after=_LONG_WAIT)
         self._turn: RunLock | None = None
-        self._url = storage or f"sqlite:///{(store.root / 'optuna.db').absolute()}"
+        self._url = storage or sqlite_url(store.root / "optuna.db")
         with quiet_optuna():
             self._storage, self._study = self._open()
         # It shows other workers that this one is alive.

@@ -43,7 +43,7 @@ OBJECTIVES: dict[str, Measure] = {
 class Range(BaseModel):
     """The values of one hyperparameter: numbers from `low` to `high`, both included, or one of `choices`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     low: float | None = None
     high: float | None = None
@@ -126,7 +126,10 @@ def parse_range(method: type[Method], name: str, text: str, field: str | None = 
     numbers = re.fullmatch(r"([^:|]+):([^:|]+)(:log)?", text)
     try:
         if numbers is None or fields[name].annotation not in (int, float):
-            return Range(choices=tuple(value(part) for part in text.split("|")))
+            choices = tuple(value(part) for part in text.split("|"))
+            if len(set(choices)) < len(choices):
+                raise UserError("a choice is listed twice", field=field, value=text)
+            return Range(choices=choices)
         low, high, log = numbers.groups()
         return Range(low=value(low), high=value(high), log=log is not None, integer=fields[name].annotation is int)
     except ValidationError as error:

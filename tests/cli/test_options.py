@@ -102,6 +102,17 @@ def test_default_cache_size_is_the_one_in_the_help() -> None:
         (("--time-limit", "nan"), "--time-limit nan: use a finite number"),
         (("--checkpoint-seconds", "inf"), "--checkpoint-seconds inf: use a finite number"),
         (("--cache-size", "8 gigs"), "--cache-size 8 gigs: invalid size; give a number and a unit, such as 8GB"),
+        (("--time-limit", "inf"), "--time-limit inf: use a finite number"),
+        (("--cache-size", "1e400"), "--cache-size 1e400: invalid size"),
+        (("--cache-size", "9" * 5000 + "TB"), f"--cache-size {'9' * 120}... (5002 characters): invalid size"),
+        (("--runs", " "), "--runs: it is empty; name a file or folder"),
+        (("--device", "tpu"), "--device tpu: use auto, cpu, cuda or cuda:N"),
+        (
+            ("--tracking", "foo://me:secret@host?token=x"),
+            "--tracking foo://host: MLflow has no such kind of store; use",
+        ),
+        (("--trials", "9" * 30), "--trials 9"),
+        (("--seeds", "1000000000"), "--seeds 1000000000: input should be less than or equal to 10000"),
         (("--launcher-set", "address"), "--launcher-set address: expected KEY=VALUE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -109,3 +120,11 @@ def test_default_cache_size_is_the_one_in_the_help() -> None:
 def test_wrong_option_is_one_line(arguments: tuple[str, ...], message: str) -> None:
     for command in (("compare", "demo"), ("search",)):
         assert refusal(*command, *arguments).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["RANK", "OMP_NUM_THREADS"])
+def test_variable_that_is_no_number_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(name, "many")
+    for command in (("run",), ("compare", "demo", "--plan")):
+        line = refusal(*command, "--runs", tmp_path)
+        assert line == f"{name}=many: not a whole number; set it to one, or unset it"

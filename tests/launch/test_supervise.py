@@ -48,7 +48,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         r"the loss was not finite at step \d+; try smaller learning rates.*",
     ),
     "asks_for_all_memory": ({}, "out_of_memory", r"out of memory after step \d+; use a budget with a larger .*"),
-    "exits": ({}, "failed", r"the process ended with code 3, 3 times; its last output is in .*/\.launch/.*\.txt"),
+    "exits": (
+        {},
+        "failed",
+        r"the process ended with code 3, 3 times; the same command tries again; its last output is in .*/.launch/.*",
+    ),
     "crashes": ({}, "failed", r"the process was ended by SIGSEGV, 3 times; .*"),
     "hangs": ({"time_limit": LIMIT}, "timed_out", r"took longer than its time limit of 0\.1 min \(--time-limit\)"),
     "hangs_deaf": ({"time_limit": LIMIT}, "timed_out", r"took longer than its time limit of 0\.1 min \(--time-limit\)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -218,3 +219,18 @@ def test_report_in_another_metric(small: Collected, tmp_path: Path) -> None:
     comparison, _ = write_report(chosen, [], tmp_path / "out", Options(metric="class:water", reference="lora"))
     assert set(comparison.significance["reference"]) == {"lora"}
     assert "| method | meadow, IoU of water (%) |" in (tmp_path / "out/tables/results-1.md").read_text()
+
+
+def test_what_a_killed_report_left_is_removed(tmp_path: Path) -> None:
+    left, mine = tmp_path / ".out.abc", tmp_path / ".out.mine"
+    for folder in (left / "report", left / "earlier"):
+        folder.mkdir(parents=True)
+        (folder / MARKER).touch()
+    (left / "earlier" / "index.html").write_text("earlier")
+    mine.mkdir()
+    for folder in (left, mine):
+        os.utime(folder, (0, 0))
+    with pytest.raises(KeyError), replacing(tmp_path / "out"):
+        raise KeyError
+    assert (tmp_path / "out" / "index.html").read_text() == "earlier"
+    assert not left.exists() and mine.exists()

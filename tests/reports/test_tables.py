@@ -361,6 +361,7 @@ def test_shipped_published_scores() -> None:
         ("meadow,r,fpn,spm,160,own", "line 2: value: 160"),
         ("meadow,r,fpn,spm,60,hearsay", "line 2: sure: hearsay"),
         ("meadow,r,fpn,,60,own", "line 2: method: "),
+        (f"meadow,r,fpn,{'x' * 200_000},60,own", "line 2: field larger than field limit"),
     ],
 )
 def test_invalid_line_of_published_scores_is_named(tmp_path: Path, line: str, message: str) -> None:

@@ -319,6 +319,29 @@ def test_off_writes_nothing(fresh: Path) -> None:
         sync(fresh, "off")
 
 
+def test_folder_that_a_url_would_cut_off_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"runs .*a\?b: its path has a question mark"):
+        tracking_uri(tmp_path / "a?b", None)
+    assert tracking_uri(tmp_path / "a?b", "off") is None
+
+
+def test_links_are_not_followed(runs: Path, tmp_path: Path) -> None:
+    made = MadeRun(runs)
+    made.finish()
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    made.run.log_path.unlink(missing_ok=True)
+    made.run.log_path.symlink_to(secret)
+    Mirror(runs, None, strict).update(made.path, final=True)
+    assert "log.txt" not in {path.name for path in (runs / "mlartifacts").rglob("*")}
+
+
+def test_spec_of_another_run_is_named(runs: Path) -> None:
+    made = MadeRun(runs)
+    made.run.spec_path.write_text(make_spec(seed=77).to_yaml())
+    assert "spec.yaml: is that of run" in sync(runs).failed[made.path.name]
+
+
 def test_flag_beats_environment_beats_local_store(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking_uri(runs, None) == f"sqlite:///{runs}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")

@@ -59,7 +59,7 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
             raise UserError(f"timm has no weights for {backbone}", field="weights", value="auto", hint=_REMEDIES)
         return Weights(f"timm:{tag}", "auto")
     path = Path(weights)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for a name that no file can have
         hint = "give auto, random, package:NAME, or a .safetensors or .pth file"
         raise UserError("no such file", field="weights", value=weights, hint=hint)
     try:

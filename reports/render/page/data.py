@@ -120,7 +120,7 @@ def page_data(
         "extremes": differences,
         "reference": reference,
         "lines": {label: " ".join(str(round(1.4 * dash)) for dash in dashes) for label, dashes in LINES.items()},
-        "bars": _bars(int(runs.groupby(["setting", "label"]).size().max())),
+        "bars": _bars(max(runs.groupby(["setting", "label"]).size(), default=0)),
         "barsCaption": BARS,
         "withoutSamples": f"Samples that did not fit into the page are in {collected.root}/<run>/samples.",
     }
