@@ -19,6 +19,8 @@ from harness.errors import InvalidField, UserError, invalid
 from harness.util.files import read_yaml_file
 
 Byte = Annotated[int, Field(ge=0, le=255)]
+LONGEST_NAME = 100
+"""Characters of a class's name: it stands in tables, plots and file headers."""
 _REDUCE = "`reduce_zero_label: true` ignores 0 and numbers the classes from 1; leave `ignore` and class 0 out"
 
 
@@ -160,6 +162,9 @@ class Description(BaseModel):
         for name in self.classes:
             if self.classes.count(name) > 1:
                 raise InvalidField("classes", "is listed twice", name)
+            if not name.isprintable() or not 1 <= len(name) <= LONGEST_NAME:
+                problem = f"expected one line of 1 to {LONGEST_NAME} characters"
+                raise InvalidField("classes", problem, name[:LONGEST_NAME])
         if self.palette is not None and len(self.palette) != len(self.classes):
             raise InvalidField("palette", f"has {len(self.palette)} colours for {len(self.classes)} classes")
         if self.codes is not None:

@@ -48,7 +48,9 @@ class ExecutionOptions:
     runs: Path = option(Path("runs"), "folder of the run folders", env="HARNESS_RUNS", metavar="FOLDER")
     data: Path = option(Path("data"), "folder of the datasets", env="HARNESS_DATA", metavar="FOLDER")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    workers: int | None = option(None, "data-loading processes per run; default: by the number of cores", minimum=0)
+    workers: int | None = option(
+        None, "data-loading processes per run; default: by the number of cores", minimum=0, maximum=256
+    )
     tracking: str | None = option(None, "MLflow store, or off; default: SQLite under --runs", env="MLFLOW_TRACKING_URI")
     cache_size: int = option(
         8_000_000_000,

@@ -181,6 +181,8 @@ def test_generated_colours_are_all_different():
         ("classes: [a, b]\nclases: 3", "clases: no such field; did you mean classes?"),
         ("name: x", "classes: is missing"),
         ("classes: [a, a]", "classes: a: is listed twice"),
+        ('classes: [a, "b\\nc"]', r"classes: 'b\nc': expected one line of 1 to 100 characters"),
+        ('classes: [a, ""]', "classes: '': expected one line of 1 to 100 characters"),
         ("classes: [no, yes]", "classes[0]: False: YAML reads no, off and false like this; write the name in quotes"),
         ("classes: [a, b]\npalette: [[0, 0, 0]]", "palette: has 1 colours for 2 classes"),
         ("classes: {a: [0, 0, 256], b: [0, 0, 0]}", "palette[0][2]: 256"),
