@@ -42,7 +42,8 @@ class Plan:
     head: str
     crop: int
     batch: int
-    rounds: int
+    timed_steps: int
+    """After a third as many that warm up."""
     processes: int
 
 
@@ -59,7 +60,7 @@ def gpu_plan() -> Plan:
         head="fpn",
         crop=512,
         batch=16,
-        rounds=3,
+        timed_steps=9,
         processes=min(8, os.cpu_count() or 1),
     )
 
@@ -77,7 +78,7 @@ def rehearsal() -> Plan:
         head="fpn:16",
         crop=32,
         batch=2,
-        rounds=1,
+        timed_steps=1,
         processes=1,
     )
 

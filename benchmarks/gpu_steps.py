@@ -23,7 +23,6 @@ from harness.engine.repeatable import kernel_that_does_not_repeat, set_strict
 from harness.spec import budget_from
 
 GIB = 2**30
-STEPS_A_ROUND, WARM_UP = 3, 3
 
 
 def steps(plan: Plan, pool: Pool, scratch: Path) -> Table:
@@ -69,7 +68,7 @@ def _step(plan: Plan, scratch: Path, backbone: str, method: str) -> dict[str, fl
         stepper = _stepper(setting, backbone, method)
         with processes.alone:
             found[f"{precision}_peak"] = peak_bytes(stepper)
-            found[precision] = _seconds(stepper, plan.rounds)
+            found[precision] = _seconds(stepper, plan.timed_steps)
         _free(stepper)
     return found
 
@@ -104,7 +103,7 @@ def _compiled_step(plan: Plan, scratch: Path, backbone: str, method: str) -> dic
     found: dict[str, float] = {}
     with processes.alone:
         found["eager_peak"] = peak_bytes(stepper)
-        found["eager"] = _seconds(stepper, plan.rounds)
+        found["eager"] = _seconds(stepper, plan.timed_steps)
     torch.compiler.reset()
     network = torch.compile(stepper.network)
     stepper.forward = _autocast(setting, network)
@@ -113,7 +112,7 @@ def _compiled_step(plan: Plan, scratch: Path, backbone: str, method: str) -> dic
     found["first"] = time.perf_counter() - started
     with processes.alone:
         found["compiled_peak"] = peak_bytes(stepper)
-        found["compiled"] = _seconds(stepper, plan.rounds)
+        found["compiled"] = _seconds(stepper, plan.timed_steps)
     _free(stepper)
     return found
 
@@ -128,7 +127,7 @@ def _setting(plan: Plan, scratch: Path, precision: str) -> Setting:
         head=plan.head,
         weights="random",
         budget=budget,
-        rounds=plan.rounds,
+        rounds=1,
         workers=0,
         data=scratch,
         scratch=scratch,
@@ -158,10 +157,10 @@ def _autocast(setting: Setting, network: Any) -> Any:
     return forward
 
 
-def _seconds(stepper: Stepper, rounds: int) -> float:
-    for _ in range(WARM_UP):
+def _seconds(stepper: Stepper, steps: int) -> float:
+    for _ in range(steps // 3):
         stepper.step()
-    return statistics.median(stepper.timed() for _ in range(rounds * STEPS_A_ROUND))
+    return statistics.median(stepper.timed() for _ in range(steps))
 
 
 def _free(stepper: Stepper) -> None:
