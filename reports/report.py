@@ -18,6 +18,7 @@ import pandas as pd
 
 from harness.errors import UserError, did_you_mean
 from harness.util.files import write_text
+from harness.util.text import list_some
 from reports.analysis.answer import answers
 from reports.analysis.comparison import Comparison, check_metric, compare
 from reports.read.cited import PublishedScore, match
@@ -28,6 +29,8 @@ from reports.render.numbers import NumberFormat
 from studies.study import shown_label
 
 MARKER = ".harness-report"
+_MARK = "Written by `harness report`, which replaces these files and nothing else:"
+_OF_THE_DESKTOP = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _ABANDONED = 3600.0
 """Seconds after which a half-written report is of a process that was killed."""
 ABSENT = "Runs without a score"
@@ -210,16 +213,31 @@ def _sweep(out: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
+def _added(out: Path) -> list[str]:
+    """The files of a report's folder that the report did not write; none where it does not say what it wrote."""
+    if not (out / MARKER).is_file():
+        return []
+    written = (out / MARKER).read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    files = (path for path in sorted(out.rglob("*")) if path.is_symlink() or not path.is_dir())
+    known = {MARKER, *written}
+    names = (path.relative_to(out).as_posix() for path in files if path.name not in _OF_THE_DESKTOP)
+    return [name for name in names if name not in known] if written else []
+
+
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
     """A new folder beside `out` that takes its place once it is whole.
 
-    Raises `UserError` where `out` is a file, or a folder that is neither empty nor a report.
+    Raises `UserError` where `out` is a file, a folder that is neither empty nor a report, or a report with files in it
+    that no report wrote.
     """
     out = out.resolve()
     foreign = out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file()))
     if foreign:
         raise UserError(f"--out {out}: exists and is not a report of the harness; choose another folder")
+    if added := _added(out):
+        problem = f"holds {list_some(added)}, not written by `harness report`"
+        raise UserError(f"--out {out}: {problem}; move that away, or choose another folder")
     _sweep(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -229,8 +247,10 @@ def replacing(out: Path) -> Iterator[Path]:
     try:
         folder = temporary / "report"
         folder.mkdir()
-        (folder / MARKER).write_text("Written by `harness report`, which replaces this folder as a whole.\n")
+        (folder / MARKER).write_text(_MARK + "\n", encoding="utf-8")  # also of a report that is killed
         yield folder
+        written = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        (folder / MARKER).write_text("\n".join([_MARK, *written]) + "\n", encoding="utf-8")
         if out.exists():
             out.rename(temporary / "earlier")
         folder.rename(out)

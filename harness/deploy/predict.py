@@ -24,7 +24,7 @@ from harness.errors import UserError
 from harness.models.delta import DeltaHeader, load_delta
 from harness.models.network import apply_memory_format
 from harness.runs.folder import RunFolder
-from harness.runs.samples import overlay, save_labels, save_picture, written_by
+from harness.runs.samples import is_written_by, overlay, save_labels, save_picture
 from harness.runs.store import RunStore
 from harness.util.files import is_unchanged
 from harness.util.progress import Reporter, warn
@@ -133,8 +133,8 @@ def plan_outputs(images: Sequence[Path], out: Path) -> list[Output]:
         for path in (output.labels, output.overlay):
             if path.resolve() in inputs:
                 raise UserError(f"--out {out}: {path} would overwrite that image; choose another folder")
-            if os.path.lexists(path) and written_by(path) != WRITER:
-                problem = f"{path} exists and was not written by `harness predict`"
+            if os.path.lexists(path) and not is_written_by(path, WRITER, unchanged=True):
+                problem = f"{path} exists and was not written by `harness predict`, or was changed since"
                 raise UserError(f"--out {out}: {problem}; choose another folder")
     return list(outputs.values())
 
@@ -154,7 +154,7 @@ def _find(images: Sequence[Path], out: Path) -> Iterator[tuple[Path, str]]:
             and file.is_file()
             and not file.name.startswith(".")
             and out.resolve() not in file.resolve().parents
-            and not (file.name.endswith((LABELS, TIFF_LABELS, OVERLAY)) and written_by(file) == WRITER)
+            and not (file.name.endswith((LABELS, TIFF_LABELS, OVERLAY)) and is_written_by(file, WRITER))
         ]
         if not found:
             raise UserError(f"{path}: no image in this folder")

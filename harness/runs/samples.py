@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def strip(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette:
 
 
 def save_picture(path: Path, picture: np.ndarray, writer: str = "") -> None:
-    """RGB [H, W, 3] as PNG, atomically. `writer`: the software that the file names, for `written_by`."""
+    """RGB [H, W, 3] as PNG, atomically. `writer`: the software that the file names, with a digest of its pixels."""
     _save(path, Image.fromarray(picture), writer)
 
 
@@ -68,27 +69,31 @@ def save_labels(
     _save(path, picture, writer, tags)
 
 
-def written_by(path: Path) -> str | None:
-    """The software that a PNG or TIFF names; None for any other file."""
+def is_written_by(path: Path, writer: str, unchanged: bool = False) -> bool:
+    """Whether a PNG or TIFF names that software; `unchanged`: and has the pixels that it wrote."""
     try:
         with Image.open(path) as picture:
-            if isinstance(picture, TiffImageFile):
-                return picture.tag_v2.get(_SOFTWARE)
-            return picture.info.get("Software")
+            tags = picture.tag_v2 if isinstance(picture, TiffImageFile) else {}
+            named = str(tags.get(_SOFTWARE) or picture.info.get("Software") or "")
+            return named == _signature(picture, writer) if unchanged else named.startswith(writer)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+        return False
+
+
+def _signature(picture: Image.Image, writer: str) -> str:
+    return f"{writer} {hashlib.sha256(np.asarray(picture).tobytes()).hexdigest()[:16]}"
 
 
 def _save(path: Path, picture: Image.Image, writer: str, tags: ImageFileDirectory_v2 | None = None) -> None:
     with atomically(path) as temporary:
         if path.suffix == ".tif":
             tags = ImageFileDirectory_v2() if tags is None else tags
-            tags[_SOFTWARE] = writer
+            tags[_SOFTWARE] = _signature(picture, writer)
             picture.save(temporary, format="TIFF", tiffinfo=tags, compression="tiff_adobe_deflate")
             return
         named = PngInfo()
         if writer:
-            named.add_text("Software", writer)
+            named.add_text("Software", _signature(picture, writer))
         picture.save(temporary, format="PNG", pnginfo=named)
 
 

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -191,7 +192,9 @@ def test_photographs_are_never_overwritten(run: Path, tmp_path: Path) -> None:
     line = refusal("predict", run, *photos[:2], "--out", tmp_path)
     assert line.startswith(f"--out {tmp_path}: {photos[1]} would overwrite that image; choose another folder")
     line = refusal("predict", run, photos[2], "--out", tmp_path)
-    assert line.startswith(f"--out {tmp_path}: {photos[3]} exists and was not written by `harness predict`; choose")
+    assert line.startswith(
+        f"--out {tmp_path}: {photos[3]} exists and was not written by `harness predict`, or was changed"
+    )
     assert {path: path.read_bytes() for path in photos} == before
     assert sorted(tmp_path.glob("*.png")) == sorted(photos)
 
@@ -200,6 +203,21 @@ def test_own_files_are_overwritten(predict: Callable[..., list[Path]], tmp_path:
     Image.fromarray(noise(20, 30, 3)).save(tmp_path / "a.png")
     first = [path.read_bytes() for path in predict(tmp_path / "a.png")]
     assert [path.read_bytes() for path in predict(tmp_path / "a.png")] == first
+
+
+def test_label_map_that_was_corrected_by_hand_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+    Image.fromarray(noise(20, 30, 3)).save(tmp_path / "a.png")
+    assert call("predict", run, tmp_path / "a.png", "--out", tmp_path / "out").code == 0
+    labels = tmp_path / "out" / "a.labels.png"
+    with Image.open(labels) as picture:
+        corrected, written = np.asarray(picture).copy(), PngInfo()
+        written.add_text("Software", picture.info["Software"])  # which an editor may keep
+    corrected[0, 0] ^= 1
+    Image.fromarray(corrected).save(labels, pnginfo=written)
+    before = labels.read_bytes()
+    line = refusal("predict", run, tmp_path / "a.png", "--out", tmp_path / "out")
+    assert f"{labels} exists and was not written by `harness predict`, or was changed since" in line
+    assert labels.read_bytes() == before
 
 
 def truncated(path: Path) -> Path:

@@ -260,7 +260,7 @@ def test_georeference_is_read_through_to_the_label_map(
     assert written.read_bytes() == before
     geotiff(written, source)
     line = refusal("predict", delta, image, "--out", tmp_path / "tiff")
-    assert line.startswith(f"--out {tmp_path}/tiff: {written} exists and was not written by `harness predict`; choose")
+    assert line.startswith(f"--out {tmp_path}/tiff: {written} exists and was not written by `harness predict`, or was")
 
 
 def test_tiff_that_is_turned_or_not_placed_has_no_georeference(run: Path, tmp_path: Path) -> None:

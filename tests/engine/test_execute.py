@@ -19,7 +19,7 @@ from harness.runs.folder import RunFolder
 from harness.runs.store import RunStore
 from tests.support import step_costs
 from tests.support.run_commands import assert_same, curve, finished, one_line, only_run, snapshot
-from tests.support.tiny_cell import STEPS, environment, make_budget, run_arguments
+from tests.support.tiny_cell import STEPS, environment, run_arguments
 from tests.support.warm_start import Starter
 
 # Done
@@ -119,10 +119,25 @@ def test_loss_that_is_not_finite_ends_as_diverged(start: Starter, colours: Path,
     assert_row_without_result(run, "diverged", reason)
 
 
-def test_crops_too_large_for_memory_end_as_out_of_memory(start: Starter, colours: Path, tmp_path: Path) -> None:
-    # Three pebibytes: beyond what a process can address, so that no allocator grants them on credit.
-    huge = make_budget(tmp_path / "huge.yaml", crop=[2**24, 2**24])
-    command = start(*run_arguments(colours, huge, tmp_path / "runs", "--workers", "1"))
+# 32 pebibytes: beyond what a process can address, so that no allocator grants them on credit.
+GREEDY = """
+import torch
+from methods.linear import Linear
+
+class Greedy(Linear):
+    name, summary, source = "greedy", "needs more memory than there is", "a test"
+
+    def auxiliary_loss(self, labels):
+        return torch.empty(2**55, dtype=torch.uint8).sum()
+"""
+
+
+def test_step_too_large_for_memory_ends_as_out_of_memory(
+    start: Starter, colours: Path, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    plugin = ["--plugin", tmp_path / "greedy.py", "--method", "greedy"]
+    command = start(*run_arguments(colours, tiny, tmp_path / "runs", *plugin))
     assert command.wait() == 1, command.stderr
     assert one_line(command.stderr).startswith("error: out of memory: out of memory after step 0; use a budget with")
     assert_row_without_result(only_run(tmp_path / "runs"), "out_of_memory", "out of memory after step 0")

@@ -80,8 +80,8 @@ def test_old_rate_of_the_head_is_answered_with_what_to_write(method: str, settin
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("power", ".inf", "power: inf: input should be a finite number"),
-        ("clip_norm", ".inf", "clip_norm: inf: use 0 for no clipping"),
+        ("power", ".inf", "line 4: power: .inf is not a finite number"),
+        ("clip_norm", ".inf", "line 4: clip_norm: .inf is not a finite number"),
         ("clip_norm", "null", "clip_norm: null: use 0 for no clipping"),
         ("crop", "[96]", "crop: [96]: use [height, width] in pixels"),
     ],

@@ -141,6 +141,24 @@ def test_report_replaces_an_earlier_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
+def test_report_does_not_replace_a_file_that_it_did_not_write(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):
+        with replacing(out) as folder:
+            (folder / "plots").mkdir()
+            (folder / "plots" / "a.svg").write_text("a plot")
+    (out / ".DS_Store").touch()  # of the desktop, as soon as somebody opens the folder
+    (out / "plots" / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match=r"out: holds plots/notes.md, not written by `harness report`; move that away"):
+        with replacing(out):
+            pass
+    assert (out / "plots" / "notes.md").read_text() == "mine"
+    (out / "plots" / "notes.md").unlink()
+    with replacing(out) as folder:
+        (folder / "new.txt").write_text("new")
+    assert (out / "new.txt").exists()
+
+
 def test_interrupted_report_leaves_the_earlier_one(tmp_path: Path) -> None:
     with replacing(tmp_path / "out") as folder:
         (folder / "old.txt").write_text("old")
