@@ -99,7 +99,9 @@ def _print(found: dict[str, Any]) -> None:
     print(f"height x width{scale}: median {height}x{width}, largest {tallest}x{widest}")
     print_table([{"": what, **{s: str(splits[s][what]) for s in splits}} for what in ("images", "groups")])
     for split in found["held_out"]:
-        print(f"{split}: {HELD_OUT}{', when a run needs it' if split not in splits else ''}")
+        needed = ", when a run needs it" if split not in splits else ""
+        is_one = needed and splits["train"]["groups"] < 2
+        print(f"{split}: {'none, since train is one group' if is_one else HELD_OUT + needed}")
     print()
     classes = list(splits["train"]["shares"])
     rows = [{"pixels, %": name, **{s: _percent(splits[s]["shares"][name]) for s in splits}} for name in classes]

@@ -268,11 +268,15 @@ class PairedFiles(SegmentationDataset):
 def files_below(folder: Path) -> Iterator[Path]:
     """All files under a folder, through links to folders too, in no particular order.
 
-    Hidden files and folders, such as those of file managers and notebooks, are skipped.
+    Hidden files and folders, such as those of file managers and notebooks, are skipped, and what is no file: to open a
+    pipe would wait for ever.
     """
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in files if not name.startswith("."))
+        for name in files:
+            path = Path(place, name)
+            if not name.startswith(".") and (path.is_file() or not path.exists()):
+                yield path
 
 
 def _size(pixels: np.ndarray) -> str:

@@ -64,7 +64,7 @@ def warnings(dataset: SegmentationDataset, budget: Budget) -> list[str]:
 def file_warnings(dataset: SegmentationDataset) -> list[str]:
     """What is odd about the dataset itself, under any budget; one line each."""
     oddities = [f"{dataset.name}: {text}" for text in dataset.oddities]
-    return [*oddities, *_copied_images(dataset), *_shared_groups(dataset)]
+    return [*oddities, *_copied_images(dataset), *_shared_groups(dataset), *_large_test(dataset)]
 
 
 def _copied_images(dataset: SegmentationDataset) -> list[str]:
@@ -72,6 +72,17 @@ def _copied_images(dataset: SegmentationDataset) -> list[str]:
         f"{dataset.name}: {found.first} and {found.second} share {counted(found.images, 'equal image file')}, such as "
         f"{' and '.join(found.example)}"
         for found in dataset.copies
+    ]
+
+
+def _large_test(dataset: SegmentationDataset) -> list[str]:
+    """Where groups are of very unequal size, whole groups can be far more than the share that was asked for."""
+    train, test = dataset.samples("train"), dataset.samples("test")
+    if not dataset.test_is_held_out or len(test) <= len(train):
+        return []
+    return [
+        f"{dataset.name}: the test split that is held out by group has {len(test)} of {len(train) + len(test)} images, "
+        "since groups are of very unequal size; write a `group` pattern of smaller groups, or lists of images"
     ]
 
 

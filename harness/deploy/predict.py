@@ -216,6 +216,8 @@ def _checked_codes(header: DeltaHeader) -> tuple[int, ...] | None:
 
 def _read(path: Path, bands: Bands) -> tuple[np.ndarray, ImageFileDirectory_v2 | None, str | None]:
     """An image as the dataset's were read: [H, W, 3], uint8; its georeference; a remark. Raises `UserError`."""
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise UserError(f"{path}: not a file")
     try:
         content = path.read_bytes()
         image = read_image(content, bands, trained=True)

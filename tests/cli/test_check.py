@@ -92,7 +92,7 @@ def test_parts_that_are_held_out_are_said(street: Path) -> None:
     patterns = "image: images/train/{stem}\nmask: masks/train/{stem}\n"
     (street / "dataset.yaml").write_text(f"classes: [sky, road, tree]\n{patterns}splits: {{test: 0.5}}\n")
     output = call("check", street, "--runs", street / "runs")
-    assert "\ndev: held out of train by group, when a run needs it\ntest: held out of train by group\n" in output.out
+    assert "\ndev: none, since train is one group\ntest: held out of train by group\n" in output.out
 
 
 def test_methods_and_datasets_are_checked_apart(street: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data.fit import describe_parts
+from harness.data.file_pairs import files_below
+from harness.data.fit import describe_parts, file_warnings
 from harness.data.folder import FolderDataset
 from harness.data.splits import held_out_groups, split_samples
 from tests.support.tiny_files import labels, picture, save
@@ -240,6 +242,21 @@ def test_fraction_holds_out_groups_of_one_folder(tmp_path: Path) -> None:
         ": train 16 images in 8 groups; dev 4 images in 2 groups held out of train by group; "
         "test 4 images in 2 groups held out of train by group"
     )
+
+
+def test_fraction_that_unequal_groups_cannot_give_is_warned_of(tmp_path: Path) -> None:
+    flat(tmp_path, 12)
+    # Two groups: two images and ten. In the order of the names' digests the large one comes first.
+    opened = dataset(tmp_path, "splits: {test: 0.2}\ngroup: '^(p0|p)'\n")
+    assert (len(opened.samples("train")), len(opened.samples("test"))) == (2, 10)
+    [warning] = file_warnings(opened)
+    assert "the test split that is held out by group has 10 of 12 images" in warning
+
+
+def test_pipe_among_images_is_skipped(tmp_path: Path) -> None:
+    flat(tmp_path, 4)
+    os.mkfifo(tmp_path / "images" / "pipe.png")
+    assert len(list(files_below(tmp_path / "images"))) == 4
 
 
 def test_fraction_holds_out_of_the_train_folder_and_val_is_dev(tmp_path: Path) -> None:

@@ -149,9 +149,11 @@ def test_report_does_not_replace_a_file_that_it_did_not_write(tmp_path: Path) ->
             (folder / "plots" / "a.svg").write_text("a plot")
     (out / ".DS_Store").touch()  # of the desktop, as soon as somebody opens the folder
     (out / "plots" / "notes.md").write_text("mine")
-    with pytest.raises(UserError, match=r"out: holds plots/notes.md, not written by `harness report`; move that away"):
-        with replacing(out):
-            pass
+    with (
+        pytest.raises(UserError, match=r"out: holds plots/notes.md, not written by `harness report`; move that away"),
+        replacing(out),
+    ):
+        pass
     assert (out / "plots" / "notes.md").read_text() == "mine"
     (out / "plots" / "notes.md").unlink()
     with replacing(out) as folder:
