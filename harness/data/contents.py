@@ -65,6 +65,8 @@ class Contents:
     rules: LabelRules
     states_255: bool
     """Whether the dataset says that 255 is ignored, or that it is a class."""
+    states_values: bool
+    """Whether the dataset says which values of masks its classes have."""
     checked: Sequence[Checked]
 
     @property
@@ -88,11 +90,11 @@ class Contents:
                 only = f"class {present[0]} alone" if len(present) else "ignored pixels alone"
                 reason = f"the masks of {split} hold {only}; labels are class indices"
                 return Refusal(first.name, "mask", reason, self._hint_of_255() if pixels[-1] else None)
-        return self._binary() or self._dark()
+        return self._binary() or self._palettes() or self._dark()
 
     def warnings(self) -> list[str]:
         """One line each."""
-        return [*self._absent(), *self._ignored(), *self._class_of_255(), *self._palettes(), *self._turned()]
+        return [*self._absent(), *self._ignored(), *self._class_of_255(), *self._turned()]
 
     def _hint_of_255(self) -> str | None:
         if not any(IGNORE_INDEX in found.values for found in self.checked):
@@ -121,6 +123,28 @@ class Contents:
         )
         hint = "write 1 in place of 255, or state `ignore: [255]` if these pixels are ignored"
         return Refusal(found[0].name, "mask", reason, hint)
+
+    def _palettes(self) -> Refusal | None:
+        """Where nothing is stated, the indices of palette masks are the labels: one colour then has one index."""
+        if self.rules.colours or self.states_values:
+            return None
+        index_of: dict[Colour, tuple[int, str]] = {}
+        for found in self.checked:
+            if len(set(found.palette.values())) < len(found.palette):
+                continue
+            for index, colour in found.palette.items():
+                other, name = index_of.setdefault(colour, (index, found.name))
+                if other != index:
+                    reason = (
+                        f"the colour {list(colour)} is index {index} in its palette and {other} in that of {name}, so "
+                        "a label means two things"
+                    )
+                    hint = (
+                        "state the colours of the classes to read by colour, or their values (`classes: {0: ..., 1: "
+                        "...}`) to read by index"
+                    )
+                    return Refusal(found.name, "mask", reason, hint)
+        return None
 
     def _dark(self) -> Refusal | None:
         deep = [found for found in self.checked if found.deep_peak is not None]
@@ -159,21 +183,6 @@ class Contents:
                 f"{counted(len(found), 'mask')} ({found[0].name} first) hold 0 and 255 but not 1; 255 is ignored: "
                 "state `ignore: [255]` if that is right"
             )
-
-    def _palettes(self) -> Iterator[str]:
-        """Without stated colours the indices are the labels: do they mean one thing in all files?"""
-        index_of: dict[Colour, tuple[int, str]] = {}
-        for found in self.checked:
-            if self.rules.colours or len(set(found.palette.values())) < len(found.palette):
-                continue
-            for index, colour in found.palette.items():
-                other, name = index_of.setdefault(colour, (index, found.name))
-                if other != index:
-                    yield (
-                        f"the colour {list(colour)} is index {other} in the palette of {name} and {index} in that of "
-                        f"{found.name}; masks are read by index: state the colours of the classes to read by colour"
-                    )
-                    return
 
     def _turned(self) -> Iterator[str]:
         turned = [

@@ -75,6 +75,7 @@ class PairedFiles(SegmentationDataset):
     rules: LabelRules
     """What the pixels of masks mean."""
     states_255: bool = True
+    states_values: bool = True
     """Whether it is known that 255 in masks is ignored, or that it is a class."""
 
     @abstractmethod
@@ -145,7 +146,7 @@ class PairedFiles(SegmentationDataset):
             "root": str(self.root.resolve()),
             "settings": digest(settings),
             "files": digest([*files, *annotations]),
-            "reader": [_READER, colours, self.states_255],
+            "reader": [_READER, colours, self.states_255, self.states_values],
         }
         return cached_json(self.cache, "dataset-files", key, lambda: self._check(samples, settings, colours))
 
@@ -171,7 +172,7 @@ class PairedFiles(SegmentationDataset):
                 hint = f"such labels are in {undeclared} of {len(samples)} masks{f'; {hint}' if hint else ''}"
             self.refuse([problem.text for problem in problems], hint)
         checked = [outcome for outcome in outcomes if isinstance(outcome, Checked)]
-        contents = Contents(self.classes, self.rules, self.states_255, checked)
+        contents = Contents(self.classes, self.rules, self.states_255, self.states_values, checked)
         if refusal := contents.refusal():
             files: Files = next(sample.source for sample in samples if sample.name == refusal.sample)
             self.refuse([f"{getattr(files, refusal.file)}: {refusal.reason}"], refusal.hint)

@@ -51,6 +51,7 @@ class FolderDataset(PairedFiles):
         self.scale = fields.scale
         self.rules = fields.label_rules()
         self.bands = Bands(fields.range, fields.bands)
+        self.states_values = fields.is_annotated or fields.codes is not None
         self.states_255 = fields.is_annotated or IGNORE_INDEX in (*fields.ignore, *(fields.codes or ()))
         self._fields = fields
         self._layout = Layout(self.root, fields.image, fields.mask)

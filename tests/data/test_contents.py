@@ -113,15 +113,18 @@ def test_undeclared_labels_are_counted_and_the_remedy_is_named(tmp_path, refusal
     assert refusal(lambda: opened.digest).endswith(hint)
 
 
-def test_palettes_that_disagree_are_a_warning_unless_colours_are_stated(tmp_path):
+@pytest.mark.parametrize("stated", ["classes: [a, b, c]\npalette: {colours}\n", "classes: {{0: a, 1: b, 2: c}}\n"])
+def test_palettes_that_disagree_are_refused_unless_colours_or_values_are_stated(tmp_path, refusal, stated):
     dataset(tmp_path, "classes: [a, b, c]\n", [[0, 1, 2], [0, 1, 2]], [[0, 1, 2]])
     colours = np.array([[10, 0, 0], [0, 10, 0], [0, 0, 10]], np.uint8)
     for number, order in enumerate(([0, 1, 2], [1, 0, 2])):
         mask = Image.fromarray(np.tile(np.arange(3, dtype=np.uint8), (4, 1)))
         mask.putpalette(colours[order].ravel().tolist())
         mask.save(tmp_path / f"masks/train/{number}.png")
-    (line,) = told(FolderDataset(tmp_path / "dataset.yaml", tmp_path / "cache"))
-    assert line.startswith("d: the colour [0, 10, 0] is index 1 in the palette of train/0 and 0 in that of train/1; ")
-    with (tmp_path / "dataset.yaml").open("a") as description:
-        description.write(f"palette: {colours.tolist()}\n")
+    line = refusal(lambda: FolderDataset(tmp_path / "dataset.yaml", tmp_path / "cache").digest)
+    assert "masks/train/1.png: the colour [0, 10, 0] is index 0 in its palette and 1 in that of train/0, so a" in line
+    assert "state the colours of the classes to read by colour, or their values" in line
+    description = (tmp_path / "dataset.yaml").read_text()
+    description = description.replace("classes: [a, b, c]\n", stated.format(colours=colours.tolist()))
+    (tmp_path / "dataset.yaml").write_text(description)
     assert told(FolderDataset(tmp_path / "dataset.yaml", tmp_path / "cache")) == []
