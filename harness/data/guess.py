@@ -19,7 +19,7 @@ from harness.data.coco import Annotations
 from harness.data.file_pairs import files_below
 from harness.data.guess_layout import Pairing, PictureFile, lists, pairings, split_of, templated
 from harness.data.guess_masks import Kind, guess_classes, kind_of, quoted, some_of
-from harness.data.images import Bands, is_deep, read_image
+from harness.data.images import Bands, by_opencv, is_deep, read_image
 from harness.data.layout import ANNOTATIONS, SPLIT, STEM
 from harness.errors import UserError
 from harness.util.text import counted, list_some
@@ -250,10 +250,8 @@ def _add_depth(lines: Lines, images: Sequence[PictureFile]) -> None:
 
 
 def _values(content: bytes) -> np.ndarray | None:
-    import cv2
-
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
+        pixels = by_opencv(content)
+    except Exception:  # cv2.error, of a file that `harness check` names
         return None
     return pixels if pixels is not None and pixels.dtype != np.uint8 else None

@@ -13,7 +13,7 @@ from PIL import Image
 from harness.data.folder import FolderDataset
 from harness.data.guess import guess
 from harness.util.files import read_yaml
-from tests.support.tiny_files import labels, picture, save
+from tests.support.tiny_files import labels, picture, save, tiff
 
 Refusal = Callable[[Callable[[], object]], str]
 COLOURS = np.array([[0, 0, 0], [128, 64, 128], [70, 130, 180]], np.uint8)
@@ -202,6 +202,16 @@ def test_range_of_deep_images_is_guessed_and_said(tmp_path: Path) -> None:
     assert 100 < low < 140
     assert 2960 < high < 3000
     assert "more than 8 bits: 1 % and 99 % of the values of 2 images" in guess(tmp_path, ".").text
+
+
+def test_images_that_opencv_does_not_read_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        save(tmp_path / f"masks/{number}.png", labels(number))
+        path = tmp_path / f"images/{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(tiff(np.full((12, 16, 5), number, np.uint16)))
+    assert "state `bands: [red, green, blue]`" in guess(tmp_path, ".").text
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
