@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.util.text import counted
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -109,8 +111,14 @@ def invalid(error: ValidationError, known: Iterable[str] = ()) -> UserError:
     if first["type"] == "extra_forbidden":
         return UserError("no such field", field=_path(path), hint=did_you_mean(str(path[-1]), known))
     message = re.sub(" or instance of \\w+$", "", first["msg"].removeprefix("Value error, "))
+    if first["type"] == "missing" and path and isinstance(path[-1], int):
+        return UserError(f"expected more than {counted(path[-1], 'entry', 'entries')}", field=_path(path[:-1]))
     if first["type"] == "missing":
         return UserError("is missing", field=_path(path))
+    if first["type"] in ("too_short", "too_long"):
+        context = first["ctx"]
+        bound, limit = ("at least", "min_length") if first["type"] == "too_short" else ("at most", "max_length")
+        message = f"expected {bound} {counted(context[limit], 'entry', 'entries')}, not {context['actual_length']}"
     if first["type"] != "value_error":
         message = message[0].lower() + message[1:]
     if path and _is_type(path[-1]):  # pydantic reports an error for each type of a union

@@ -27,6 +27,8 @@ class Annotations:
         self.path = path
         try:
             content = json.loads(path.read_bytes())
+            if not isinstance(content, dict):
+                raise ValueError("expected `images`, `annotations` and `categories`")
             self.categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
             self.images: dict[str, dict[str, Any]] = {str(one["file_name"]): one for one in content["images"]}
             self._objects: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in self.images.values()}

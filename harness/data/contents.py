@@ -18,6 +18,8 @@ from harness.util.text import counted, list_some
 
 MUCH_IGNORED = 0.5
 """Share of ignored pixels of a split above which there is a warning."""
+MUCH_CLIPPED = 0.5
+"""Share of values of a split's images at or beyond the ends of `range` above which there is a warning."""
 
 
 class Checked(NamedTuple):
@@ -41,6 +43,10 @@ class Checked(NamedTuple):
     """EXIF orientation of the image; 1 if the mask has the same."""
     deep_peak: int | None
     """Of an image of 16 bits a channel that is read by its higher 8 bits: their largest value."""
+    clipped: float | None
+    """Share of the image's values that are at or beyond an end of the stated `range`; None where none is stated."""
+    blank: bool
+    """Whether all values of the image as it is read are equal."""
 
     @property
     def split(self) -> str:
@@ -94,7 +100,8 @@ class Contents:
 
     def warnings(self) -> list[str]:
         """One line each."""
-        return [*self._absent(), *self._ignored(), *self._class_of_255(), *self._turned()]
+        of_masks = [*self._absent(), *self._ignored(), *self._class_of_255()]
+        return [*of_masks, *self._turned(), *self._clipped(), *self._blank()]
 
     def _hint_of_255(self) -> str | None:
         if not any(IGNORE_INDEX in found.values for found in self.checked):
@@ -195,6 +202,20 @@ class Contents:
                 f"{counted(len(turned), 'image')} ({turned[0].name} first) turned by EXIF orientation, and the mask is "
                 "not: check that they match"
             )
+
+    def _clipped(self) -> Iterator[str]:
+        for split in self.pixels:
+            shares = [one.clipped for one in self.checked if one.split == split and one.clipped is not None]
+            if shares and np.mean(shares) > MUCH_CLIPPED:
+                yield (
+                    f"{100 * np.mean(shares):.0f} % of the image values of {split} are at or beyond an end of `range`, "
+                    "or NaN: they become black or white"
+                )
+
+    def _blank(self) -> Iterator[str]:
+        blank = [found for found in self.checked if found.blank]
+        if blank:
+            yield f"{counted(len(blank), 'image')} ({blank[0].name} first) blank: all values are equal"
 
 
 def hint_of_values(classes: Sequence[str], table: np.ndarray, files: Sequence[frozenset[int]]) -> str | None:

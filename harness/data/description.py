@@ -23,6 +23,12 @@ LONGEST_NAME = 100
 """Characters of a class's name: it stands in tables, plots and file headers."""
 _REDUCE = "`reduce_zero_label: true` ignores 0 and numbers the classes from 1; leave `ignore` and class 0 out"
 
+_EXPECTED = {
+    "train": "a name; `test: 0.2` holds out a fifth of train",
+    "dev": "a name; without `dev`, a part of train is held out as dev",
+    "test": "a name, or a fraction above 0 and below 1",
+}
+
 
 class Splits(BaseModel):
     """Which files are which split. A name fills `{split}` in the patterns; a text file lists the images by name."""
@@ -45,6 +51,8 @@ class Splits(BaseModel):
         if isinstance(name, float) and info.field_name == "test":
             if not 0 < name < 1:
                 raise ValueError("a fraction is above 0 and below 1")
+        elif isinstance(name, int | float) and not isinstance(name, bool):
+            raise ValueError(f"expected {_EXPECTED[info.field_name or '']}; write a name that is a number in quotes")
         elif name is not None and not isinstance(name, str):
             raise ValueError(_misread(name))
         elif name is not None and (not name or has_control(name) or Path(name).is_absolute()):

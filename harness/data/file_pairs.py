@@ -37,7 +37,7 @@ from harness.util.files import digest
 from harness.util.json_cache import cached_json
 from harness.util.text import list_some
 
-_READER = 2
+_READER = 3
 """Part of the cache's key: changes with what a check finds out."""
 
 
@@ -240,6 +240,8 @@ class PairedFiles(SegmentationDataset):
             self.rules.by_colour(mask),
             1 if turned == orientation(mask_content) else turned,
             int(image.max()) if self.bands == RGB and is_deep(content) else None,
+            None if self.bands.range is None else float(((image == 0) | (image == 255)).mean()),
+            bool((image == image[0, 0, 0]).all()),
         )
 
     def _undeclared(self, path: Path, mask: MaskFile, row: int, column: int) -> Problem:

@@ -19,13 +19,15 @@ from harness.data.coco import Annotations
 from harness.data.file_pairs import files_below
 from harness.data.guess_layout import Pairing, PictureFile, lists, pairings, split_of, templated
 from harness.data.guess_masks import Kind, guess_classes, kind_of, quoted, some_of
-from harness.data.images import Bands, is_deep, read_image
+from harness.data.images import Bands, by_opencv, is_deep, read_image
 from harness.data.layout import ANNOTATIONS, SPLIT, STEM
 from harness.errors import UserError
 from harness.util.text import counted, list_some
 
 _FEW_GROUPS = 5
 """Fewer groups are proposed in a comment alone."""
+_SAYS_LABELS = re.compile(r"(?<![a-z])(1st|2nd|annot|ground.?truth|gt|label|manual)", re.IGNORECASE)
+"""In the names of masks; those of a field of view (DRIVE, HRF) are called masks too."""
 
 
 class Guess(NamedTuple):
@@ -45,11 +47,19 @@ class Lines:
 
     def add(self, line: str, comment: str = "") -> None:
         """A line; the comment goes before it where both are long. Names in it cannot end it."""
-        comment = "".join(character if character.isprintable() else "?" for character in comment)
+        comment = _printable(comment)
         if comment and len(line) + len(comment) > 110:
             self.lines.append(f"# {comment}:")
             comment = ""
         self.lines.append(f"{line}  # {comment}" if comment else line)
+
+    def note(self, comment: str) -> None:
+        """A comment alone. Names in it cannot end it."""
+        self.lines.append(f"# {_printable(comment)}")
+
+
+def _printable(comment: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in comment)
 
 
 def guess(root: Path, relative_root: str) -> Guess:
@@ -66,15 +76,17 @@ def guess(root: Path, relative_root: str) -> Guess:
         lines.add(f"root: {quoted(relative_root)}")
     pairing, masks, reason = _images_and_masks(files)
     if pairing is None:
-        annotated = _annotations(root, files)
+        annotated, damaged = _annotations(root, files)
         if annotated is None:
+            reason = reason or list_some(damaged, 1)
             hint = "write `image` and `mask` patterns by hand; docs/datasets.md shows the usual layouts"
             problem = f"{root}: no images with masks among {counted(len(files), 'picture')}"
             raise UserError(f"{problem}{f': {reason}' if reason else ''}; {hint}")
-        return _describe_annotations(lines, *annotated)
+        return _describe_annotations(lines, *annotated, damaged)
     image, mask = pairing.pattern(0), pairing.pattern(1)
     lines.add(f"image: {quoted(image)}", counted(len(pairing.pairs), "pair"))
     lines.add(f"mask: {quoted(mask)}", masks)
+    unused = _left_out(lines, root, files, pairing)
     stems = [stem for stem, _, _ in pairing.pairs]
     _add_splits(lines, pairing.splits, SPLIT in image + mask, lists(root, frozenset(stems)))
     _add_group(lines, stems)
@@ -87,11 +99,28 @@ def guess(root: Path, relative_root: str) -> Guess:
         f"{counted(len(pairing.pairs), 'pair')}: {image} with {mask}",
         *([masks] if masks else []),
         classes.summary,
+        *unused,
     ]
-    used = {file.path for which in (0, 1) for file in pairing.files(which)}
-    if unused := [file.path.relative_to(root).as_posix() for file in files if file.path not in used]:
-        summary.append(f"{counted(len(unused), 'picture')} in no pair: {list_some(unused)}")
     return Guess("\n".join(lines.lines) + "\n", summary)
+
+
+def _left_out(lines: Lines, root: Path, files: Sequence[PictureFile], pairing: Pairing) -> list[str]:
+    """Notes of the pictures that are in no pair, and of masks among them; their summary."""
+    used = {file.path for which in (0, 1) for file in pairing.files(which)}
+    unused = [file.path.relative_to(root).as_posix() for file in files if file.path not in used]
+    if not unused:
+        return []
+    count, mask = counted(len(unused), "picture"), pairing.pattern(1)
+    folders = Counter(path.rpartition("/")[0] or "." for path in unused)
+    where = list_some([f"{folder}: {number}" for folder, number in sorted(folders.items())], 8)
+    lines.note(f"{count} left out, in no pair of these patterns ({where})")
+    lines.note("lists in `splits` can name pairs of several folders: docs/datasets.md")
+    summary = [f"{count} in no pair: {list_some(unused)}"]
+    labelled = [path for path in unused if _SAYS_LABELS.search(path)]
+    if labelled and not _SAYS_LABELS.search(mask):
+        summary.append(f"is {mask} a field of view, and are the labels in {list_some(labelled, 1)}?")
+        lines.note(summary[-1])
+    return summary
 
 
 # ---- which files -----------------------------------------------------------------------------------------------------
@@ -107,7 +136,7 @@ def _images_and_masks(files: Sequence[PictureFile]) -> tuple[Pairing | None, str
             kinds[some] = kind_of(some)
         return kinds[some]
 
-    usable: list[tuple[tuple[bool, bool], int, bool, int, Pairing]] = []
+    usable: list[tuple[tuple[bool, bool], int, bool, bool, int, Pairing]] = []
     reason = ""
     for pairing in pairings(files):
         if any(images < (True, False) and len(pairing.pairs) < -count for images, count, *_ in usable):
@@ -115,13 +144,14 @@ def _images_and_masks(files: Sequence[PictureFile]) -> tuple[Pairing | None, str
         for ordered in (pairing, pairing.swapped()):
             images, masks = kind(ordered, 0), kind(ordered, 1)
             if not masks.reason and images.as_images < masks.as_images:
-                usable.append((images.as_images, -len(ordered.pairs), masks.colours, masks.values, ordered))
+                unnamed = not _SAYS_LABELS.search(ordered.pattern(1))
+                usable.append((images.as_images, -len(ordered.pairs), masks.colours, unnamed, masks.values, ordered))
             elif masks.reason and images.reason:
                 pair = f"{ordered.pattern(0)} and {ordered.pattern(1)} pair"
                 reason = reason or f"{pair}, but neither holds labels ({masks.reason})"
     if not usable:
         return None, "", reason
-    usable.sort(key=lambda one: one[:4])
+    usable.sort(key=lambda one: one[:5])
     best = usable[0][-1]
     pictures, used = ({file.path for file in best.files(which)} for which in (0, 1))
     others: list[str] = []
@@ -132,31 +162,47 @@ def _images_and_masks(files: Sequence[PictureFile]) -> tuple[Pairing | None, str
     return best, f"also: {list_some(others)}" if others else "", ""
 
 
-def _annotations(root: Path, files: Sequence[PictureFile]) -> tuple[str, str, Counter[str], list[str]] | None:
-    """The patterns of images and of COCO files, the images of each split, and the categories that have objects."""
+def _annotations(
+    root: Path, files: Sequence[PictureFile]
+) -> tuple[tuple[str, str, Counter[str], list[str]] | None, list[str]]:
+    """The patterns of images and of COCO files, the images of each split, and the categories that have objects.
+
+    Then what is wrong with files of that pattern, or with all where no pattern is found.
+    """
     found: dict[str, list[tuple[str | None, Annotations]]] = {}
+    damaged: dict[str, list[str]] = {}
     for path in sorted(files_below(root)):
         if path.suffix.lower() != ANNOTATIONS:
             continue
+        text, split = templated(path, root)
         try:
             annotations = Annotations(path)
-        except UserError:
+        except UserError as error:
+            below = path.relative_to(root).as_posix()
+            damaged.setdefault(text, []).append(error.problem.replace(str(path), below, 1))
             continue
-        text, split = templated(path, root)
         found.setdefault(text, []).append((split, annotations))
+    problems = [problem for several in damaged.values() for problem in several]
     if not found or not files:
-        return None
+        return None, problems
     mask, members = max(found.items(), key=lambda item: sum(len(one.images) for _, one in item[1]))
     names = {name.replace("\\", "/").rpartition("/")[2] for _, one in members for name in one.images}
     folders = Counter("/".join(file.folders) for file in files if file.path.name in names)
     if not folders:
-        return None
+        return None, problems
     image = "/".join(part for part in (folders.most_common(1)[0][0], STEM) if part)
     splits = Counter({split: len(one.images) for split, one in members if split is not None})
-    return image, mask, splits, list(dict.fromkeys(name for _, one in members for name in one.used_names()))
+    used = list(dict.fromkeys(name for _, one in members for name in one.used_names()))
+    if not used:
+        raise UserError(f"{members[0][1].path}: no annotation has the `category_id` of one of its `categories`")
+    return (image, mask, splits, used), damaged.get(mask, [])
 
 
-def _describe_annotations(lines: Lines, image: str, mask: str, splits: Counter[str], names: Sequence[str]) -> Guess:
+def _describe_annotations(
+    lines: Lines, image: str, mask: str, splits: Counter[str], names: Sequence[str], damaged: Sequence[str]
+) -> Guess:
+    for problem in damaged:
+        lines.note(f"left out: {problem}")
     lines.add(f"image: {quoted(image)}")
     lines.add(f"mask: {quoted(mask)}", "COCO annotations; where objects overlap, the smaller one is on top")
     _add_splits(lines, splits, SPLIT in image + mask, {})
@@ -165,7 +211,9 @@ def _describe_annotations(lines: Lines, image: str, mask: str, splits: Counter[s
         lines.add(f"  - {quoted(name)}")
     lines.add("unlabelled: background", "or `ignore`, where not everything that is visible is annotated")
     found = f"COCO annotations of {counted(len(names), 'category', 'categories')}"
-    return Guess("\n".join(lines.lines) + "\n", [f"{image} with {mask}", found])
+    return Guess(
+        "\n".join(lines.lines) + "\n", [f"{image} with {mask}", found, *(f"left out: {one}" for one in damaged)]
+    )
 
 
 # ---- splits, groups, depth -------------------------------------------------------------------------------------------
@@ -250,10 +298,8 @@ def _add_depth(lines: Lines, images: Sequence[PictureFile]) -> None:
 
 
 def _values(content: bytes) -> np.ndarray | None:
-    import cv2
-
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
+        pixels = by_opencv(content)
+    except Exception:  # cv2.error, of a file that `harness check` names
         return None
     return pixels if pixels is not None and pixels.dtype != np.uint8 else None

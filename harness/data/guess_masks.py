@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.data.base import IGNORE_INDEX
 from harness.data.masks import Colour, MaskFile, read_mask
+from harness.errors import UserError
 from harness.util.text import counted, list_some
 
 MOST_CLASSES = 64
@@ -18,6 +19,14 @@ MOST_CLASSES = 64
 _SAMPLE = 200
 """Masks that are read."""
 _NAME_FILES = ("classes.txt", "labels.txt", "class_names.txt", "label_names.txt", "names.txt")
+_FEWEST_BETWEEN = 4
+"""Values between 0 and 255 that make soft edges."""
+_SHARE_OF_ENDS = 0.75
+"""Of the pixels of masks with soft edges, above which are 0 or 255."""
+_SOFT_EDGES = (
+    "most pixels are 0 or 255, and few lie between: binary masks with soft edges (anti-aliased, or once JPEG); save "
+    "them as two values, such as `mask > 127`"
+)
 T = TypeVar("T")
 
 
@@ -39,13 +48,17 @@ class Kind(NamedTuple):
 def kind_of(paths: Sequence[Path]) -> Kind:
     """Reads the files."""
     colours, most = False, 0
+    values: Counter[int] = Counter()
     for path in paths:
         try:
             mask = read_mask(path.read_bytes())
         except Exception as error:  # Pillow raises many kinds for files that it cannot read
             return Kind(" ".join(str(error).split()) or type(error).__name__, True, 0)
         found = _colours(mask)
+        values.update({} if found else _counts(mask.pixels))
         colours, most = colours or bool(found), max(most, len(found) or len(mask.values))
+    if _has_soft_edges(values):
+        return Kind(f"{paths[0].name} and others: {_SOFT_EDGES}", colours, most)
     return Kind(f"{paths[0].name} has {most} values" if most > MOST_CLASSES else "", colours, most)
 
 
@@ -59,7 +72,10 @@ class Classes(NamedTuple):
 
 
 def guess_classes(root: Path, masks: Sequence[Path]) -> Classes:
-    """Reads up to 200 of the masks. Names are those of a file such as `classes.txt` in the root, or to be replaced."""
+    """Reads up to 200 of the masks. Names are those of a file such as `classes.txt` in the root, or to be replaced.
+
+    Raises `UserError` for binary masks with soft edges.
+    """
     values: Counter[int] = Counter()
     colours: Counter[Colour] = Counter()
     palette: dict[int, set[Colour]] = {}
@@ -72,13 +88,14 @@ def guess_classes(root: Path, masks: Sequence[Path]) -> Classes:
         found = _colours(mask)
         colours.update(found)
         if not found:
-            numbers, counts = np.unique(mask.pixels, return_counts=True)
-            values.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+            values.update(_counts(mask.pixels))
         for index, colour in mask.used_palette.items():
             palette.setdefault(index, set()).add(colour)
     seen = f"in {len(some)} of {counted(len(masks), 'mask')}"
     if any(len(several) > 1 for several in palette.values()):  # the order differs from file to file
         colours.update(colour for several in palette.values() for colour in several)
+    if _has_soft_edges(values):
+        raise UserError(f"{masks[0].parent}: {_SOFT_EDGES}")
     if colours:
         return _of_colours(root, colours, seen)
     return _of_values(root, values, {index: next(iter(several)) for index, several in palette.items()}, seen)
@@ -135,6 +152,22 @@ def _colours(mask: MaskFile) -> Counter[Colour]:
     packed, counts = np.unique(red << 16 | green << 8 | blue, return_counts=True)
     colours = ((value >> 16, value >> 8 & 255, value & 255) for value in packed.tolist())
     return Counter(dict(zip(colours, counts.tolist(), strict=True)))
+
+
+def _counts(values: np.ndarray) -> dict[int, int]:
+    """How often each value occurs."""
+    numbers, counts = np.unique(values, return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+
+def _has_soft_edges(counts: Mapping[int, int]) -> bool:
+    """Whether most pixels are 0 or 255, and few are spread over many values between them."""
+    between = [value for value in counts if value not in (0, 255)]
+    ends = counts.get(0, 0), counts.get(255, 0)
+    if len(between) < _FEWEST_BETWEEN or not 0 <= min(between) < 128 <= max(between) < 255:
+        return False
+    most = max(counts[value] for value in between)
+    return min(ends) > most and sum(ends) > _SHARE_OF_ENDS * sum(counts.values())
 
 
 def some_of(files: Sequence[T], most: int) -> Sequence[T]:

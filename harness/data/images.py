@@ -134,12 +134,7 @@ def _channels(content: bytes) -> np.ndarray:
         pixels = _by_tifffile(content)
         if pixels is not None:
             return _turned(pixels, orientation(content))
-    import cv2
-
-    cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # it prints a line for each tag of a GeoTIFF; what is damaged is an error below
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    pixels = by_opencv(content)
     if pixels is None and tags is None:
         raise UnidentifiedImageError
     if pixels is not None and pixels.ndim == 2:
@@ -153,6 +148,15 @@ def _channels(content: bytes) -> np.ndarray:
     if pixels.shape[2] in (3, 4):  # OpenCV's order is BGR
         pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     return pixels if tags is not None else _turned(pixels, orientation(content))  # it turns a TIFF itself
+
+
+def by_opencv(content: bytes) -> np.ndarray | None:
+    """[H, W] or [H, W, channels] at the file's own depth, channels in BGR order; None where OpenCV does not read it."""
+    import cv2
+
+    # It prints a line for each tag of a GeoTIFF, and for what it does not read.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
 
 
 def _by_tifffile(content: bytes) -> np.ndarray | None:

@@ -234,7 +234,8 @@ def two_paths(line: str, root: Path) -> Files | None:
     """The image and the mask that a line of a list names, with a tab, comma or spaces between them; else None."""
     for separator in ("\t", ",", None):
         parts = [root / part.strip() for part in line.split(separator)]
-        if len(parts) == 2 and all(os.path.isfile(path) and path.is_relative_to(root) for path in parts):
+        below = (Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)) for path in parts)
+        if len(parts) == 2 and all(below) and all(os.path.isfile(path) for path in parts):
             return Files(parts[0], parts[1])
     return None
 

@@ -75,7 +75,8 @@ class LabelRules:
             return mask
         if not (mask.pixels == mask.pixels[..., :1]).all():
             raise ValueError(
-                f"a colour mask; {_LABELS_IN_ONE_CHANNEL}, or state the colours: classes: {{road: [128, 64, 128], ...}}"
+                f"a colour mask; {_LABELS_IN_ONE_CHANNEL}, or state another colour for each class: "
+                "classes: {road: [128, 64, 128], ...}"
             )
         return MaskFile(np.ascontiguousarray(mask.pixels[..., 0]))
 

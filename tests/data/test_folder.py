@@ -180,6 +180,8 @@ def test_generated_colours_are_all_different():
     [
         ("classes: [a, b]\nclases: 3", "clases: no such field; did you mean classes?"),
         ("name: x", "classes: is missing"),
+        ("classes: [a]", "classes: ['a']: expected at least 2 entries, not 1"),
+        ("classes: {a: [1, 2], b: [1, 2, 3]}", "palette[0]: expected more than 2 entries"),
         ("classes: [a, a]", "classes: a: is listed twice"),
         ('classes: [a, "b\\nc"]', r"classes: 'b\nc': expected one line of 1 to 100 characters"),
         ('classes: [a, ""]', "classes: '': expected one line of 1 to 100 characters"),
@@ -251,7 +253,7 @@ BROKEN = {
     ),
     "a mask of colours": (
         lambda f: save(f / "masks" / SCENE / "0.png", picture()),
-        r"masks/train/scene0/0.png: a colour mask; save class indices .*, or state the colours: classes: {",
+        r"masks/train/scene0/0.png: a colour mask; .*, or state another colour for each class: classes: {",
     ),
     "an image of 16 bits": (
         lambda f: save(f / "images" / SCENE / "0.png", picture()[..., 0].astype(np.uint16) * 200),

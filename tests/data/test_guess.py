@@ -13,7 +13,7 @@ from PIL import Image
 from harness.data.folder import FolderDataset
 from harness.data.guess import guess
 from harness.util.files import read_yaml
-from tests.support.tiny_files import labels, picture, save
+from tests.support.tiny_files import labels, picture, save, tiff
 
 Refusal = Callable[[Callable[[], object]], str]
 COLOURS = np.array([[0, 0, 0], [128, 64, 128], [70, 130, 180]], np.uint8)
@@ -172,6 +172,48 @@ def test_classes_are_what_masks_hold(tmp_path: Path, values: np.ndarray, classes
     assert fields(tmp_path)["classes"] == classes
 
 
+def soft(number: int) -> np.ndarray:
+    """A disc of 255 whose edge is blurred, as drawing programs and JPEG leave it."""
+    rows, columns = np.mgrid[:48, :64]
+    return np.clip(128 + 40 * (15 + number - np.hypot(rows - 24, columns - 32)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("sharp", [0, 40], ids=["all", "few"])
+def test_binary_masks_with_soft_edges_are_refused(tmp_path: Path, refusal: Refusal, sharp: int) -> None:
+    edges = [soft(number % 4) for number in range(6)]
+    masks(tmp_path, *[np.where(edges[0] > 127, 255, 0).astype(np.uint8)] * sharp, *edges, edges[0] // 255 * 255)
+    assert "binary masks with soft edges (anti-aliased, or once JPEG); save them" in refusal(
+        lambda: guess(tmp_path, ".")
+    )
+
+
+def test_many_classes_beside_ignored_pixels_have_no_soft_edges(tmp_path: Path) -> None:
+    values = np.zeros((48, 64), np.uint8)
+    values[:10], values[20] = 255, np.arange(64) % 20
+    masks(tmp_path, values, values)
+    assert list(fields(tmp_path)["classes"]) == list(range(20))
+
+
+def test_labels_are_preferred_to_masks_of_the_field_of_view(tmp_path: Path) -> None:
+    image, view, manual = "{split}/images/{stem}.png", "{split}/mask/{stem}_mask.png", "{split}/1st_manual/{stem}_m.png"
+    write(tmp_path, image, view, manual, splits=("training", "test"), classes=2)
+    assert fields(tmp_path)["mask"] == manual
+    assert f"also: {view}" in guess(tmp_path, ".").text
+    for path in (tmp_path / "test/1st_manual").iterdir():
+        path.unlink()
+    found = guess(tmp_path, ".")
+    doubt = f"is {view} a field of view, and are the labels in training/1st_manual/tr0_m.png and 2 more?"
+    assert f"# {doubt}\n" in found.text
+    assert doubt in found.summary
+
+
+def test_folders_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    for fold in range(3):
+        write(tmp_path, f"fold{fold}/images/{{stem}}.png", f"fold{fold}/masks/{{stem}}.png", splits=(f"x{fold}",))
+    expected = "12 pictures left out, in no pair of these patterns (fold1/images: 3, fold1/masks: 3, fold2/images: 3, "
+    assert expected in guess(tmp_path, ".").text
+
+
 def test_ignored_value_is_said(tmp_path: Path) -> None:
     values = BACK.copy()
     values[1] = 255
@@ -204,6 +246,16 @@ def test_range_of_deep_images_is_guessed_and_said(tmp_path: Path) -> None:
     assert "more than 8 bits: 1 % and 99 % of the values of 2 images" in guess(tmp_path, ".").text
 
 
+def test_images_that_opencv_does_not_read_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        save(tmp_path / f"masks/{number}.png", labels(number))
+        path = tmp_path / f"images/{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(tiff(np.full((12, 16, 5), number, np.uint16)))
+    assert "state `bands: [red, green, blue]`" in guess(tmp_path, ".").text
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("image", "mask"),
     [
@@ -233,6 +285,31 @@ def test_coco_annotations_are_found(tmp_path: Path, image: str, mask: str) -> No
     assert counts(opened(tmp_path)) == [1, 0, 1]
 
 
+def coco(path: Path, image: str, category: object = 3) -> None:
+    content = {
+        "images": [{"id": 0, "file_name": image, "height": 12, "width": 16}],
+        "categories": [{"id": 3, "name": "car"}],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": category, "segmentation": [[0, 0, 5, 0, 5, 5, 0, 5]]}],
+    }
+    path.write_text(json.dumps(content))
+
+
+def test_damaged_annotations_are_named(tmp_path: Path, refusal: Refusal) -> None:
+    for split in ("train", "val"):
+        save(tmp_path / f"{split}/{split}.png", picture())
+        coco(tmp_path / f"{split}.json", f"{split}.png")
+    (tmp_path / "val.json").write_text("[1, 2]")
+    assert (
+        "# left out: val.json: not a file of COCO annotations: expected `images`, `annotations` and"
+        in guess(tmp_path, ".").text
+    )
+    (tmp_path / "train.json").write_text("{}")
+    found = refusal(lambda: guess(tmp_path, "."))
+    assert "among 2 pictures: train.json: not a file of COCO annotations: 'categories' is missing and 1 more;" in found
+    coco(tmp_path / "train.json", "train.png", category="3")
+    assert "train.json: no annotation has the `category_id` of one of" in refusal(lambda: guess(tmp_path, "."))
+
+
 def test_damaged_files_do_not_stop_it(tmp_path: Path) -> None:
     masks(tmp_path, *[BACK] * 5)
     (tmp_path / "images/1.png").write_bytes(b"")
@@ -259,6 +336,7 @@ def test_name_with_a_line_break_stays_in_its_comment(tmp_path: Path) -> None:
         for frame in range(2):
             save(tmp_path / f"a/p{patient}\nignore: [1] #_{frame}.png", picture())
             save(tmp_path / f"b/p{patient}\nignore: [1] #_{frame}.png", BACK)
+    save(tmp_path / "c\nignore: [1] #/gt.png", BACK)
     assert "ignore" not in fields(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import cv2
@@ -15,45 +14,9 @@ from harness.data.fit import check_fit, warnings
 from harness.data.folder import FolderDataset
 from harness.data.images import Bands, read_image
 from harness.spec import Budget
-from tests.support.tiny_files import labels, picture, save
+from tests.support.tiny_files import labels, picture, save, tiff
 
 CLASSES = "classes: [a, b, c]\n"
-
-
-def tiff(bands: np.ndarray) -> bytes:
-    """An uncompressed TIFF of [H, W, bands] whose bands are not named, as GDAL writes it."""
-    height, width, count = bands.shape
-    kind = {"u": 1, "i": 2, "f": 3}[bands.dtype.kind]
-    bits = 8 * bands.dtype.itemsize
-    data = bands.astype(bands.dtype.newbyteorder("<")).tobytes()
-    end = 8 + 2 + 12 * 11 + 4
-    lists = struct.pack(f"<{count}H", *[bits] * count) + struct.pack(f"<{count}H", *[kind] * count)
-    extra = struct.pack(f"<{max(count - 1, 1)}H", *[0] * max(count - 1, 1))
-
-    def short(tag: int, value: int) -> bytes:
-        return struct.pack("<HHIHH", tag, 3, 1, value, 0)
-
-    def many(tag: int, number: int, values: bytes, offset: int) -> bytes:
-        if len(values) <= 4:
-            return struct.pack("<HHI", tag, 3, number) + values.ljust(4, b"\0")
-        return struct.pack("<HHII", tag, 3, number, offset)
-
-    offset = end + len(lists) + len(extra)
-    entries = [
-        short(256, width),
-        short(257, height),
-        many(258, count, lists[: 2 * count], end),
-        short(259, 1),
-        short(262, 1),
-        struct.pack("<HHII", 273, 4, 1, offset),
-        short(277, count),
-        short(278, height),
-        struct.pack("<HHII", 279, 4, 1, len(data)),
-        many(338, max(count - 1, 1), extra, end + len(lists)),
-        many(339, count, lists[2 * count :], end + 2 * count),
-    ]
-    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + struct.pack("<I", 0)
-    return head + lists + extra + data
 
 
 def png16(pixels: np.ndarray) -> bytes:
@@ -114,6 +77,19 @@ def test_bands_of_a_tiff_that_are_not_named_are_chosen():
 def test_floats_are_scaled_and_nan_is_the_lowest():
     values = np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)[..., None]
     assert read_image(tiff(values), Bands((0, 1)))[0, :, 0].tolist() == [0, 128, 255, 0]
+
+
+def test_range_that_clips_most_values_and_blank_images_are_warnings(tmp_path):
+    values = 4000 + TWELVE_BITS // 2
+    told = dataset(tmp_path, "range: [0, 3000]\n", png16(values)).oddities
+    assert "100 % of the image values of test are at or beyond an end of `range`, or NaN: they become" in told[1]
+    assert told[2:] == ["3 images (train/0 first) blank: all values are equal"]
+    assert dataset(tmp_path, "range: [3500, 6500]\n", png16(values)).oddities == []
+
+
+def test_nothing_but_nan_is_a_warning(tmp_path):
+    nothing = tiff(np.full((12, 16, 1), np.nan, np.float32))
+    assert "100 % of the image values of train" in dataset(tmp_path, "range: [0, 1]\n", nothing, ".tif").oddities[0]
 
 
 def test_stated_range_of_8_bits_does_not_need_another_depth(tmp_path):

@@ -114,8 +114,10 @@ def test_description_of_the_default_patterns_has_the_digest_of_none(folder: Path
         ("image: a/{stem}\nmask: b/{stem}", "splits: which images are the train split? Neither `image` nor `mask` has"),
         ("image: '{split}_{stem}'\nsplits: {train: a.txt, test: b.txt}", "image: {split}_{stem}: has {split} within a"),
         ("splits: {test: 1.5}", "splits.test: 1.5: a fraction is above 0 and below 1"),
-        ("splits: {train: 0.8}", "splits.train: 0.8: write the name in quotes"),
-        ("splits: {train: 2019}", "splits.train: 2019: write the name in quotes"),
+        ("splits: {train: 0.8}", "splits.train: 0.8: expected a name; `test: 0.2` holds out a fifth"),
+        ("splits: {dev: 0.2}", "splits.dev: 0.2: expected a name; without `dev`, a part of train is held out as dev"),
+        ("splits: {test: 20}", "splits.test: 20: expected a name, or a fraction above 0 and below 1; write a name"),
+        ("splits: {train: 2019}", "; write a name that is a number in quotes"),
         ("splits: {test: no}", "splits.test: False: YAML reads no, off and false like this; write the name in quotes"),
         ("splits: {train: ''}", "splits.train: '': use the name of a folder"),
     ],
@@ -185,6 +187,15 @@ def test_list_needs_no_folder_of_a_split_in_the_default_patterns(tmp_path: Path)
     for split, stems in (("train", "tr0\ntr1\ntr2\n"), ("test", "te0\nte1\n")):
         (tmp_path / f"{split}.txt").write_text(stems)
     check(dataset(tmp_path, "splits: {train: train.txt, test: test.txt}\n"))
+
+
+def test_list_names_files_below_root_alone(voc: Path, refusal: Refusal) -> None:
+    (voc / "inner").mkdir()
+    for name in ("JPEGImages", "Labels", "lists"):
+        (voc / name).rename(voc / "inner" / name)
+    write(voc, "outside/{stem}.png", "outside/{stem}_L.png", [("train", 1)])
+    (voc / "inner/lists/train.txt").write_text("../outside/tr0.png ../outside/tr0_L.png\n")
+    assert "lists/train.txt: line 1: no image" in refusal(lambda: dataset(voc / "inner", VOC).digest)
 
 
 @pytest.mark.parametrize(
