@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.util.text import counted
-
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -112,13 +110,15 @@ def invalid(error: ValidationError, known: Iterable[str] = ()) -> UserError:
         return UserError("no such field", field=_path(path), hint=did_you_mean(str(path[-1]), known))
     message = re.sub(" or instance of \\w+$", "", first["msg"].removeprefix("Value error, "))
     if first["type"] == "missing" and path and isinstance(path[-1], int):
-        return UserError(f"expected more than {counted(path[-1], 'entry', 'entries')}", field=_path(path[:-1]))
+        return UserError(f"has length {path[-1]}; expected more", field=_path(path[:-1]))
     if first["type"] == "missing":
         return UserError("is missing", field=_path(path))
+    if first["type"] in ("list_type", "tuple_type"):
+        message = "expected a list"
     if first["type"] in ("too_short", "too_long"):
         context = first["ctx"]
         bound, limit = ("at least", "min_length") if first["type"] == "too_short" else ("at most", "max_length")
-        message = f"expected {bound} {counted(context[limit], 'entry', 'entries')}, not {context['actual_length']}"
+        message = f"has length {context['actual_length']}; expected {bound} {context[limit]}"
     if first["type"] != "value_error":
         message = message[0].lower() + message[1:]
     if path and _is_type(path[-1]):  # pydantic reports an error for each type of a union

@@ -180,8 +180,9 @@ def test_generated_colours_are_all_different():
     [
         ("classes: [a, b]\nclases: 3", "clases: no such field; did you mean classes?"),
         ("name: x", "classes: is missing"),
-        ("classes: [a]", "classes: ['a']: expected at least 2 entries, not 1"),
-        ("classes: {a: [1, 2], b: [1, 2, 3]}", "palette[0]: expected more than 2 entries"),
+        ("classes: {a: 5, b: [1, 2, 3]}", "palette[0]: 5: expected a list"),
+        ("classes: [a]", "classes: ['a']: has length 1; expected at least 2"),
+        ("classes: {a: [1, 2], b: [1, 2, 3]}", "palette[0]: has length 2; expected more"),
         ("classes: [a, a]", "classes: a: is listed twice"),
         ('classes: [a, "b\\nc"]', r"classes: 'b\nc': expected one line of 1 to 100 characters"),
         ('classes: [a, ""]', "classes: '': expected one line of 1 to 100 characters"),
