@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import UserError, did_you_mean
+from benchmarks.command import chosen, write
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.measure import Table
@@ -73,9 +74,9 @@ def _measure(options: argparse.Namespace) -> None:
     from harness.method import methods
     from harness.spec import budget_from
 
-    tables = _chosen("--only", options.only, TABLES) or TABLES
-    named = _chosen("--methods", options.methods, methods.names())
-    step_options = _chosen("--options", options.options, OPTIONS) or OPTIONS
+    tables = chosen("--only", options.only, TABLES) or TABLES
+    named = chosen("--methods", options.methods, methods.names())
+    step_options = chosen("--options", options.options, OPTIONS) or OPTIONS
     for flag in ("rounds", "trials", "threads"):
         if (value := getattr(options, flag)) is not None and value < 1:
             raise UserError(f"--{flag} {value}: use 1 or more")
@@ -118,7 +119,7 @@ def _measure(options: argparse.Namespace) -> None:
             written.append(str(table))
             print(f"\n{table}", flush=True)
             if options.markdown:
-                _write(options.markdown, "\n\n".join(written) + "\n")
+                write(options.markdown, "\n\n".join(written) + "\n")
 
 
 def _tables(
@@ -154,22 +155,6 @@ def _conditions(options: argparse.Namespace) -> str:
         f"{Path(options.dataset).name}. Ratios of {options.clock} time: the median over rounds, and the range of their "
         "middle half."
     )
-
-
-def _chosen(flag: str, given: str | None, known: Sequence[str]) -> list[str]:
-    """The names in a comma-separated list. Raises `UserError` for an unknown one."""
-    names = given.split(",") if given else []
-    for name in names:
-        if name not in known:
-            raise UserError(f"{flag} {name}: no such name; {did_you_mean(name, known)}")
-    return names
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--markdown {path}: {os.strerror(error.errno or 0)}; name a writable file") from error
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.command import chosen, write
 from benchmarks.pool import Pool
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.measure import Table
@@ -90,18 +92,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9, help="what has not begun by then is left out (default 9)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there as well")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    tables = options.only.split(",") if options.only else list(TABLES)
-    if unknown := [name for name in tables if name not in TABLES]:
-        print(f"error: --only {unknown[0]}: no such table; use {', '.join(TABLES)}", file=sys.stderr)
+    try:
+        _measure(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> None:
+    tables = chosen("--only", options.only, TABLES) or TABLES
     import torch
 
     from benchmarks import machine
 
     if not options.rehearse and not torch.cuda.is_available():
-        print("error: no CUDA device is available; --rehearse executes the same on a CPU", file=sys.stderr)
-        return 2
+        raise UserError("no CUDA device is available; --rehearse executes the same on a CPU")
     plan = rehearsal() if options.rehearse else gpu_plan()
     deadline = time.monotonic() + 60 * options.minutes
     written = [machine.line(torch.device(plan.device))]
@@ -116,8 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 written.append(str(table))
                 print(f"\n{table}", flush=True)
                 if options.markdown:
-                    options.markdown.write_text("\n\n".join(written) + "\n", encoding="utf-8")
-    return 0
+                    write(options.markdown, "\n\n".join(written) + "\n")
 
 
 def _table(name: str, plan: Plan, pool: Pool, scratch: Path) -> Table:

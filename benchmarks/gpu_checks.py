@@ -118,7 +118,7 @@ def _repeats_of(plan: Plan, dataset: Path, backbone: str, method: str) -> list[s
     first = runs.execute(runs.cell(method), place / "first")
     second = runs.execute(runs.cell(method), place / "second")
     resumed, stopped_at = runs.interrupted(runs.cell(method), place / "resumed")
-    cells = [runs.cell(method), runs.cell(method, lr=2e-4) if method != "linear" else runs.cell(method, head_lr=2e-3)]
+    cells = [runs.cell(method), runs.cell(method, head_lr=2e-3)]
     store = RunStore(place / "together")
     execute_side_by_side(cells, store, runs.options(place / "together"), quiet=True)
     warned = re.findall(r"warning: (\w+) does not repeat", first.log_path.read_text(encoding="utf-8"))
@@ -138,31 +138,31 @@ def study(plan: Plan, scratch: Path) -> Table:
         "`harness compare` of three methods and two seeds, with the processes that it starts.",
     )
     dataset = made_dataset(scratch / "made")
+    backbone = plan.small[0]
     for together in (1, 2):
-        for backbone in plan.small[:1]:
-            place = scratch / f"study-{together}"
-            place.mkdir()
-            fields = {
-                "title": "check",
-                "methods": ["linear", "spm", "full"],
-                "backbones": [{"backbone": backbone, "weights": "random"}],
-                "datasets": [str(dataset)],
-                "heads": ["fpn:16"],
-                "seeds": 2,
-                "budget": {"steps": plan.small_steps, "batch_size": BATCH, "crop": [SIDE, SIDE]},
-            }
-            (place / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
-            flags = ["--runs", str(place / "runs"), "--tracking", "off", "--device", plan.device.partition(":")[0]]
-            flags += ["--jobs", "2", "--together", str(together), "--workers", "0", "--json", "--quiet"]
-            command = [sys.executable, "-m", "harness", "compare", str(place / "study.yaml"), *flags]
-            started = time.perf_counter()
-            done = subprocess.run(command, capture_output=True, text=True)
-            seconds = time.perf_counter() - started
-            found = [RunFolder(path).status() for path in (place / "runs").iterdir()]
-            states = Counter(status.state.value for status in found if status is not None)
-            table.add(backbone, 2, together, f"{seconds:.0f}", ", ".join(f"{n} {s}" for s, n in states.items()))
-            if done.returncode:
-                table.notes.append(f"exit code {done.returncode}: {done.stderr[-500:]}")
+        place = scratch / f"study-{together}"
+        place.mkdir()
+        fields = {
+            "title": "check",
+            "methods": ["linear", "spm", "full"],
+            "backbones": [{"backbone": backbone, "weights": "random"}],
+            "datasets": [str(dataset)],
+            "heads": ["fpn:16"],
+            "seeds": 2,
+            "budget": {"steps": plan.small_steps, "batch_size": BATCH, "crop": [SIDE, SIDE]},
+        }
+        (place / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
+        flags = ["--runs", str(place / "runs"), "--tracking", "off", "--device", plan.device.partition(":")[0]]
+        flags += ["--jobs", "2", "--together", str(together), "--workers", "0", "--json", "--quiet"]
+        command = [sys.executable, "-m", "harness", "compare", str(place / "study.yaml"), *flags]
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True)
+        seconds = time.perf_counter() - started
+        found = [RunFolder(path).status() for path in (place / "runs").iterdir()]
+        states = Counter(status.state.value for status in found if status is not None)
+        table.add(backbone, 2, together, f"{seconds:.0f}", ", ".join(f"{n} {s}" for s, n in states.items()))
+        if done.returncode:
+            table.notes.append(f"exit code {done.returncode}: {done.stderr[-500:]}")
     return table
 
 

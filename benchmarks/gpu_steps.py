@@ -1,9 +1,10 @@
-"""Time and memory of a step of large networks, eager and compiled, and the memory that the shapes foretell."""
+"""Time and memory of a step of large networks, eager and compiled, and the memory that the shapes predict."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from benchmarks.pool import Pool, reason
 from benchmarks.setting import Setting, Stepper
 from harness.engine.cost import step_cost
 from harness.engine.device import make_fabric, make_reproducible
-from harness.engine.repeatable import kernel_that_does_not_repeat, set_strict
+from harness.engine.repeatable import kernel_that_does_not_repeat, strict_mode
 from harness.spec import budget_from
 
 GIB = 2**30
@@ -29,10 +30,10 @@ def steps(plan: Plan, pool: Pool, scratch: Path) -> Table:
     table = Table(
         f"A step at {plan.crop}x{plan.crop}, batch {plan.batch}, head {plan.head}",
         ["backbone", "method", "fp32, ms", "over full", "bf16, ms", "over full", "fp32 peak, GiB", "over full",
-         "foretold", "bf16 peak, GiB"],
+         "predicted", "bf16 peak, GiB"],
         "Forward, backward and update, in channels-last layout, with kernels that repeat: the median. *Peak*: "
-        "the most bytes allocated within a step, with weights, gradients and the optimiser's state. *Foretold*: by the "
-        "shapes alone, over the peak.",
+        "the most bytes allocated within a step, with weights, gradients and the optimiser's state. *Predicted*: by "
+        "the shapes alone, over the peak.",
     )  # fmt: skip
     jobs = [(plan, scratch, backbone, method) for backbone in plan.large for method in plan.large_methods]
     full: dict[str, Any] = {}
@@ -51,7 +52,7 @@ def steps(plan: Plan, pool: Pool, scratch: Path) -> Table:
             f"{found['bf16'] / full['bf16']:.2f}",
             f"{found['fp32_peak'] / GIB:.2f}",
             f"{found['fp32_peak'] / full['fp32_peak']:.2f}",
-            f"{found['foretold'] / found['fp32_peak']:.2f}",
+            f"{found['predicted'] / found['fp32_peak']:.2f}",
             f"{found['bf16_peak'] / GIB:.2f}",
         )
     return table
@@ -63,10 +64,10 @@ def _step(plan: Plan, scratch: Path, backbone: str, method: str) -> dict[str, fl
         setting = _setting(plan, scratch, precision)
         if precision == "fp32":
             network = setting.network(setting.cell(backbone, method)).cpu()
-            found["foretold"] = step_cost(network, setting.budget).peak_bytes
+            found["predicted"] = step_cost(network, setting.budget).peak_bytes
             del network
         stepper = _stepper(setting, backbone, method)
-        with processes.alone:
+        with processes.alone, _mode(setting, stepper):
             found[f"{precision}_peak"] = peak_bytes(stepper)
             found[precision] = _seconds(stepper, plan.timed_steps)
         _free(stepper)
@@ -101,16 +102,17 @@ def _compiled_step(plan: Plan, scratch: Path, backbone: str, method: str) -> dic
     setting = _setting(plan, scratch, "bf16")
     stepper = _stepper(setting, backbone, method)
     found: dict[str, float] = {}
-    with processes.alone:
+    with processes.alone, _mode(setting, stepper):
         found["eager_peak"] = peak_bytes(stepper)
         found["eager"] = _seconds(stepper, plan.timed_steps)
     torch.compiler.reset()
     network = torch.compile(stepper.network)
     stepper.forward = _autocast(setting, network)
     started = time.perf_counter()
-    stepper.timed()  # beside other processes that compile
+    with _mode(setting, stepper):
+        stepper.timed()  # beside other processes that compile
     found["first"] = time.perf_counter() - started
-    with processes.alone:
+    with processes.alone, _mode(setting, stepper):
         found["compiled_peak"] = peak_bytes(stepper)
         found["compiled"] = _seconds(stepper, plan.timed_steps)
     _free(stepper)
@@ -144,8 +146,13 @@ def _stepper(setting: Setting, backbone: str, method: str) -> Stepper:
     masks = torch.randint(0, len(cell.dataset.classes), (budget.batch_size, *budget.crop), generator=draw)
     stepper = Stepper(setting, cell, [(setting.images(images), masks.to(torch.uint8).to(device))])
     stepper.forward = _autocast(setting, stepper.network)
-    set_strict(kernel_that_does_not_repeat(stepper.network, budget, setting.fabric) is None and device.type == "cuda")
     return stepper
+
+
+def _mode(setting: Setting, stepper: Stepper) -> AbstractContextManager[None]:
+    """As a run trains the network."""
+    kernel = kernel_that_does_not_repeat(stepper.network, setting.budget, setting.fabric)
+    return strict_mode() if setting.device.type == "cuda" and kernel is None else nullcontext()
 
 
 def _autocast(setting: Setting, network: Any) -> Any:

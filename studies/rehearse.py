@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.cells.request import Request
 from harness.cells.resolve import Resolver
 from harness.engine.options import ExecutionOptions
 from harness.errors import UserError
-from harness.method import HeadHyperparameters, Hyperparameters
+from harness.method import Hyperparameters
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import Outcome
 from harness.util.progress import say
 from harness.util.text import counted, duration
-from studies.plan import Plan, PlannedCell, PlannedSearch
+from studies.plan import Plan, PlannedCell, PlannedSearch, rows_of
 from studies.search.spec import Range
 from studies.study import shown_label
 
+if TYPE_CHECKING:
+    from harness.engine.rehearsal import Rehearsal
+
 GIB = 2**30
-RATES = {*Hyperparameters.model_fields, *HeadHyperparameters.model_fields}
-"""Hyperparameters that do not change the shape of a step."""
+WITHOUT_SHAPE = frozenset(Hyperparameters.model_fields)
+"""Hyperparameters that do not change the shape of a step: rates, and weight decay."""
 
 
 @dataclass
@@ -33,31 +38,32 @@ class Rehearsed:
     """Runs of the study that are like this one and have not ended, its trials included."""
     reason: str | None = None
     """Why it fails."""
-    step_seconds: float = 0.0
-    image_seconds: float = 0.0
-    peak_bytes: int | None = None
-    run_seconds: float = 0.0
+    found: Rehearsal | None = None
+    """None if it fails."""
 
     def as_json(self) -> dict[str, object]:
-        request = self.request
-        where = {name: getattr(request, name) for name in ("method", "backbone", "weights", "dataset", "head")}
-        own = {name: value for name, value in vars(self).items() if name != "request"}
-        return {**own, **where, "settings": request.settings}
+        names = ("method", "backbone", "weights", "dataset", "head", "settings")
+        where = {name: getattr(self.request, name) for name in names}
+        figures = {} if self.found is None else asdict(self.found)
+        return {"label": self.label, **where, "runs": self.runs, "reason": self.reason, **figures}
 
     def line(self) -> dict[str, str]:
-        peak = "-" if self.peak_bytes is None else f"{self.peak_bytes / GIB:.2f}"
-        worked = self.reason is None
+        step = image = peak = run = "-"
+        if self.found is not None:
+            step, image = f"{1000 * self.found.step_seconds:.0f}", f"{1000 * self.found.image_seconds:.0f}"
+            peak = "-" if self.found.peak_bytes is None else f"{self.found.peak_bytes / GIB:.2f}"
+            run = duration(self.found.run_seconds)
         return {
             "backbone": display_name(self.request.backbone, self.request.weights),
-            "dataset": self.request.dataset,
+            "dataset": Path(self.request.dataset).name,
             "head": self.request.head,
             "method": shown_label(self.label, [self.request.head]),
-            "step, ms": f"{1000 * self.step_seconds:.0f}" if worked else "-",
-            "image, ms": f"{1000 * self.image_seconds:.0f}" if worked else "-",
-            "peak, GiB": peak if worked else "-",
-            "one run": duration(self.run_seconds) if worked else "-",
+            "step, ms": step,
+            "image, ms": image,
+            "peak, GiB": peak,
+            "one run": run,
             "runs left": str(self.runs),
-            "state": "works" if worked else f"{self.reason}",
+            "state": self.reason or "works",
         }
 
 
@@ -81,15 +87,14 @@ def rehearse(plan: Plan, options: ExecutionOptions, resolve: Resolver) -> list[R
         if isinstance(found, Outcome):
             row.reason = str(found)
         else:
-            row.step_seconds, row.image_seconds = found.step_seconds, found.image_seconds
-            row.peak_bytes, row.run_seconds = found.peak_bytes, found.run_seconds
+            row.found = found
     return rows
 
 
 def total(rows: list[Rehearsed], jobs: int) -> str:
     """The time of the whole study, in words."""
-    seconds = sum(row.runs * row.run_seconds for row in rows if row.reason is None)
-    failed = sum(row.runs for row in rows if row.reason is not None)
+    seconds = sum(row.runs * row.found.run_seconds for row in rows if row.found is not None)
+    failed = sum(row.runs for row in rows if row.found is None)
     left_out = f", without the {counted(failed, 'run')} of cells that fail" if failed else ""
     return f"estimated: {duration(seconds / jobs)} with {jobs} at a time on devices like this one{left_out}"
 
@@ -99,13 +104,10 @@ def _distinct(plan: Plan) -> Iterator[Rehearsed]:
         if not head.finished:
             yield Rehearsed(head.label, head.request, (head.trials - head.ended) * len(head.tune.seeds))
     searched = {id(cell): search for search in plan.searches for cell in search.cells}
-    rows: dict[tuple[object, ...], list[PlannedCell]] = {}
-    for cell in plan.cells:
-        if not cell.state.final:
-            request = cell.request
-            key = (cell.label, request.backbone, request.weights, request.dataset, request.head, request.budget)
-            rows.setdefault((*map(str, key),), []).append(cell)
-    for cells in rows.values():
+    for row in rows_of(plan):
+        cells: list[PlannedCell] = [cell for cell in row["cells"] if not cell.state.final]
+        if not cells:
+            continue
         search = searched.get(id(cells[0]))
         request, trials = cells[0].request, 0
         if search is not None and not search.finished:
@@ -116,7 +118,7 @@ def _distinct(plan: Plan) -> Iterator[Rehearsed]:
 
 def _largest(search: PlannedSearch) -> dict[str, object]:
     """The largest value of each searched hyperparameter that can change shapes."""
-    numbers = ((name, _highest(range_)) for name, range_ in search.space.items() if name not in RATES)
+    numbers = ((name, _highest(range_)) for name, range_ in search.space.items() if name not in WITHOUT_SHAPE)
     return {name: value for name, value in numbers if value is not None}
 
 

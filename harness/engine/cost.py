@@ -182,14 +182,15 @@ def inference_seconds(
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for repeat in range(repeats + 2):
         for which, backbone in enumerate((adapted, frozen)):
-            started = _clock(device)
+            started = clock(device)
             backbone(image)
             if repeat >= 2:
-                seconds[which].append(_clock(device) - started)
+                seconds[which].append(clock(device) - started)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
+    """Seconds after all pending work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -13,6 +13,7 @@ import torch
 
 from harness.cells.resolve import Cell
 from harness.engine.attempt import RunAttempt
+from harness.engine.cost import clock
 from harness.engine.device import default_workers, make_reproducible
 from harness.engine.evaluation import Predictor
 from harness.engine.failures import explained, outcome_of
@@ -73,12 +74,12 @@ def _measure(prepared: Prepared, start_seconds: float, workers: int) -> Rehearsa
     passes = source.passes(0)
     loading, learning = [], []
     for _ in range(min(STEPS, budget.steps)):
-        started = _clock(device)
+        started = clock(device)
         batches = [next(passes) for _ in range(budget.accumulate)]
-        loaded = _clock(device)
+        loaded = clock(device)
         state.learn(batches)
         loading.append(loaded - started)
-        learning.append(_clock(device) - loaded)
+        learning.append(clock(device) - loaded)
     source.close()
     data_seconds, step_seconds = min(loading[1:] or loading), min(learning[1:] or learning)
     # Loading processes work beside the network: the slower of the two sets the pace.
@@ -102,13 +103,7 @@ def _evaluate_largest(prepared: Prepared) -> float:
     images = [np.zeros((*cell.dataset.working_sizes.largest, 3), np.uint8)] * count
     seconds = []
     for _ in range(STEPS):
-        started = _clock(device)
+        started = clock(device)
         predictor(images)
-        seconds.append(_clock(device) - started)
+        seconds.append(clock(device) - started)
     return min(seconds) / count
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.monotonic()

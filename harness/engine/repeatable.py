@@ -6,8 +6,10 @@ none, and there strict mode refuses. A network without such kernels is trained i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
+from collections.abc import Iterator
 
 import torch
 from lightning_fabric import Fabric
@@ -26,20 +28,23 @@ def kernel_that_does_not_repeat(network: Segmenter, budget: Budget, fabric: Fabr
     probe = apply_memory_format(copy.deepcopy(network).to(fabric.device), budget).train()
     images = torch.zeros(2, 3, *budget.crop, device=fabric.device)
     masks = torch.zeros(2, *budget.crop, dtype=torch.uint8, device=fabric.device)
-    set_strict(True)
     try:
-        with torch.random.fork_rng(devices=[fabric.device]), fabric.autocast():
-            loss, _ = probe(images, masks)
-        loss.backward()
+        with strict_mode():
+            with torch.random.fork_rng(devices=[fabric.device]), fabric.autocast():
+                loss, _ = probe(images, masks)
+            loss.backward()
     except RuntimeError as error:  # any other error: the training meets it too, and records it
         found = re.search(r"(\w+) does not have a deterministic implementation", str(error))
         return found[1] if found else None
-    finally:
-        set_strict(False)
     return None
 
 
-def set_strict(strict: bool) -> None:
-    """Let torch refuse kernels that do not repeat, or only warn of them: then it does not choose attention's
-    deterministic form either."""
-    torch.use_deterministic_algorithms(True, warn_only=not strict)
+@contextlib.contextmanager
+def strict_mode() -> Iterator[None]:
+    """Let torch refuse kernels that do not repeat. Elsewhere it only warns of them, and then does not choose
+    attention's deterministic form either."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)

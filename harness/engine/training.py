@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from harness.engine.batches import Batch, BatchSource
 from harness.engine.evaluation import confusion
-from harness.engine.repeatable import set_strict
+from harness.engine.repeatable import strict_mode
 from harness.method import HeadHyperparameters
 from harness.models.losses import labels_at
 from harness.models.network import Segmenter, apply_memory_format
@@ -137,13 +137,13 @@ class TrainState:
         checkpoint_seconds: float = 30,
         callbacks: TrainCallbacks | None = None,
     ):
-        """`frozen_stages`: number of first stages whose outputs the network accepts instead of images. `strict`: as in
-        `repeatable.set_strict`, on a GPU."""
+        """`frozen_stages`: number of first stages whose outputs the network accepts instead of images. `strict`: steps
+        are in `strict_mode` on a GPU."""
         self.network, self.backbone, self.frozen_stages = network, network.backbone, frozen_stages
         self.budget, self.hyperparameters, self.seed = budget, hyperparameters, seed
         self.fabric, self.checkpoints = fabric, checkpoints
         self.callbacks = callbacks or TrainCallbacks()
-        self._strict = strict and fabric.device.type == "cuda"
+        self._mode = strict_mode if strict and fabric.device.type == "cuda" else contextlib.nullcontext
         self.step = 0
         self.meters = Meters()
         self._checkpoint_seconds, self._saved = checkpoint_seconds, time.monotonic()
@@ -183,7 +183,6 @@ class TrainState:
         """
         budget, meters, fabric, step = self.budget, self.meters, self.fabric, self.step
         started = time.monotonic()
-        set_strict(self._strict)
         torch.manual_seed(derive(self.seed, "step", step, fabric.global_rank))
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
@@ -191,7 +190,7 @@ class TrainState:
         to_point = min(-(step + 1) % interval, budget.steps - step - 1)
         loss_value = 0.0
         for part, batch in enumerate(batches):
-            with fabric.no_backward_sync(self._model, enabled=part < budget.accumulate - 1):
+            with self._mode(), fabric.no_backward_sync(self._model, enabled=part < budget.accumulate - 1):
                 loss, logits = self._model(batch.behind(self.frozen_stages), batch.masks)
                 fabric.backward(loss / budget.accumulate)
             loss_value += loss.item() / budget.accumulate
@@ -206,7 +205,6 @@ class TrainState:
             fabric.clip_gradients(self._model, self._optimizer, max_norm=budget.clip_norm, error_if_nonfinite=False)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        set_strict(False)
 
         own = time.monotonic() - started
         meters.images += budget.batch_size

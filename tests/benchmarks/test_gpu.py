@@ -26,7 +26,7 @@ def test_rehearsal_of_runs_and_steps() -> None:
     assert (run["repeated"], run["side by side"]) == ("equal", "equal")
     assert run["resumed"].startswith("equal (after step ") and run["resumed"] != "equal (after step 0)"
     assert [row["method"] for row in steps] == ["full", "spm"]
-    assert all(0.3 < float(row["foretold"]) < 1.25 for row in steps)
+    assert all(0.3 < float(row["predicted"]) < 1.25 for row in steps)
 
 
 @pytest.mark.exhaustive
