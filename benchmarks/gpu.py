@@ -112,6 +112,8 @@ def _measure(options: argparse.Namespace) -> None:
     deadline = time.monotonic() + 60 * options.minutes
     written = [machine.line(torch.device(plan.device))]
     print(written[0], flush=True)
+    if options.markdown:  # fails now, not after minutes of measurements
+        write(options.markdown, written[0] + "\n")
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/inductor"
         with Pool(plan.processes, deadline) as pool:
