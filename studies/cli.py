@@ -103,15 +103,20 @@ def _rehearse(planned: Plan, options: ExecutionOptions, launcher: LauncherChoice
     """Print the table of `--rehearse`. Returns 1 if a cell fails."""
     from harness.cells.resolve import Resolver
     from harness.cli.tables import print_table
+    from harness.launch.local import make_slots
     from harness.runs.store import RunStore
     from studies.rehearse import rehearse, total
 
+    jobs = launcher.jobs or 1
+    if launcher.name == "local":
+        slots = make_slots(launcher.jobs, options.device)
+        jobs, options = len(slots), replace(options, threads=slots[0].threads)
     rows = rehearse(planned, options, Resolver(RunStore(options.runs), options.data))
     if json_:
         print(json.dumps([row.as_json() for row in rows], indent=2))
     elif rows:
         print_table([row.line() for row in rows])
-        print(total(rows, launcher.jobs or 1))
+        print(total(rows, jobs))
     else:
         print("nothing is left to rehearse: every cell has ended")
     return 1 if any(row.reason is not None for row in rows) else 0

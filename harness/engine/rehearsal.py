@@ -7,6 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -24,13 +25,13 @@ from harness.runs.state import Outcome
 from harness.runs.store import RunStore
 from harness.util.progress import Reporter
 
-STEPS = 3
-"""The first warms up."""
+STEPS = 6
+"""The first warms up; the median of the others counts."""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a step and an image take: the shortest of those that were executed after the first."""
+    """What a step and an image take: the median of those that were executed after the first."""
 
     start_seconds: float
     """Loading the backbone and building the network."""
@@ -46,9 +47,12 @@ class Rehearsal:
 def rehearse(cell: Cell, options: ExecutionOptions) -> Rehearsal | Outcome:
     """Executed in a temporary folder: nothing is kept. Returns the outcome of a cell that fails.
 
-    Raises `UserError` for a device that is not available, and `KeyboardInterrupt`.
+    Sets torch's threads to the options' for as long as it lasts. Raises `UserError` for a device that is not
+    available, and `KeyboardInterrupt`.
     """
     make_reproducible()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads or threads)
     with tempfile.TemporaryDirectory() as place:
         store = RunStore(Path(place))
         attempt = RunAttempt(cell, store, replace(options, runs=store.root, cache_size=0, workers=0))
@@ -61,6 +65,7 @@ def rehearse(cell: Cell, options: ExecutionOptions) -> Rehearsal | Outcome:
         except Exception as error:
             return outcome_of(explained(error, attempt.folder.path, attempt.step))
         finally:
+            torch.set_num_threads(threads)
             gc.collect()  # the next cell gets the device's memory
             torch.cuda.empty_cache()
 
@@ -81,7 +86,7 @@ def _measure(prepared: Prepared, start_seconds: float, workers: int) -> Rehearsa
         loading.append(loaded - started)
         learning.append(clock(device) - loaded)
     source.close()
-    data_seconds, step_seconds = min(loading[1:] or loading), min(learning[1:] or learning)
+    data_seconds, step_seconds = _typical(loading), _typical(learning)
     # Loading processes work beside the network: the slower of the two sets the pace.
     step_seconds = max(step_seconds, data_seconds / workers) if workers else step_seconds + data_seconds
     image_seconds = _evaluate_largest(prepared)
@@ -106,4 +111,8 @@ def _evaluate_largest(prepared: Prepared) -> float:
         started = clock(device)
         predictor(images)
         seconds.append(clock(device) - started)
-    return min(seconds) / count
+    return _typical(seconds) / count
+
+
+def _typical(seconds: list[float]) -> float:
+    return median(seconds[1:] or seconds)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import torch
+
+from harness.engine.training import TrainState
 from tests.support.in_process import call
 from tests.support.studies_at_hand import write_study
 
@@ -24,6 +28,25 @@ def test_every_distinct_cell_is_rehearsed_once(tmp_path: Path, colours: Path) ->
         assert row["peak_bytes"] > 0 and 0 < row["step_seconds"] < row["run_seconds"]
     assert spm["peak_bytes"] > linear["peak_bytes"]
     assert not list((tmp_path / "runs").glob("????????????????"))
+
+
+def test_step_is_timed_with_the_threads_of_one_job(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    learn = TrainState.learn
+    monkeypatch.setattr(TrainState, "learn", lambda *given: (seen.append(torch.get_num_threads()), learn(*given)))
+    study = write_study(tmp_path / "s.yaml", colours, methods=["linear"], seeds=1)
+    common = ["--rehearse", "--runs", tmp_path / "runs", "--data", tmp_path, "--device", "cpu", "--tracking", "off"]
+    torch.set_num_threads(2)
+    try:
+        assert call("compare", study, *common, "--jobs", 2).code == 0
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+        seen.clear()
+        assert call("compare", study, *common).code == 0
+        assert set(seen) == {2}
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_cell_that_fails_is_named_and_the_others_are_rehearsed(tmp_path: Path, colours: Path) -> None:
