@@ -31,6 +31,8 @@ CURVE_POINTS = 100
 """How many points a training curve has at most."""
 COUNTED_STEPS = 4
 """How many steps before a point of the curve have their crops scored."""
+UNREAD_STEPS = 20
+"""On a GPU, how many steps are queued at most before their losses are read, which waits for the device."""
 
 
 @dataclass
@@ -113,7 +115,8 @@ class TrainCallbacks:
     def on_start(self, step: int) -> None:
         """Called before the first step; the checkpoint holds `step` steps."""
 
-    def on_step(self, step: int, loss: float, lr: float) -> None: ...
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        """`loss`: of the last step whose loss has been read."""
 
     def on_point(self, point: CurvePoint) -> None: ...
 
@@ -146,6 +149,8 @@ class TrainState:
         self._mode = strict_mode if strict and fabric.device.type == "cuda" else contextlib.nullcontext
         self.step = 0
         self.meters = Meters()
+        self._unread: list[Tensor] = []
+        self._loss = math.nan
         self._checkpoint_seconds, self._saved = checkpoint_seconds, time.monotonic()
 
     @property
@@ -179,7 +184,7 @@ class TrainState:
     def learn(self, batches: Sequence[Batch], sharers: int = 1) -> None:
         """One optimiser step, with one forward pass per batch. `sharers`: number of networks on the same batches.
 
-        Raises `RunEnded` if the loss is not finite.
+        Raises `RunEnded` if a loss is not finite: on a GPU up to `UNREAD_STEPS` later, with the step where it was.
         """
         budget, meters, fabric, step = self.budget, self.meters, self.fabric, self.step
         started = time.monotonic()
@@ -188,37 +193,52 @@ class TrainState:
             group["lr"] = group["base_lr"] * budget.learning_rate_factor(step)
         interval = math.ceil(budget.steps / CURVE_POINTS)
         to_point = min(-(step + 1) % interval, budget.steps - step - 1)
-        loss_value = 0.0
+        mean_loss = torch.zeros((), dtype=torch.float64, device=fabric.device)
         for part, batch in enumerate(batches):
             with self._mode(), fabric.no_backward_sync(self._model, enabled=part < budget.accumulate - 1):
                 loss, logits = self._model(batch.behind(self.frozen_stages), batch.masks)
                 fabric.backward(loss / budget.accumulate)
-            loss_value += loss.item() / budget.accumulate
+            mean_loss += loss.detach().double() / budget.accumulate
             if to_point < COUNTED_STEPS:
                 _count(meters, logits, self.network.canvas_labels(batch.masks))
-        if not math.isfinite(loss_value):
-            rates = self.hyperparameters.model_dump(include={"lr", "head_lr"})
-            now = " and ".join(f"{name}={rate:g}" for name, rate in sorted(rates.items(), reverse=True))
-            reason = f"the loss was not finite at step {step + 1}; try smaller learning rates (now {now})"
-            raise RunEnded(Outcome(RunState.DIVERGED, reason, step + 1))
         if budget.clip_norm:
             fabric.clip_gradients(self._model, self._optimizer, max_norm=budget.clip_norm, error_if_nonfinite=False)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._unread.append(mean_loss)
+        if self._reads_at_once or to_point == 0 or math.isnan(self._loss) or len(self._unread) == UNREAD_STEPS:
+            self._read_losses()
 
         own = time.monotonic() - started
         meters.images += budget.batch_size
-        meters.loss_sum += loss_value
-        meters.loss_steps += 1
         meters.data_seconds += sum(batch.waited for batch in batches)
         meters.seconds += own + sum(batch.seconds(self.frozen_stages) for batch in batches)
         meters.spent += own + sum(batch.spent for batch in batches) / sharers
         meters.reused += sum(batch.cached for batch in batches) / len(batches)
-        self.step += 1
         lr = self.hyperparameters.main_lr * budget.learning_rate_factor(step)
-        self.callbacks.on_step(self.step, loss_value, lr)
+        self.callbacks.on_step(self.step, self._loss, lr)
         if to_point == 0:
             self.callbacks.on_point(_point(self.step, lr, meters))
+
+    @property
+    def _reads_at_once(self) -> bool:
+        return self.fabric.device.type == "cpu"
+
+    def _read_losses(self) -> None:
+        """Raises `RunEnded` for the first that is not finite."""
+        if not self._unread:
+            return
+        losses, self._unread = torch.stack(self._unread).tolist(), []
+        for step, loss in enumerate(losses, self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                rates = self.hyperparameters.model_dump(include={"lr", "head_lr"})
+                now = " and ".join(f"{name}={rate:g}" for name, rate in sorted(rates.items(), reverse=True))
+                reason = f"the loss was not finite at step {step}; try smaller learning rates (now {now})"
+                raise RunEnded(Outcome(RunState.DIVERGED, reason, step))
+            self._loss = loss
+            self.meters.loss_sum += loss
+            self.meters.loss_steps += 1
 
     def save_if_due(self, stopping: bool) -> None:
         if stopping or self.finished or time.monotonic() - self._saved > self._checkpoint_seconds:
@@ -228,6 +248,7 @@ class TrainState:
             self._checkpoint_seconds = max(self._checkpoint_seconds, 20 * (self._saved - started))
 
     def save(self) -> None:
+        self._read_losses()
         if self.fabric.is_global_zero:
             state = {
                 "trained": self.network.trained_state(),
