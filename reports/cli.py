@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from harness.cli.folders import check_writable
-from harness.cli.options import Only, read_path, with_options
+from harness.cli.options import Json, Only, read_path, with_options
 from harness.engine.options import ExecutionOptions
 from harness.util.progress import say
 from harness.util.text import counted
@@ -46,6 +47,7 @@ def report(
     published: Annotated[
         list[Path] | None, typer.Option(metavar="CSV", help="more published results; repeatable")
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Write tables, statistics, plots and a web page from the finished runs. Trains nothing."""
     check_writable("--out", out)
@@ -69,6 +71,11 @@ def report(
         say(f"warning: {text}")
     states = comparison.runs["state"].value_counts().sort_index()
     settings = comparison.summary["setting"].nunique()
+    if json_:
+        answers = [{"setting": name, "answer": text} for name, text in found]
+        runs = {str(state): int(count) for state, count in states.items()}
+        print(json.dumps({"report": str(out / "index.html"), "answers": answers, "runs": runs}, indent=2))
+        return
     counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items())
     for name, text in found[:ANSWERS]:
         print(f"{name}: {text}")

@@ -154,6 +154,7 @@ def search(
     ] = None,
     storage: Storage = None,
     quiet: Quiet = False,
+    json_: Json = False,
 ) -> None:
     """Search a method's hyperparameters with Optuna, scored on the dev part. Each trial is a run.
 
@@ -199,8 +200,8 @@ def search(
             line = stack.enter_context(LiveLine(task, quiet))
             stack.enter_context(_stoppable())
             Scheduler(opened, options, resolve, [], [task], line.update).run()
-    for text in (task.conclusion or found.conclude()).lines():
-        print(text)
+    conclusion = task.conclusion or found.conclude()
+    print(json.dumps(conclusion.as_json(), indent=2) if json_ else "\n".join(conclusion.lines()))
     raise typer.Exit(0 if any(trial.state == "complete" for trial in found.trials) else 1)
 
 

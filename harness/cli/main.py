@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,6 +69,7 @@ def run(
         ),
     ] = None,
     quiet: Quiet = False,
+    json_: Json = False,
     force: Annotated[bool, typer.Option("--force", help="rerun a finished run; its old folder is archived")] = False,
     again: Annotated[bool, typer.Option("--again", hidden=True)] = False,
 ) -> None:
@@ -101,8 +103,12 @@ def run(
 
         execute(cell, options.open_store(), options, force=force or again, quiet=quiet)
     if environment_number("RANK", 0) == 0:
-        print_runs([ListedRun.of(folder, store)])
-        print(folder.path)
+        listed = ListedRun.of(folder, store)
+        if json_:
+            _print_json(listed.as_json())
+        else:
+            print_runs([listed])
+            print(folder.path)
 
 
 @app.command(cls=Command)
@@ -123,6 +129,7 @@ def predict(
         bool,
         typer.Option("--codes", help="write the values of the dataset's masks, such as 10 and 20, not class indices"),
     ] = False,
+    json_: Json = False,
 ) -> None:
     """Predict images with a finished run: write label maps and coloured overlays.
 
@@ -134,7 +141,8 @@ def predict(
     from harness.deploy.predict import Failed, Remark, predict_images
     from harness.runs.store import RunStore
 
-    failed = []
+    failed: list[Failed] = []
+    written: list[Path] = []
     remarks: dict[str, list[Path]] = {}
     for found in predict_images(RunStore(options.runs), run, images, out, weights, options.device, window, codes):
         if isinstance(found, Failed):
@@ -142,7 +150,13 @@ def predict(
         elif isinstance(found, Remark):
             remarks.setdefault(found.text, []).append(found.image)
         else:
-            print(found)
+            written.append(found)
+            if not json_:
+                print(found)
+    if json_:
+        errors = [{"image": str(one.image), "reason": one.reason} for one in failed]
+        warnings = [{"reason": text, "images": list(map(str, paths))} for text, paths in remarks.items()]
+        _print_json({"written": list(map(str, written)), "failed": errors, "warnings": warnings})
     for text, (first, *others) in remarks.items():
         say(f"warning: {first}{f' and {len(others)} more' if others else ''}: {text}")
     for one in failed:
@@ -163,14 +177,15 @@ def export(
     ] = "safetensors",
     merge: Annotated[bool, typer.Option("--merge", help="merge the method into the backbone's own layers")] = False,
     weights: Weights = None,
+    json_: Json = False,
 ) -> None:
     """Export the adapted network of a finished run, with a JSON file that describes its input and output."""
     check_writable("--out", out)
     from harness.deploy.export import export as write
     from harness.runs.store import RunStore
 
-    for path in write(RunStore(options.runs), run, out, format, merge, weights):
-        print(path)
+    written = [str(path) for path in write(RunStore(options.runs), run, out, format, merge, weights)]
+    _show(json_, {"written": written}, lambda: print("\n".join(written)))
 
 
 @app.command("list", cls=Command)
@@ -248,12 +263,14 @@ def check(
 def new_method(
     name: Annotated[str, typer.Argument(help="lower_case_with_underscores")],
     options: Annotated[ExecutionOptions, Only("plugins")],
+    json_: Json = False,
 ) -> None:
     """Write a plugin package with a small method into the current folder; it passes `harness check` as it is."""
     check_writable("new-method: folder", Path.cwd())
     from harness.contract.new_method import new_method as write_method
 
-    print(write_method(name, Path.cwd()))
+    folder = str(write_method(name, Path.cwd()))
+    _show(json_, {"written": [folder]}, lambda: print(folder))
 
 
 @app.command("new-dataset", cls=Command)
@@ -264,23 +281,24 @@ def new_dataset(
         Path | None,
         typer.Option(parser=read_path, metavar="FILE.yaml", help="file to write; default: dataset.yaml in the folder"),
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Write a dataset.yaml from what a folder's files look like, for you to confirm. Overwrites nothing."""
     from harness.cli.new_dataset import new_dataset as write_description
 
-    write_description(path, out)
+    write_description(path, out, json_)
 
 
 @app.command(cls=Command)
 @with_options(example="harness sync --tracking http://mlflow.example.org:5000")
-def sync(options: Annotated[ExecutionOptions, Only("runs", "tracking")]) -> None:
+def sync(options: Annotated[ExecutionOptions, Only("runs", "tracking")], json_: Json = False) -> None:
     """Update MLflow from the run folders, for example after its server was down."""
     from harness.tracking.mirror import sync as sync_runs
 
     summary = sync_runs(options.runs, options.tracking)
-    print(f"{summary.mirrored} mirrored, {summary.current} up to date, {len(summary.failed)} failed")
-    for name, reason in summary.failed.items():
-        print(f"  {name}: {reason}")
+    counts = f"{summary.mirrored} mirrored, {summary.current} up to date, {len(summary.failed)} failed"
+    failed = [f"  {name}: {reason}" for name, reason in summary.failed.items()]
+    _show(json_, asdict(summary), lambda: print("\n".join([counts, *failed])))
     raise typer.Exit(1 if summary.failed else 0)
 
 
@@ -311,9 +329,13 @@ def doctor(options: Annotated[ExecutionOptions, Only("runs", "data")], json_: Js
 
 def _show(as_json: bool, value: Any, show: Callable[[], None]) -> None:
     if as_json:
-        print(json.dumps(value, indent=2))
+        _print_json(value)
     else:
         show()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from harness.errors import UserError
 from harness.util.files import write_text
 
 
-def new_dataset(folder: Path, out: Path | None) -> None:
+def new_dataset(folder: Path, out: Path | None, as_json: bool = False) -> None:
     """Write the description into the folder, or to `out`, and print what was found and what to do next.
 
     Raises `UserError` if the file exists, or if no images with masks are found.
@@ -30,6 +31,9 @@ def new_dataset(folder: Path, out: Path | None) -> None:
     found = guess(folder, root.as_posix())
     with writing(str(target)):
         write_text(target, found.text)
+    if as_json:
+        print(json.dumps({"written": [str(target)], "found": list(found.summary)}, indent=2))
+        return
     print(target)
     for line in found.summary:
         print(f"  {line}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.cells.recipe import write_recipe
 from harness.cells.resolve import Request
@@ -41,6 +41,17 @@ class Conclusion:
     def steps(self) -> int:
         """Optimiser steps of all trials."""
         return sum(trial.steps for trial in self.trials)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder.path),
+            "objectives": list(self.folder.spec.objectives),
+            "planned": self.planned,
+            "trials": [asdict(trial) for trial in self.trials],
+            "found": [{"recipe": str(path), "trial": trial.number} for path, trial in self.found.items()],
+            "importances": None if isinstance(self.importances, str) else self.importances,
+            "plots": list(map(str, self.plots)),
+        }
 
     def lines(self) -> list[str]:
         """The lines to print."""
