@@ -1,7 +1,7 @@
 """What mkdocs calls while it builds the site: fills the reference pages from the code, and makes links to code pages.
 
-A page has a comment `<!-- generate: NAME -->` where a part from the code belongs; `PARTS` are their names. mkdocs puts
-this folder on the path while it loads this file.
+A page has a line that ends in `<!-- generate: NAME -->` where a part from the code belongs; `PARTS` are their names.
+mkdocs puts this folder on the path while it loads this file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "backbones": networks.backbones,
     "attach points": networks.attach_points,
 }
-_MARKER = re.compile(r"^<!-- generate: ([\w ]+) -->$", re.MULTILINE)
+_MARKER = re.compile(r"^\*`make docs`[^\n]*<!-- generate: ([\w ]+) -->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
