@@ -41,7 +41,7 @@ def study() -> str:
 
 def budget() -> str:
     rows = model_rows(Budget, leave_out={"name"})
-    base = (code("base"), "str", "", "a shipped budget to start from; the other fields replace its own")
+    base = (code("base"), code("str"), "", "a shipped budget to start from; the other fields replace its own")
     return table(_HEADINGS, [base, *rows])
 
 
