@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.harness-installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo lint test test-fast test-all clean
+.PHONY: demo docs lint test test-fast test-all clean
 
 # The main job: the same cell for three methods on the packaged dataset, then the report of their scores and costs.
 demo: $(INSTALLED)
@@ -14,6 +14,11 @@ demo: $(INSTALLED)
 	@echo
 	@echo "Open report/index.html. Each run's folder under runs/ holds its spec, log, result, delta and sample pictures."
 	@echo "Next: $(BIN)/harness run --help, $(BIN)/harness compare tradeoff --plan, $(BIN)/harness list methods"
+
+# The documentation as a site in site/, its reference filled in from the code; any warning fails.
+docs: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html; its search needs a server: $(BIN)/python -m http.server -d site"
 
 # Lint and types first: they are quick and find most.
 lint: $(INSTALLED)

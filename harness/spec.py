@@ -147,12 +147,14 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
-    hyperparameters: dict[str, bool | int | float | str]
+    hyperparameters: dict[str, bool | int | float | str] = Field(
+        description="all; one that a later version added is left out at its default"
+    )
     method_code: str = Field("", description="digest of a plugin's code; empty for a shipped method")
     backbone: str
     weights: str = Field(description="identity of the pre-trained weights, never a path")
     dataset: str
-    data_digest: str
+    data_digest: str = Field(description="SHA-256 of all about the data that can change a result")
     head: str
     budget: Budget
     seed: Seed

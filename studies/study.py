@@ -53,9 +53,9 @@ def shown_label(label: str, heads: Iterable[str]) -> str:
 class MethodArm(_Model):
     """One row of the table: a method, and the hyperparameters that differ from its defaults."""
 
-    method: str
-    label: str = Field("", max_length=100)
-    settings: dict[str, Setting] = {}
+    method: str = Field(description="its name; a row that is nothing but a name is that method with its defaults")
+    label: str = Field("", max_length=100, description="how tables call the row; default: method and settings")
+    settings: dict[str, Setting] = Field({}, description="hyperparameter -> value")
 
     @model_validator(mode="before")
     @classmethod
@@ -71,8 +71,10 @@ class MethodArm(_Model):
 
 
 class BackboneArm(_Model):
-    backbone: str
-    weights: str = "auto"
+    """A network and its weights."""
+
+    backbone: str = Field(description="timm's name; an entry that is nothing but a name has the weights `auto`")
+    weights: str = Field("auto", description="as `--weights`; a path starts at the file's folder")
 
     @model_validator(mode="before")
     @classmethod
@@ -84,10 +86,10 @@ class Override(_Model):
     """Hyperparameters for the cells that match every pattern (`*` and `?`)."""
 
     method: str = Field("*", description="pattern on the label or the method's name")
-    backbone: str = "*"
-    dataset: str = "*"
-    head: str = "*"
-    settings: dict[str, Setting] = Field(min_length=1)
+    backbone: str = Field("*", description="pattern on the name")
+    dataset: str = Field("*", description="pattern on the name, as the study writes it")
+    head: str = Field("*", description="pattern on head and width, such as `fpn:*`")
+    settings: dict[str, Setting] = Field(min_length=1, description="hyperparameter -> value")
 
     def matches(self, arm: MethodArm, request: Request) -> bool:
         pairs = ((self.backbone, request.backbone), (self.dataset, request.dataset), (self.head, request.head))
@@ -107,15 +109,15 @@ class Row(NamedTuple):
 class Study(_Model):
     """The fields of a study file."""
 
-    title: str = ""
+    title: str = Field("", description="one line for people")
     budget: str | dict[str, Any] = Field("demo", description="name, .yaml file, or fields of a budget")
-    methods: tuple[MethodArm, ...] = Field(min_length=1)
-    backbones: tuple[BackboneArm, ...] = Field(min_length=1)
-    datasets: tuple[str, ...] = Field(min_length=1)
-    heads: tuple[str, ...] = Field(("fpn",), min_length=1)
+    methods: tuple[MethodArm, ...] = Field(min_length=1, description="rows: names, or fields")
+    backbones: tuple[BackboneArm, ...] = Field(min_length=1, description="names, or fields")
+    datasets: tuple[str, ...] = Field(min_length=1, description="as `--dataset`; a path starts at the file's folder")
+    heads: tuple[str, ...] = Field(("fpn",), min_length=1, description="as `--head`")
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="a list, or a number of seeds from 0")
-    tune: Tune | None = None
-    overrides: tuple[Override, ...] = ()
+    tune: Tune | None = Field(None, description="searches before the seeds are run; default: none")
+    overrides: tuple[Override, ...] = Field((), description="settings for the cells that match, the last one wins")
     source: Path = Field(Path("study.yaml"), exclude=True, description="the file; its paths start at its folder")
     flags: frozenset[str] = Field(frozenset(), exclude=True, description="keys that the command line replaces")
 

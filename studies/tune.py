@@ -44,7 +44,7 @@ class HeadTune(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trials: Integer = Field(ge=1, le=MAX_TRIALS)
+    trials: Integer = Field(ge=1, le=MAX_TRIALS, description="for each backbone, dataset and head")
     space: str | None = Field(None, description="LOW:HIGH, LOW:HIGH:log or A|B|C; default: the declared range")
 
     _from_list = field_validator("space", mode="before")(range_from_list)
@@ -55,14 +55,14 @@ class Tune(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    head: HeadTune | None = None
+    head: HeadTune | None = Field(None, description="the search of the head's learning rate, which comes first")
     trials: Integer = Field(ge=1, le=MAX_TRIALS, description="trials of each row; pruned and failed ones count")
     parameters: tuple[str, ...] | None = Field(None, description="hyperparameters; default: all with a declared range")
     space: dict[str, str] = Field(
         {}, description="hyperparameter -> LOW:HIGH, LOW:HIGH:log or A|B|C, in place of the declared range"
     )
     sampler: str | None = Field(None, description="default: grid where all ranges are lists, else tpe")
-    pruner: str | None = None
+    pruner: str | None = Field(None, description="as `--pruner`, with one seed a trial; default: no pruning")
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="of a trial, whose value is the mean over them")
 
     _from_count = field_validator("seeds", mode="before")(seeds_from_count)

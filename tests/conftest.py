@@ -44,10 +44,10 @@ little to copy for those that fork: after the tests of networks a worker holds s
 
 PROCESSES = (
     "benchmarks/", "contract/", "launch/", "studies/", "tracking/", "cells/test_compatibility", "cells/test_plugins",
-    "cli/test_main", "cli/test_run", "data/test_catalog", "deploy/", "engine/test_equality", "engine/test_execute",
-    "engine/test_resume", "features/test_reuse", "features/test_store", "methods/test_every_method",
-    "methods/test_peft_family", "methods/test_spm", "models/test_attach", "models/test_families",
-    "models/test_registration", "models/test_weights",
+    "cli/test_main", "cli/test_run", "data/test_catalog", "deploy/", "docs/test_site",
+    "engine/test_equality", "engine/test_execute", "engine/test_resume", "features/test_reuse", "features/test_store",
+    "methods/test_every_method", "methods/test_peft_family", "methods/test_spm", "models/test_attach",
+    "models/test_families", "models/test_registration", "models/test_weights",
     "reports/test_browser", "reports/test_plots", "reports/test_report.", "runs/test_locks", "test_public_api",
 )  # fmt: skip
 """Tests that start processes or servers, or train or build many networks: left out of `make test-fast`."""

@@ -26,21 +26,23 @@ Score = float | None
 
 
 class ClassScores(_Part):
+    """Of one class; null where the denominator is zero."""
+
     name: str
-    iou: Score = Field(ge=0, le=1)
-    acc: Score = Field(ge=0, le=1)
-    dice: Score = Field(ge=0, le=1)
+    iou: Score = Field(ge=0, le=1, description="TP / (label + prediction - TP)")
+    acc: Score = Field(ge=0, le=1, description="TP / label")
+    dice: Score = Field(ge=0, le=1, description="2 TP / (label + prediction)")
 
 
 class Scores(_Part):
     """The metrics of the sum of all images' confusion matrices, by `harness.runs.metrics`."""
 
-    miou: Score = Field(ge=0, le=1)
-    macc: Score = Field(ge=0, le=1)
-    aacc: Score = Field(ge=0, le=1)
-    mdice: Score = Field(ge=0, le=1)
-    absent_classes: int = Field(ge=0)
-    per_class: tuple[ClassScores, ...]
+    miou: Score = Field(ge=0, le=1, description="mean IoU of the classes that have one")
+    macc: Score = Field(ge=0, le=1, description="mean accuracy of the classes")
+    aacc: Score = Field(ge=0, le=1, description="accuracy of all pixels")
+    mdice: Score = Field(ge=0, le=1, description="mean Dice of the classes")
+    absent_classes: int = Field(ge=0, description="classes in neither labels nor predictions, left out of the means")
+    per_class: tuple[ClassScores, ...] = Field(description="in the order of the labels")
 
     @property
     def unlabelled(self) -> tuple[str, ...]:
@@ -65,13 +67,17 @@ class Inference(_Part):
 
     adapted_seconds: float = Field(gt=0)
     backbone_seconds: float = Field(gt=0)
-    ratio: float = Field(gt=0)
+    ratio: float = Field(gt=0, description="the first over the second")
 
 
 class Reuse(_Part):
     """How much was read from the feature cache. It changes no score."""
 
-    frozen_stages: int = Field(validation_alias=AliasChoices("frozen_stages", "untouched_stages"), ge=0)
+    frozen_stages: int = Field(
+        validation_alias=AliasChoices("frozen_stages", "untouched_stages"),
+        ge=0,
+        description="how many of the first stages the method leaves as they were",
+    )
     training: float = Field(ge=0, description="share of the training passes")
     evaluation: float = Field(ge=0, description="share of the evaluation passes")
     spent_seconds: float = Field(ge=0, description="of this run's training, with the cache")
@@ -82,10 +88,10 @@ class Provenance(_Part):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    commit: str | None = None
-    dirty: bool | None = None
+    commit: str | None = Field(None, description="of the harness's code")
+    dirty: bool | None = Field(None, description="whether the code differed from that commit")
     device: str | None = None
-    weights: dict[str, Any] = Field(default_factory=dict)
+    weights: dict[str, Any] = Field(default_factory=dict, description="where the backbone's weights came from")
 
 
 class RunResult(_Part):
@@ -96,11 +102,11 @@ class RunResult(_Part):
     spec: Spec
     metrics: Scores
     parameters: Parameters
-    delta_bytes: int = Field(ge=0)
-    steps: int = Field(ge=0)
+    delta_bytes: int = Field(ge=0, description="size of `delta.safetensors`")
+    steps: int = Field(ge=0, description="optimiser steps")
     images: int = Field(ge=0, description="training images seen, with repetitions")
     train_seconds: float = Field(ge=0, description="without evaluation, as if nothing had been cached")
-    images_per_second: float = Field(ge=0)
+    images_per_second: float = Field(ge=0, description="of the training, as `train_seconds`")
     data_wait: float = Field(ge=0, description="share of the training time that the step waited for data")
     peak_memory_bytes: int | None = Field(description="during training; None: not measured")
     train_flops: int | None = Field(description="of the whole training; None: not counted")
