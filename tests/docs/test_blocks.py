@@ -15,6 +15,7 @@ from harness.contract.checks import described
 from harness.data.description import read_description
 from harness.method import Method
 from harness.spec import budget_from
+from studies import shipped_studies
 from studies.study import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -81,3 +82,8 @@ def test_command_and_flags_exist(line: str) -> None:
         names = names[:1]
     known = {flag for one in commands[names[0]].params for flag in one.opts}
     assert {argument.partition("=")[0] for argument in arguments if argument.startswith("-")} <= known
+
+
+def test_study_of_the_guide_is_the_one_that_ships() -> None:
+    (shown, *_) = (one.values[0] for one in blocks("yaml") if "guides/compare.md" in str(one.id))
+    assert yaml.safe_load(str(shown)) == yaml.safe_load(shipped_studies()["landcover"].read_text(encoding="utf-8"))
