@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from harness.method import Hyperparameters
 from harness.models.network import Segmenter, apply_memory_format
 from harness.spec import Budget
 from harness.util import provenance
+from harness.util.device_clock import clock
 from harness.util.json_cache import cached_json
 
 
@@ -187,10 +187,3 @@ def inference_seconds(
             if repeat >= 2:
                 seconds[which].append(clock(device) - started)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
-
-
-def clock(device: torch.device) -> float:
-    """Seconds after all pending work on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

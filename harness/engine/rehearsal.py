@@ -14,7 +14,6 @@ import torch
 
 from harness.cells.resolve import Cell
 from harness.engine.attempt import RunAttempt
-from harness.engine.cost import clock
 from harness.engine.device import default_workers, make_reproducible
 from harness.engine.evaluation import Predictor
 from harness.engine.failures import explained, outcome_of
@@ -23,6 +22,7 @@ from harness.engine.phases import Prepared
 from harness.engine.run import batch_source, begin, load_pretrained, prepare
 from harness.runs.state import Outcome
 from harness.runs.store import RunStore
+from harness.util.device_clock import clock
 from harness.util.progress import Reporter
 
 STEPS = 6

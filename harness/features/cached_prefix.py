@@ -5,7 +5,6 @@ Used for training and for evaluation. A policy decides whether outputs are also 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from harness.features.policy import WritePolicy
 from harness.features.store import CachedTensor, FeatureStream
 from harness.models.backbones.backbone import StagedBackbone, StageOutputs
+from harness.util.device_clock import clock
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class CachedPrefix:
         seconds = list(known.seconds) if known else []
         computed = dict(inputs or {})
         for stage in range(len(seconds), self.stages):
-            started = self._clock()
+            started = clock(self.device)
             outputs = self.backbone.prefix(outputs, stage + 1)
-            seconds.append(self._clock() - started)
+            seconds.append(clock(self.device) - started)
             computed[f"stage{stage}"] = outputs.outputs[stage], seconds[stage]
         assert isinstance(outputs, StageOutputs)
         if computed and self._stream is not None and self._policy is not None and self._policy.writes:
@@ -107,11 +107,6 @@ class CachedPrefix:
 
     def _names(self, stages: int) -> list[str]:
         return [*self._inputs, *(f"stage{stage}" for stage in range(stages))]
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.monotonic()
 
 
 class EvaluationPrefix:
