@@ -1,0 +1,59 @@
+"""What is kept with a published table: scores and verdicts come out of it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.runs.difference import score
+from reports.analysis.evidence import COUNTS, RUNS, compared, counts_of, frame_of_counts, main, scores
+from reports.read.collect import collect
+from tests.support.made_runs import make_run, make_runs, make_spec
+
+PUBLISHED = sorted((Path(__file__).parents[2] / "docs" / "results").glob(f"*/{RUNS}"))
+
+
+def test_counts_are_those_of_the_runs(tmp_path: Path) -> None:
+    for seed in range(2):
+        make_run(tmp_path, make_spec("linear", seed=seed), per_group=3)
+    collected = collect(tmp_path)
+    counts = counts_of(frame_of_counts(collected))
+    assert len(counts) == 2
+    for run in collected.finished.itertuples():
+        stored = collected.counts(run.fingerprint)
+        assert counts[run.fingerprint].shape == (4, *stored.counts.shape[1:])
+        assert np.array_equal(counts[run.fingerprint].sum(0), stored.counts.sum(0))
+        assert scores(counts)[run.fingerprint] == float(score(stored.counts.sum(0)))
+
+
+def test_reference_is_compared_as_in_a_report(tmp_path: Path) -> None:
+    make_runs(tmp_path, seeds=(0, 1, 2))
+    collected = collect(tmp_path)
+    runs = collected.finished
+    found = compared(runs, counts_of(frame_of_counts(collected)), "linear")
+    own = runs.pivot(index="seed", columns="label", values="miou")
+    assert set(found) == set(own.columns) - {"linear"}
+    for label, one in found.items():
+        assert one.estimate == pytest.approx(float((own[label] - own["linear"]).mean()))
+        assert one.seeds == 3 and 0 < one.p < 1
+
+
+def test_nothing_is_written_without_a_finished_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").mkdir()
+    assert main(["demo", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_published_scores_come_out_of_the_published_counts(path: Path) -> None:
+    runs, counts = pd.read_csv(path), counts_of(pd.read_parquet(path.with_name(COUNTS)))
+    assert not runs["dirty"].any() and set(runs["fingerprint"]) == set(counts)
+    again = scores(counts)
+    assert runs["miou"].tolist() == pytest.approx([again[fingerprint] for fingerprint in runs["fingerprint"]])
+    table = path.with_name("results.md").read_text(encoding="utf-8")
+    for label, of_label in runs.groupby("label"):
+        shown = f"{100 * of_label['miou'].mean():.2f} ± {100 * of_label['miou'].std():.2f}"
+        assert shown in table, label
