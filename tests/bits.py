@@ -204,7 +204,7 @@ def read_result(run: Path) -> dict[str, Any]:
 
 
 def name_of(run: Path) -> str:
-    """Without the fingerprint, so that a run which has another one is found."""
+    """A name without the fingerprint, so that a run whose fingerprint changed is still found."""
     spec = yaml.safe_load((run / "spec.yaml").read_text())
     rate = spec["hyperparameters"].get("lr", spec["hyperparameters"]["head_lr"])
     return f"{spec['method']} on {spec['backbone']}, {spec['part']}, seed {spec['seed']}, lr {rate:.6g}"
@@ -214,13 +214,13 @@ def read_run(run: Path) -> dict[str, Any]:
     """All of a run that depends on neither time nor place."""
     status, result = json.loads((run / "status.json").read_text()), read_result(run)
     spec = yaml.safe_load((run / "spec.yaml").read_text())
-    told = {"fingerprint": run.name, "spec": spec, "state": status["state"], "reason": status["reason"]}
+    known = {"fingerprint": run.name, "spec": spec, "state": status["state"], "reason": status["reason"]}
     if not result:
-        return told
+        return known
     points = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
     figures = ("metrics", "parameters", "train_flops", "peak_memory_bytes", "delta_bytes", "steps", "images")
     return {
-        **told,
+        **known,
         **{key: result[key] for key in figures},
         "spec in result": result["spec"] == spec,
         "delta": read_delta(run / "delta.safetensors"),
@@ -251,9 +251,9 @@ def read_search(folder: Path) -> dict[str, Any]:
 
 
 def conditions(work: Path) -> dict[str, Any]:
-    """What the last bits hang on besides the code."""
-    told = next((read_result(path.parent)["provenance"] for path in work.glob("runs/*/*/result.json")), {})
-    return {key: told[key] for key in ("packages", "device", "threads") if key in told}
+    """What the last bits depend on besides the code."""
+    recorded = next((read_result(path.parent)["provenance"] for path in work.glob("runs/*/*/result.json")), {})
+    return {key: recorded[key] for key in ("packages", "device", "threads") if key in recorded}
 
 
 def sha256(content: bytes | np.ndarray) -> str:

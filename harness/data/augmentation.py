@@ -82,7 +82,7 @@ class Augmentation:
 def prepare(
     image: np.ndarray, scale: tuple[int, int] | None, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-    """For evaluation: uint8 [H, W, 3] RGB, resized to fit `scale` with its aspect ratio, to float32 [3, h, w]."""
+    """For evaluation: uint8 [H, W, 3] RGB -> normalised float32 [3, h, w], resized to `scale` at its aspect ratio."""
     if scale is not None:
         image = mmcv.imrescale(image, scale)
     prepared = np.empty((3, *image.shape[:2]), np.float32)

@@ -1,7 +1,4 @@
-"""Opens and lists datasets by name.
-
-Where a dataset's pairs come from is each dataset's own module. Nothing here imports torch.
-"""
+"""Opens and lists datasets by name. Does not import torch."""
 
 from __future__ import annotations
 

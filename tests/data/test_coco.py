@@ -167,7 +167,7 @@ def test_unlabelled_is_for_annotations_alone(folder: Path, refusal: Refusal) -> 
 @pytest.mark.parametrize(
     ("segmentation", "complaint"),
     [
-        ([], "annotation 73 has no segmentation, but a box at most; remove it"),
+        ([], "annotation 73 has no segmentation (a box is none); remove it"),
         ([[0, 0, 5, 5]], "annotation 73 has a polygon of fewer than three points"),
         ([[0, 0, 1e9, 0, 5, 5]], "annotation 73 has a polygon far outside its image"),
         ({"size": [8, 10], "counts": "abc"}, "annotation 73 has run lengths for [8, 10], but its image is [10, 8]"),
@@ -192,7 +192,7 @@ def test_segmentation_that_would_be_misread_is_refused(
         ({"images": []}, "a.jpg: is not among the images of"),
         ({"images": [{"id": 0, "file_name": "a.jpg", "height": 8, "width": 10}]}, "train.json: 10x8 pixels, but"),
         ({"images": [{"id": 0, "file_name": "a.jpg"}]}, "height None and width None of an image; expected whole"),
-        ({"annotations": [annotation(5, SQUARE)]}, "annotation 75 is of a category that `categories` has not"),
+        ({"annotations": [annotation(5, SQUARE)]}, "annotation 75 is of a category that is not in `categories`"),
         ({"annotations": [{"id": 1}]}, "not a file of COCO annotations: 'image_id' is missing"),
         ({"categories": 3}, "not a file of COCO annotations: 'int' object is not iterable"),
     ],

@@ -254,7 +254,7 @@ BROKEN = {
     ),
     "a mask of colours": (
         lambda f: save(f / "masks" / SCENE / "0.png", picture()),
-        r"masks/train/scene0/0.png: a colour mask; .*, or state another colour for each class: classes: {",
+        r"masks/train/scene0/0.png: a colour mask; .*, or state a different colour for each class: classes: {",
     ),
     "an image of 16 bits": (
         lambda f: save(f / "images" / SCENE / "0.png", picture()[..., 0].astype(np.uint16) * 200),

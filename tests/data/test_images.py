@@ -81,9 +81,9 @@ def test_floats_are_scaled_and_nan_is_the_lowest():
 
 def test_range_that_clips_most_values_and_blank_images_are_warnings(tmp_path):
     values = 4000 + TWELVE_BITS // 2
-    told = dataset(tmp_path, "range: [0, 3000]\n", png16(values)).oddities
-    assert "100 % of the image values of test are at or beyond an end of `range`, or NaN: they become" in told[1]
-    assert told[2:] == ["3 images (train/0 first) blank: all values are equal"]
+    warned = dataset(tmp_path, "range: [0, 3000]\n", png16(values)).oddities
+    assert "100 % of the image values of test are at or beyond an end of `range`, or NaN: they become" in warned[1]
+    assert warned[2:] == ["3 images (train/0 first) blank: all values are equal"]
     assert dataset(tmp_path, "range: [3500, 6500]\n", png16(values)).oddities == []
 
 
@@ -223,7 +223,7 @@ def test_thin_image_that_a_resize_makes_nothing_of_is_one_line(tmp_path, refusal
     save(tmp_path / "masks/train/1.png", labels(1, height=1, width=7))
     budget = Budget(name="t", steps=1, batch_size=1, crop=(12, 16), resize=(0.5, 2.0))
     assert refusal(lambda: check_fit(opened, budget, "report")) == (
-        f"budget t: train/1 of {tmp_path.name} is 1 pixel thin at working size, and nothing at 0.5 of it; leave the "
+        f"budget t: train/1 of {tmp_path.name} is 1 pixel thin at working size, and empty at 0.5 of it; leave the "
         "image out, or use a higher `resize`"
     )
     check_fit(opened, budget.model_copy(update={"resize": (1.0, 2.0)}), "report")
