@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Partial(ModuleSelection):
-    """Un-freezes the last k blocks and whatever runs behind the first of them: layers between two stages, norms at a
+    """Un-freezes the last k blocks and whatever runs after the first of them: layers between two stages, norms at a
     stage's end, and the output norm.
 
     This is the rule that VPT's code (github.com/KMnP/vpt, `src/models/vit_models.py`) spells out for k = 1, 2, 4: the
