@@ -106,7 +106,7 @@ def _brief(value: Any) -> str:
 
 
 def _defaults(method: str) -> dict[str, Any]:
-    """The version of an installed method; empty for another."""
+    """The defaults of an installed method's hyperparameters; empty for another method."""
     try:
         return {name: field.default for name, field in methods.get(method).Hyperparameters.model_fields.items()}
     except UserError:
@@ -130,7 +130,7 @@ def frame_of_classes(root: Path, results: Mapping[str, RunResult]) -> pd.DataFra
 
 
 def _palette(delta: Path) -> list[str]:
-    """The colours of a dataset's classes, which of a run only its delta holds; empty where it cannot be read."""
+    """The colours of a dataset's classes, which only the delta of a run holds; empty if it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -204,7 +204,7 @@ def test_method_without_verdict_has_a_footnote(tmp_path: Path) -> None:
         (1, 1, "One seed shows how these trained networks differ, not how the methods do: there is no verdict."),
         (2, 1, "Of two equal methods with two seeds, one is called better in up to 12 %"),
         (3, 1, "Test images: 12 in 12 groups."),
-        (3, 4, "With fewer than 10 groups, the variance over images is badly known."),
+        (3, 4, "With fewer than 10 groups, the variance over images is poorly estimated."),
         (3, 1, "Needed to find a true difference with a probability of 0.8"),
     ],
 )
