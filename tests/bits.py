@@ -1,6 +1,6 @@
 """Whether a change of the code changes a fingerprint or a bit of a result.
 
-    python tests/bits.py record FILE.json [--work DIR] [--python PYTHON]   # execute tiny runs, write what came out
+    python tests/bits.py record FILE.json [--work DIR] [--python PYTHON]   # execute tiny runs, write their results
     python tests/bits.py check FILE.json [--work DIR] [--python PYTHON]    # again; print what differs, exit code 1
 
 It drives `PYTHON -m harness`, reads what that leaves, and imports nothing of the project: what one commit left can be
@@ -146,7 +146,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def execute(name: str, line: str, work: Path, python: str) -> dict[str, Any]:
-    """What one command left: its exit code, the cells that it printed, its runs, its searches."""
+    """The results of one command: its exit code, the cells that it printed, its runs, its searches."""
     began = time.monotonic()
     runs = work / "runs" / ("plans" if name.startswith("plan-") else name)  # plans share what is looked up for them
     begin = TWO_PROCESSES if name == "processes" else HARNESS
@@ -263,7 +263,7 @@ def sha256(content: bytes | np.ndarray) -> str:
 
 
 def differences(expected: Any, found: Any, where: str) -> Iterator[str]:
-    """One line a value."""
+    """One line per value."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in dict.fromkeys([*expected, *found]):
             if key in expected and key in found:

@@ -85,9 +85,7 @@ def test_finished_run_is_printed_and_not_trained(finished: list[str | Path]) -> 
 
 
 @pytest.mark.parametrize("name", ["confusions.npz", "delta.safetensors"])
-def test_run_of_which_a_file_was_changed_is_executed_again(
-    name: str, colours: Path, tiny: Path, tmp_path: Path
-) -> None:
+def test_run_with_a_changed_file_is_executed_again(name: str, colours: Path, tiny: Path, tmp_path: Path) -> None:
     arguments = run_arguments(colours, tiny, tmp_path / "runs", "--method", "linear")
     folder = train(colours, tiny, tmp_path / "runs", "--method", "linear")
     content = bytearray((folder / name).read_bytes())

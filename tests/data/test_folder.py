@@ -1,4 +1,4 @@
-"""Own datasets: what a description may say, what the check finds, and when it looks again."""
+"""Own datasets: what a description may say, what the check finds, and when it is repeated."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_mask_of_the_image_before_it_is_turned_is_explained(tmp_path, refusal):
     )
 
 
-def test_turned_image_whose_size_does_not_tell_is_a_warning(tmp_path):
+def test_turned_image_whose_size_does_not_show_it_is_a_warning(tmp_path):
     opened = dataset(tmp_path, "", save(tmp_path / "a.png", picture()).read_bytes())
     turned(tmp_path / "images/train/0.png", 3)
     budget = Budget(name="t", steps=1, batch_size=1, crop=(12, 16))
@@ -217,7 +217,7 @@ def test_other_files_beside_the_images_and_previews_of_masks_are_left_alone(tmp_
     assert opened.digest
 
 
-def test_thin_image_that_a_resize_makes_nothing_of_is_one_line(tmp_path, refusal):
+def test_image_too_thin_for_a_resize_is_a_one_line_error(tmp_path, refusal):
     opened = dataset(tmp_path, "", png16(picture()))
     save(tmp_path / "images/train/1.png", picture(1, 1, 7))
     save(tmp_path / "masks/train/1.png", labels(1, height=1, width=7))

@@ -208,7 +208,7 @@ def test_method_without_verdict_has_a_footnote(tmp_path: Path) -> None:
         (3, 1, "Needed to find a true difference with a probability of 0.8"),
     ],
 )
-def test_table_of_verdicts_says_what_it_rests_on(tmp_path: Path, seeds: int, per_group: int, sentence: str) -> None:
+def test_table_of_verdicts_states_its_basis(tmp_path: Path, seeds: int, per_group: int, sentence: str) -> None:
     make_runs(tmp_path, ["linear", "spm"], seeds=range(seeds), per_group=per_group)
     (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
     assert sentence in table.caption
