@@ -68,8 +68,8 @@ class Written(NamedTuple):
 def write_report(collected: Collected, published: Sequence[PublishedScore], out: Path, options: Options) -> Written:
     """Write the whole report to `out`, in place of an earlier one. The same runs give the same bytes.
 
-    Raises `UserError` where `out` is no report, or an option names something that no run has; an earlier report is then
-    left as it is.
+    Raises `UserError` if `out` is not a report, or an option names something that no run has; an earlier report is then
+    not changed.
     """
     check_metric(collected, options.metric)
     heads = set(collected.runs["head"])

@@ -30,7 +30,7 @@ WITHOUT_SHAPE = frozenset(Hyperparameters.model_fields)
 
 @dataclass
 class Rehearsed:
-    """One row of the table: cells and trials that differ in seed and rates alone."""
+    """One row of the table: cells and trials that differ only in seed and rates."""
 
     label: str
     request: Request

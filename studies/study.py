@@ -43,7 +43,7 @@ MAX_CELLS = 100_000
 
 def shown_label(label: str, heads: Iterable[str]) -> str:
     """A row's label as it is shown. `linear` is "head only" where one of the heads is more than a 1×1 convolution: then
-    it is no linear probe. Plans, filters and a report's data keep the label itself."""
+    it is not a linear probe. Plans, filters and a report's data keep the label itself."""
     probe = label == HEAD_METHOD or label.startswith(f"{HEAD_METHOD}(")
     if not probe or all(head.partition(":")[0] == "linear" for head in heads):
         return label

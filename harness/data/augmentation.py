@@ -58,7 +58,7 @@ class Augmentation:
         """float32 [3, H, W], normalised RGB, and uint8 [H, W], of the crop's size; `seed` is 0..2**32 - 1.
 
         The crop is padded on the right and below as by mmseg's preprocessor: zero after normalisation, ignored in the
-        mask. The result depends on the arguments alone. Not thread-safe: the transforms use the global generators.
+        mask. The result only depends on the arguments. Not thread-safe: the transforms use the global generators.
         """
         results: dict[str, Any] = {"img": pair.image, "gt_seg_map": pair.mask, "seg_fields": ["gt_seg_map"]}
         height, width = pair.mask.shape

@@ -67,7 +67,7 @@ class Annotations:
                 labels[number] = IGNORE_INDEX
             elif number in self._used:
                 raise UserError(
-                    f"{self.path}: category {name!r} (id {number}) is no class",
+                    f"{self.path}: category {name!r} (id {number}) is not a class",
                     field="classes",
                     hint=f"add it to `classes`, or leave its objects out of training and scores: `ignore: [{number}]`",
                 )
@@ -132,7 +132,7 @@ def _checked(segmentation: Any, height: int, width: int) -> Any:
             raise ValueError("has run lengths that do not fill its image")
         return {"size": [height, width], "counts": counts}
     if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError("has no segmentation (a box is none); remove it")
+        raise ValueError("has no segmentation (a box is not enough); remove it")
     limit = 10 * max(height, width)
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:

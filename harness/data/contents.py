@@ -93,7 +93,7 @@ class Contents:
             first = next(found for found in self.checked if found.split == split)
             present = np.flatnonzero(pixels[:-1])
             if len(present) < (2 if split == "train" else 1):
-                only = f"class {present[0]} alone" if len(present) else "ignored pixels alone"
+                only = f"only class {present[0]}" if len(present) else "only ignored pixels"
                 reason = f"the masks of {split} hold {only}; labels are class indices"
                 return Refusal(first.name, "mask", reason, self._hint_of_255() if pixels[-1] else None)
         return self._binary() or self._palettes() or self._dark()

@@ -216,14 +216,14 @@ class Description(BaseModel):
         if not self.is_annotated:
             if self.unlabelled is not None:
                 raise InvalidField(
-                    "unlabelled", "is for COCO annotations alone; masks label every pixel", self.unlabelled
+                    "unlabelled", "is only for COCO annotations; masks label every pixel", self.unlabelled
                 )
             return
         if self.unlabelled not in (*self.classes, "ignore"):
             problem = f"which class are pixels outside of all objects? Expected one of {list(self.classes)}, or ignore"
             raise InvalidField("unlabelled", problem, self.unlabelled)
         if self.reduce_zero_label:
-            raise InvalidField("reduce_zero_label", "is for masks, not for COCO annotations")
+            raise InvalidField("reduce_zero_label", "is only for masks, not for COCO annotations")
 
     def _values(self) -> Sequence[int]:
         """The value of each class in masks of one channel."""

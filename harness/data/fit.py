@@ -32,7 +32,7 @@ def check_fit(dataset: SegmentationDataset, budget: Budget, part: Part) -> None:
     if dataset.thinnest is not None and dataset.thinnest[0] * budget.resize[0] < 1:
         side, name = dataset.thinnest
         problem = (
-            f"{name} of {dataset.name} is {side} pixel thin at working size, and empty at {budget.resize[0]:g} of it"
+            f"{name} of {dataset.name} is {side} pixel thin at working size, and vanishes at {budget.resize[0]:g} of it"
         )
         raise UserError(
             problem, field="budget", value=budget.name, hint="leave the image out, or use a higher `resize`"

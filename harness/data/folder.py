@@ -5,7 +5,7 @@ r"""A user's own dataset: images and masks, described by a small YAML file.
     images/{split}/{stem}     .jpg, .jpeg, .png, .tif, .tiff, .bmp, .webp
     masks/{split}/{stem}      .png, .tif, .tiff, else .gif, .bmp, .ppm, .npy; class indices, or stated colours
 
-`splits: {train, dev, test}` says what fills in `{split}`; or a text file lists the images of a split, one a line; or
+`splits: {train, dev, test}` says what replaces `{split}`; or a text file lists the images of a split, one per line; or
 `test` is a fraction, which is held out of train. Where there is no dev split, a part of train is held out as dev. Both
 are held out by `group`, so that images that resemble each other stay in one split. `group` is a regular expression on
 an image's name, which is its `{stem}`; what the parentheses match is the group:
@@ -104,7 +104,7 @@ class FolderDataset(PairedFiles):
             return self._listed(self.root / name, found, pairs)
         for folder in (found.image.folder, found.mask.folder):
             if not os.path.isdir(folder):  # unlike `Path.is_dir`, False for a name that the system refuses
-                hint = "`image`, `mask` and `splits` say where files are (`harness new-dataset` guesses it)"
+                hint = "`image`, `mask` and `splits` say where files are (`harness new-dataset` guesses them)"
                 hint += "; `splits: {test: 0.2}` holds out a fifth" if split == "test" else ""
                 self.refuse([f"{folder}: no such folder; the {split} split is not there"], hint)
         of_image, of_mask = (self._layout.decides(text, name) for text in (self._fields.image, self._fields.mask))

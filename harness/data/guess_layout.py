@@ -158,7 +158,7 @@ def _lists_some(path: Path, known: frozenset[str]) -> bool:
 def _parsed(path: Path, root: Path) -> PictureFile:
     text, split = templated(path, root)
     below = PurePosixPath(text)
-    if SPLIT not in below.parent.as_posix():  # such a word in the name alone is no split
+    if SPLIT not in below.parent.as_posix():  # such a word only in the file's name is not a split
         below, split = PurePosixPath(path.relative_to(root).as_posix()), None
     return PictureFile(path, below.parts[:-1], below.name.removesuffix(path.suffix), split)
 

@@ -130,7 +130,7 @@ def _channels(content: bytes) -> np.ndarray:
     tags = _tiff_tags(content) if _is_tiff(content) else None
     if tags is not None:
         if tags.get(_PHOTOMETRIC) not in _PLAIN:
-            raise ValueError(f"a TIFF of palette or YCbCr colours, which are no bands; {_CONVERT}")
+            raise ValueError(f"a TIFF of palette or YCbCr colours, which are not bands; {_CONVERT}")
         pixels = _by_tifffile(content)
         if pixels is not None:
             return _turned(pixels, orientation(content))

@@ -145,7 +145,7 @@ def read_mask(content: bytes) -> MaskFile:
             raise ValueError(f"mode {mode} of 16 bits a channel; {_LABELS_IN_ONE_CHANNEL}")
         if mode in ("LA", "RGBA"):
             if mask.getchannel("A").getextrema() != (255, 255):
-                raise ValueError("has transparent pixels, which are no labels; save it without transparency")
+                raise ValueError("has transparent pixels, which are not labels; save it without transparency")
             mask = mask.convert(mode[:-1])
         elif mode == "RGBX":
             mask = mask.convert("RGB")

@@ -65,7 +65,7 @@ def _check_own(recipe: Path, fingerprint: str) -> None:
     except (OSError, ValueError, TypeError, KeyError):
         own = False
     if not own:
-        raise UserError(f"{there[0]}: exists and is no export of this run; choose another folder with --out")
+        raise UserError(f"{there[0]}: exists and is not an export of this run; choose another folder with --out")
 
 
 def load_exported(folder: Path) -> nn.Module:

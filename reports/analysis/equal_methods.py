@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"{len(runs)} seeds, mIoU {scores.mean():.4f} ± {scores.std(ddof=1):.4f}, {runs[0].groups} groups of images\n"
     )
-    print("| seeds a side | wrong verdicts | half width of the interval |")
+    print("| seeds per side | wrong verdicts | half width of the interval |")
     print("| ---: | ---: | ---: |")
     for seeds in (count for count in SEEDS if 2 * count <= len(runs)):
         wrong, half = wrong_verdicts(runs, seeds)

@@ -94,7 +94,7 @@ def _labels(runs: pd.DataFrame) -> list[str]:
         changes = [[(name, values[name]) for name in varied if name in values and values[name] != defaults.get(name)]
                    for values in sets]  # fmt: skip
         texts = [", ".join(f"{name}={_brief(value)}" for name, value in pairs) for pairs in changes]
-        if len(set(texts)) < len({str(pairs) for pairs in changes}):  # they differ in their last digits alone
+        if len(set(texts)) < len({str(pairs) for pairs in changes}):  # they only differ in their last digits
             texts = [", ".join(f"{name}={value}" for name, value in pairs) for pairs in changes]
         for index, text in zip(group.index, texts, strict=True):
             labels[index] += f"({text})" if text else ""

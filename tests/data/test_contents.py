@@ -60,11 +60,11 @@ def test_pixels_of_classes_and_ignored_ones_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ([[0, 255]], [[0, 255]], "class 0 alone; labels are class indices; if 255 is a class, "
+        ([[0, 255]], [[0, 255]], "only class 0; labels are class indices; if 255 is a class, "
          "write `classes: {0: back, 255: fore}`"),
         ([[0, 1]], [[0, 255]], "0 and 255, as 1 of 2 masks (test); others hold 0 and 1, so 255 seems to be class 1"),
         ([[0, 1], [0, 255]], [[0, 1]], "holds 0 and 255, as 1 of 3 masks (train)"),
-        ([[0, 1]], [[255, 255]], "the masks of test hold ignored pixels alone"),
+        ([[0, 1]], [[255, 255]], "the masks of test hold only ignored pixels"),
     ],
 )  # fmt: skip
 def test_binary_masks_of_255_are_an_error(tmp_path, refusal, train, test, message):

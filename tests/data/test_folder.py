@@ -262,7 +262,7 @@ BROKEN = {
     ),
     "masks of one class": (
         lambda f: [save(path, labels(0, classes=2) * 255) for path in f.glob("masks/train/*/*")],
-        r"the masks of train hold class 0 alone; .* if 255 is a class, write `classes: {0: sky, 1: road, 255: tree}`$",
+        r"the masks of train hold only class 0; .* if 255 is a class, write `classes: {0: sky, 1: road, 255: tree}`$",
     ),
     "a file of train that test links to": (
         lambda f: link(f / "images/test/scene0/0.png", f / "images/train/scene1/1.png"),

@@ -223,7 +223,7 @@ def test_image_too_thin_for_a_resize_is_a_one_line_error(tmp_path, refusal):
     save(tmp_path / "masks/train/1.png", labels(1, height=1, width=7))
     budget = Budget(name="t", steps=1, batch_size=1, crop=(12, 16), resize=(0.5, 2.0))
     assert refusal(lambda: check_fit(opened, budget, "report")) == (
-        f"budget t: train/1 of {tmp_path.name} is 1 pixel thin at working size, and empty at 0.5 of it; leave the "
+        f"budget t: train/1 of {tmp_path.name} is 1 pixel thin at working size, and vanishes at 0.5 of it; leave the "
         "image out, or use a higher `resize`"
     )
     check_fit(opened, budget.model_copy(update={"resize": (1.0, 2.0)}), "report")
