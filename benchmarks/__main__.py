@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--contiguous",
         action="store_true",
-        help="maps in torch's layout, not channels-last as budgets that ship",
+        help="contiguous maps, not channels-last as in the shipped budgets",
     )
     add("--batch", type=int, default=8, help="images per step (default %(default)s)")
     add("--steps", type=int, default=60, help="steps of one timed loop or run (default %(default)s)")
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--trials", type=int, default=16, help="runs side by side (default %(default)s)")
     add("--options", metavar="A,B", help=f"of a step, of {', '.join(OPTIONS)} (default all)")
     add("--workers", type=int, help="loader processes (default as `harness run`)")
-    add("--threads", type=int, help="of this process's arithmetic (default torch's)")
+    add("--threads", type=int, help="torch's threads in this process (default torch's own number)")
     add(
         "--clock",
         choices=("wall", "process"),

@@ -224,7 +224,7 @@ class _Runs:
         return execute(cell, RunStore(place), self.options(place), quiet=True)
 
     def interrupted(self, cell: Cell, place: Path) -> tuple[RunFolder, int]:
-        """A run that got Ctrl-C in the middle and was started again; and the step that it had reached."""
+        """A run that was interrupted by Ctrl-C and resumed, and the step that it had reached."""
         folder = RunStore(place).folder(cell.spec)
         watcher = threading.Thread(
             target=_interrupt_once_training, args=(folder, self._plan.small_steps // 3), daemon=True
@@ -248,7 +248,7 @@ def _interrupt_once_training(folder: RunFolder, step: int) -> None:
 
 
 def _difference(one: RunFolder, other: RunFolder) -> str:
-    """In words; empty where all tensors and matrices are equal to the bit."""
+    """How two runs differ, as text; empty if all tensors and matrices are equal to the bit."""
     trained = [load_file(run.delta_path) for run in (one, other)]
     if trained[0].keys() != trained[1].keys() or any(not torch.equal(trained[0][k], trained[1][k]) for k in trained[0]):
         return f"trained tensors differ by {_largest(one, other):.1e}"

@@ -150,7 +150,7 @@ def _stepper(setting: Setting, backbone: str, method: str) -> Stepper:
 
 
 def _mode(setting: Setting, stepper: Stepper) -> AbstractContextManager[None]:
-    """As a run trains the network."""
+    """Strict mode if a run would train the network in it."""
     kernel = kernel_that_does_not_repeat(stepper.network, setting.budget, setting.fabric)
     return strict_mode() if setting.device.type == "cuda" and kernel is None else nullcontext()
 
@@ -171,7 +171,7 @@ def _seconds(stepper: Stepper, steps: int) -> float:
 
 
 def _free(stepper: Stepper) -> None:
-    """Give the device's memory back: another process measures next."""
+    """Free the device's memory: another process measures next."""
     del stepper.network, stepper.optimizer, stepper.batches, stepper.forward
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -91,7 +91,7 @@ def _compare(setting: Setting, cell: Cell) -> tuple[dict[str, list[float]], str]
 
 
 def _agreement(trained: dict[str, dict[str, Tensor]]) -> str:
-    """In words: equal to the bit, or which loop differs from the harness and by how much."""
+    """As text: equal to the bit, or which loop differs from the harness and by how much."""
     ours, different = trained["harness"], []
     for name in ("plain", "mmengine"):
         theirs = trained[name]
@@ -155,7 +155,7 @@ def _mmengine(setting: Setting, network: Segmenter, stream: TrainStream, place: 
 
 
 def _loader(setting: Setting, stream: TrainStream) -> DataLoader[tuple[Tensor, Tensor]]:
-    """The same learning rate as in the harness."""
+    """The same batches as in the harness, with as many workers."""
     return DataLoader(
         stream,
         batch_size=setting.budget.batch_size,

@@ -70,7 +70,7 @@ class Table:
 
 
 def in_turn(timed: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 0) -> dict[str, list[float]]:
-    """Seconds of each, `rounds` times, starting with another one in every round. `warm_up` rounds are discarded."""
+    """Seconds of each, `rounds` times, starting with a different one in every round. `warm_up` rounds are discarded."""
     names = list(timed)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(-warm_up, rounds):

@@ -34,7 +34,7 @@ class Pool:
                 yield job, future.result(timeout=max(1.0, self._deadline - time.monotonic()))
             except TimeoutError:
                 future.cancel()
-                yield job, RuntimeError("not measured in the time that there was; see --minutes")
+                yield job, RuntimeError("not measured in the available time; see --minutes")
             except Exception as error:
                 yield job, error
 
@@ -48,9 +48,9 @@ def _initialise(lock: Any, threads: int) -> None:
 
 
 alone: Any = None
-"""The lock of a timing; set in the processes of a `Pool`."""
+"""The lock that a timing holds; set in the processes of a `Pool`."""
 
 
 def reason(error: BaseException) -> str:
-    """One line."""
+    """The exception as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -71,14 +71,14 @@ class Setting:
         return load_backbone(cell.spec.backbone, cell.weights, derive(cell.spec.seed, "backbone"))
 
     def network(self, cell: Cell) -> Segmenter:
-        """As a run builds it, on the device, in training mode. Raises `UnsupportedMethod`."""
+        """The network as a run builds it, on the device, in training mode. Raises `UnsupportedMethod`."""
         spec, classes = cell.spec, len(cell.dataset.classes)
         network = build_segmenter(self.pretrained(cell), cell.new_method(), spec.head, classes, spec.seed)
         apply_memory_format(network.to(self.device), self.budget)
         return network.train()
 
     def images(self, images: Tensor) -> Tensor:
-        """On the device, in the layout that a run feeds them in."""
+        """The images on the device, in the memory layout of a run."""
         images = images.to(self.device, non_blocking=True)
         return images.contiguous(memory_format=torch.channels_last) if self.budget.channels_last else images
 
@@ -96,10 +96,10 @@ class Setting:
 
 
 class Stepper:
-    """A network, its optimiser and the images it is trained on, a step at a time."""
+    """A network, its optimiser and its batches, for training step by step."""
 
     def __init__(self, setting: Setting, cell: Cell, batches: list[tuple[Tensor, Tensor]] | None = None):
-        """`batches`: as of `Setting.batches`, which makes them by default. Raises `UnsupportedMethod`."""
+        """`batches`: by default those of `Setting.batches`. Raises `UnsupportedMethod`."""
         self.cell = cell
         self.network = setting.network(cell)
         self.batches = batches or setting.batches(cell, self.network)

@@ -13,7 +13,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C
             signal.signal(number, lambda number, frame: os._exit(130))
-    atexit.register(gc.freeze)  # to search all of torch for cycles takes a second, and ends with the process anyway
+    atexit.register(gc.freeze)  # else the collection at exit takes a second to search all of torch, for nothing
     from harness.cli.main import main as run_commands
 
     run_commands()

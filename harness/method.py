@@ -1,6 +1,6 @@
 """The contract of a tuning method. A method is one class in one file; the shipped ones are in `methods/`.
 
-This module and the top of every shipped method are free of torch, so that a study is planned without importing it.
+Neither this module nor the top of a shipped method imports torch, so that a study is planned without it.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Hyperparameters(HeadHyperparameters):
 
 
 _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "pattern", "enum")
-"""Of a JSON schema."""
+"""The keys of a JSON schema that are bounds."""
 
 
 class Unsupported(str):
@@ -162,7 +162,7 @@ class Method(ABC):
     changes_start: ClassVar[str | None] = None
     """Why the attached network's outputs differ from the frozen one's before training; None: they are equal."""
     head_only: ClassVar[bool] = False
-    """By design the method trains only the head, by default. Without it, training nothing violates the contract."""
+    """Whether the method is meant to train only the head at its defaults. Another method must train something."""
     decayed: ClassVar[tuple[str, ...]] = ()
     """Names of trained parameters, or of modules that hold them, with weight decay beside the weights of linear and
     convolutional layers, which always have it: the factors of a weight, for example."""

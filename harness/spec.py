@@ -20,8 +20,8 @@ from harness.util.files import digest, read_yaml, read_yaml_file
 PROTOCOL = 2
 """Part of every fingerprint. Increased when a change of the harness would change the scores of equal specs.
 
-2: the head has a learning rate of its own; predictions register to the pixel of the padded image; weight decay falls on
-the weights of linear and convolutional layers alone; no gradient clipping and no stochastic depth by default.
+2: the head has a learning rate of its own; predictions are aligned to the pixel with the padded image; weight decay
+applies to the weights of linear and convolutional layers only; no gradient clipping and no stochastic depth by default.
 """
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -60,7 +60,7 @@ class Budget(BaseModel):
     power: float = Field(0.9, gt=0, le=100, description="exponent of the polynomial decay of the learning rate to zero")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm over all trained tensors; 0: no clipping")
     drop_path: float = Field(
-        0.0, ge=0, lt=1, description="stochastic depth of the last block, rising from 0, for every method or for none"
+        0.0, ge=0, lt=1, description="stochastic depth of the last block, rising from 0 at the first; for every method"
     )
     auxiliary_head: float = Field(
         0.0,
@@ -70,8 +70,8 @@ class Budget(BaseModel):
     )
     precision: Precision = Field(
         "fp32",
-        description="tf32: float32 with the shorter products of a GPU's matrix units, as fp32 on a CPU; bf16 and fp16 "
-        "are autocast of the forward pass",
+        description="tf32: float32 with a GPU's matrix products of reduced precision, the same as fp32 on a CPU; bf16 "
+        "and fp16 are autocast of the forward pass",
     )
     channels_last: bool = Field(
         False,
@@ -79,7 +79,7 @@ class Budget(BaseModel):
         "in the last bits",
     )
     dev_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share of train to hold out, of a dataset without a dev split"
+        0.2, gt=0, lt=1, description="share of train that is held out as dev, if the dataset has no dev split"
     )
     evaluation: Literal["whole", "slide"] = Field("whole", description="whole images, or windows of `crop` size")
     stride: tuple[int, int] | None = Field(None, description="height, width between windows of `slide`")
@@ -154,7 +154,7 @@ class Spec(BaseModel):
     backbone: str
     weights: str = Field(description="identity of the pre-trained weights, never a path")
     dataset: str
-    data_digest: str = Field(description="SHA-256 of all about the data that can change a result")
+    data_digest: str = Field(description="SHA-256 of everything about the data that can change a result")
     head: str
     budget: Budget
     seed: Seed

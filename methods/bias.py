@@ -19,9 +19,9 @@ _NAMES = ("bias", "q_bias", "k_bias", "v_bias")
 class Bias(Selection):
     """Un-freezes every bias vector that came with the backbone: of linear layers, convolutions and norms.
 
-    Attention's separate query and value biases (Swin v2, EVA) are among them. Tables of relative positions are no
+    Attention's separate query and value biases (Swin v2, EVA) are among them. Tables of relative positions are not
     bias terms in BitFit's sense and stay frozen; VPT's code, which takes every name that contains "bias", trains a
-    Swin's as well. None is added where a layer has no bias, as TinyTL (arXiv 2007.11622) would.
+    Swin's as well. No bias is added to a layer without one, as TinyTL (arXiv 2007.11622) would.
     """
 
     name = "bias"

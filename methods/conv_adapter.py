@@ -25,9 +25,9 @@ class ConvAdapter(Method):
       its input to its output, with the block's stride. None beside a depth-wise separable block.
     - ConvNeXt: beside the 7×7 convolution and beside the convolutions between stages.
 
-    Ours, in families that it has not: Res2Net beside each of the 3×3 convolutions that share a bottleneck's channels,
-    as no module holds them together; MetaFormer beside the mixer of separable convolutions, an inverted residual of its
-    own, and beside the convolutions between stages.
+    Ours, in families that the code does not have: Res2Net beside each of the 3×3 convolutions that share a bottleneck's
+    channels, as no module holds them together; MetaFormer beside the mixer of separable convolutions, which is an
+    inverted residual itself, and beside the convolutions between stages.
 
     Departures: the code draws the point-wise convolution; here it starts at zero, so that training starts at the frozen
     network. Beside an inverted residual the code gives the adapter the kernel of the block's expansion, which is 1×1

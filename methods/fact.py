@@ -33,7 +33,7 @@ class _Target:
 
 
 class FacT(Method):
-    """The projections of attention and MLP, cut into C×C slices (12 a block in a ViT), are stacked into one tensor; its
+    """The projections of attention and MLP, cut into C×C slices (12 per ViT block), are stacked into one tensor; its
     increment is s·U Σ_l V for slice l, with U and V shared by all blocks.
 
     `tt` (tensor train): Σ_l is free. `tk` (Tucker): Σ_l = Σ_k P_kl·core_k. V starts at zero, the other factors, the
@@ -52,7 +52,7 @@ class FacT(Method):
     class Hyperparameters(method.Hyperparameters):
         form: Literal["tt", "tk"] = hyperparameter("tt", "tensor train or Tucker", search=["tt", "tk"])
         rank: int = hyperparameter(16, "r, the inner width of the factors", ge=1, le=256, search=[4, 8, 16, 32])
-        scale: float = hyperparameter(1.0, "s, what the increment is multiplied with", gt=0, le=1000,
+        scale: float = hyperparameter(1.0, "s, the factor on the increment", gt=0, le=1000,
                             search=[0.01, 0.1, 1.0, 10.0, 100.0])  # fmt: skip
         dropout: float = hyperparameter(0.1, "dropout between the middle factor and V", ge=0, lt=1)
 
@@ -125,7 +125,7 @@ def _targets(backbone: StagedBackbone) -> list[_Target] | Unsupported:
 
 def _by_width(backbone: StagedBackbone) -> dict[int, list[_Target]]:
     targets = _targets(backbone)
-    assert isinstance(targets, list)  # asked after `supports`
+    assert isinstance(targets, list)  # only called after `supports`
     groups: dict[int, list[_Target]] = {}
     for target in targets:
         groups.setdefault(target.width, []).append(target)

@@ -19,7 +19,7 @@ class LoRand(Method):
     (α = 2, β = 8), LoRand+ (4, 8) and LoRand++ (4, 16). There is no released code. Ours, read off the published count
     for Swin-L (see the tests): an inner width of C/8 and no biases. Also ours: the last factor starts at zero, so that
     training starts at the frozen network, and where blocks have no branches (ResNet, MobileNet, RegNet) one adapter
-    is after each block.
+    follows each block.
     """
 
     name = "lorand"
@@ -31,7 +31,7 @@ class LoRand(Method):
     decayed = ("down_left", "down_right", "kernel", "up_left", "up_right")
 
     class Hyperparameters(method.Hyperparameters):
-        branches: int = hyperparameter(2, "low-rank terms a projection, α", ge=1, le=64, search=[2, 4])
+        branches: int = hyperparameter(2, "low-rank terms per projection, α", ge=1, le=64, search=[2, 4])
         rank: int = hyperparameter(8, "rank of a term, β", ge=1, le=256, search=[4, 8, 16])
         reduction: int = hyperparameter(8, "channels per inner channel", ge=1, le=256)
         scale: float = hyperparameter(1.0, "factor on what an adapter adds", gt=0, le=100, search=(0.1, 10, "log"))

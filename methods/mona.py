@@ -18,7 +18,7 @@ class Mona(Method):
     Follows the released code: width 64, a LayerNorm scaled by 1e-6 beside a scaled identity, depth-wise 3×3, 5×5 and
     7×7 filters, a 1×1, GELU, dropout 0.1. That code is for Swin and draws the upper projection; here it starts at
     zero, so that training starts at the frozen network. A prefix token of a ViT is a map of one pixel to the filters.
-    Ours: where blocks have no branches (ResNet, MobileNet, RegNet) one Mona is after each block.
+    Ours: where blocks have no branches (ResNet, MobileNet, RegNet) one Mona follows each block.
     """
 
     name = "mona"

@@ -18,7 +18,7 @@ class Norm(Selection):
     """Un-freezes scale and shift of every batch, layer, group and response norm that came with the backbone.
 
     Running statistics stay as pre-trained: only the affine part is trained, as in LN-Tune (Basu et al.). Frankle et
-    al. train batch norms in an otherwise random network and let the statistics move; that is not followed.
+    al. train batch norms in an otherwise random network and update the statistics; that is not followed.
     """
 
     name = "norm"

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Partial(ModuleSelection):
-    """Un-freezes the last k blocks and whatever runs behind the first of them: layers between two stages, norms at a
+    """Un-freezes the last k blocks and whatever runs after the first of them: layers between two stages, norms at a
     stage's end, and the output norm.
 
     This is the rule that VPT's code (github.com/KMnP/vpt, `src/models/vit_models.py`) spells out for k = 1, 2, 4: the
     encoder's norm is trained with the blocks, and so is a Swin's patch merging where it stands between two of them.
     Yosinski et al. (arXiv 1411.1792) cut a CNN the same way. A ViT here applies its output norm to every stage's map,
-    so training it changes all four maps, not the last one alone.
+    so training it changes all four maps, not only the last one.
     """
 
     name = "partial"

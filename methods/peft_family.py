@@ -1,4 +1,4 @@
-"""LoRA and its relatives, through HF peft's injection: each puts a trained factor on frozen Linear and Conv2d layers.
+"""LoRA and its relatives, through HF peft's injection: each adapts frozen Linear and Conv2d layers by trained factors.
 
 This file declares, counts, and selects the adapted layers; `methods/modules/peft_family.py` calls peft, which has the
 layers themselves. Grouped convolutions are left alone: peft cannot merge them, or cannot compute them.
@@ -71,7 +71,7 @@ class Injected(Method):
 
     @abstractmethod
     def configuration(self, targets: list[Target]) -> Any:
-        """peft's configuration, but for the target modules."""
+        """peft's configuration, without the target modules."""
 
     @abstractmethod
     def added_parameters(self, target: Target) -> int:
@@ -82,7 +82,7 @@ class Injected(Method):
         return True
 
     def adjust(self, backbone: StagedBackbone, targets: list[Target]) -> None:
-        """Changes peft's layers once they are in place."""
+        """Change peft's layers once they are in place."""
 
     def _chosen(self, backbone: StagedBackbone) -> list[Target]:
         from methods.modules.peft_family import find_targets
@@ -101,10 +101,10 @@ class LoRA(Injected):
 
     Queries and values by default, as in the paper, section 4.2; in a fused projection each part has its own A and B.
     A convolution's A keeps its kernel and stride, and its B is 1×1, as peft does it; the authors' code shapes a
-    convolution's factors otherwise. Where there is no attention, all plain convolutions and MLP layers are adapted,
-    which the paper has no word on. Rank 8 and alpha = rank are those of its RoBERTa tables.
+    convolution's factors differently. Where there is no attention, all plain convolutions and MLP layers are adapted,
+    a case that the paper does not cover. Rank 8 and alpha = rank are those of its RoBERTa tables.
 
-    The LoRA row that is published for Swin-L, UperNet and ADE20K (50.34 mIoU) is another: the code that Mona's authors
+    The LoRA row published for Swin-L, UperNet and ADE20K (50.34 mIoU) is a different one: the code that Mona's authors
     released for this setting (github.com/Leiyi-Hu/mona) has rank 64 on queries and values and leaves `lora_alpha` at 1,
     a scale of 1/64, at a learning rate of 6e-5. Here that is rank=64, alpha=1, lr=6e-5 (4.62 M; the table prints 4.57).
     """
@@ -133,13 +133,13 @@ class LoRA(Injected):
 class DoRA(LoRA):
     """m · (W + ΔW) / ‖W + ΔW‖ by output row, with ΔW as in LoRA and the magnitude m starting at ‖W‖.
 
-    The norm is taken out of the gradient, as in the paper, section 4.3. Rank and targets are those of `lora`, so that
+    The norm is detached from the gradient, as in the paper, section 4.3. Rank and targets are those of `lora`, so that
     the two differ only by the decomposition; the paper's LLaMA runs are rank=32, alpha=64, targets=q,k,v,fc1,fc2.
     A row of zeros has no direction: a network with one is unsupported.
     """
 
     name = "dora"
-    summary = "low-rank updates of direction, and a trained magnitude a row"
+    summary = "low-rank updates of direction, and a trained magnitude per row"
     source = "Liu et al., DoRA, arXiv 2402.09353; HF peft"
 
     def supports(self, backbone: StagedBackbone) -> bool | Unsupported:
@@ -261,10 +261,10 @@ def _scales_input(target: Target) -> bool:
 class OFT(Injected):
     """W R, with R a block-diagonal rotation of the inputs: the Cayley transform of trained skew-symmetric blocks.
 
-    Blocks of 32, peft's default; the paper fixes the number of blocks instead. Where a layer's inputs are no multiple,
-    the nearest divisor is taken. The transform is exact here, not peft's default of five terms of its Neumann series,
-    so that R stays a rotation. Linear and 1×1 convolutions only: peft 0.21 rotates the patches of a larger kernel and
-    sums them back where they overlap, which is not the identity at the start.
+    Blocks of 32, peft's default; the paper fixes the number of blocks instead. Where 32 does not divide a layer's
+    inputs, the nearest divisor is taken. The transform is exact here, not peft's default of five terms of its Neumann
+    series, so that R stays a rotation. Linear and 1×1 convolutions only: peft 0.21 rotates the patches of a larger
+    kernel and sums them back where they overlap, which is not the identity at the start.
 
     The authors' code (github.com/Zeju1997/oft) learns at 6e-5 for 2,005 steps, at 1e-4 for 15,000 and at 1e-5 for
     ControlNet. The default of 3e-4 is higher, as the short budgets here have a few hundred steps; the range holds all.
@@ -307,9 +307,9 @@ class OFT(Injected):
 class HRA(Injected):
     """W H₁ … H_r, a chain of Householder reflections H = I − 2 u uᵀ of the inputs, u trained and normalised.
 
-    The reflections start as equal pairs, which cancel: the rank is even. They are not held orthogonal to each other
+    The reflections start as equal pairs, which cancel: the rank is even. They are not kept orthogonal to each other
     (the paper's λ = 0). Linear and 1×1 convolutions only: peft 0.21 multiplies the chain out as a matrix of the side
-    inputs · kernel, which takes seconds a step for one wide 3×3 convolution.
+    inputs · kernel, which takes seconds per step for one wide 3×3 convolution.
     """
 
     name = "hra"

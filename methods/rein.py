@@ -35,7 +35,7 @@ class Rein(Method):
     changes_start = "the scale of the refinement starts at 0.001, as published, and not at zero"
 
     class Hyperparameters(method.Hyperparameters):
-        tokens: int = hyperparameter(100, "m, learned tokens a block", ge=2, le=1024, search=[50, 75, 100, 125, 150])
+        tokens: int = hyperparameter(100, "m, learned tokens per block", ge=2, le=1024, search=[50, 75, 100, 125, 150])
         rank: int = hyperparameter(
             16, "r, the inner width of a block's tokens", ge=1, le=256, search=[4, 8, 16, 32, 64]
         )

@@ -79,7 +79,7 @@ class RepAdapter(Method):
         return sum(linear_adapter_parameters(branch.channels, width, groups) for branch, _ in self._places(backbone))
 
     def merge(self, backbone: StagedBackbone) -> None:
-        """Fold the adapters into the projections after them and remove them. Equal to evaluation mode."""
+        """Fold the adapters into the projections after them and remove them. The result equals evaluation mode."""
         for layers, adapter in self._adapters:
             for layer in layers:
                 adapter.fold_into(backbone.get_submodule(layer))

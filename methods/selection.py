@@ -43,9 +43,9 @@ class ModuleSelection(Selection):
     """Selects whole modules. Its hyperparameter `statistics` decides on their batch norms: `train` normalises by the
     batch and updates the running statistics; `frozen` normalises by the pre-trained ones, and trains scale and shift.
 
-    On a network without batch norms the two are equal. Ranges belong to methods and are read without building a
-    network, so a search still draws it there: a random or TPE trial is not lost, as its other values differ, while a
-    grid has every point twice. Leave it out of such a grid (`parameters`).
+    On a network without batch norms the two are equal. A search still draws the value there, since ranges are read
+    without building a network. A random or TPE trial is not wasted, as its other values differ, but a grid has every
+    point twice: leave the hyperparameter out of such a grid (`parameters`).
     """
 
     @abstractmethod
@@ -57,7 +57,7 @@ class ModuleSelection(Selection):
 
 
 def statistics() -> Any:
-    """The hyperparameter of what un-freezes whole modules."""
+    """The hyperparameter of methods that un-freeze whole modules."""
     return hyperparameter(
         "train",
         "batch norms: update their running statistics, or keep the pre-trained ones",

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class Side(Method):
-    """A side network of 1 / reduction of the backbone's width climbs along its blocks on detached activations.
+    """A side network of 1 / reduction of the backbone's width reads the detached activations of its blocks.
 
-    From the paper (section 3) and its code (github.com/ylsung/Ladder-Side-Tuning): one side block a backbone block; a
+    From the paper (section 3) and its code (github.com/ylsung/Ladder-Side-Tuning): one side block per backbone block; a
     linear layer brings the backbone's activation h to the side's width; a learned gate mixes it with the side's own
     state s, μ s + (1 − μ) down(h), μ = sigmoid(α / 0.1), α zero at the start; norm and a linear layer back to full
     width at the end; reduction 8. The paper drops some ladders to save more: `every`.
 
     Departures from that code, which is for language transformers of one width (T5, BART, CLIP-ViL's encoder):
 
-    - The side block is a ConvNeXt-like one (depth-wise 3×3, MLP), the same for every family, and no narrower copy of
+    - The side block is a ConvNeXt-like one (depth-wise 3×3, MLP), the same for every family, not a narrower copy of
       the backbone's block; so there are no weights pruned by Fisher information to start from, as in the released
-      scripts (`fisher-v2`), and the side starts at random.
+      scripts (`fisher-v2`), and the side network starts at random.
     - The first ladder starts the state. The code starts it with a layer of its own on the token embeddings and has a
       gate at the first block too.
     - The side follows the backbone's pyramid, by average pooling and a 1×1 convolution between stages.
@@ -35,7 +35,7 @@ class Side(Method):
       side network alone, which does not start as the frozen network.
     - No dropout in the side network; no stage's side is narrower than eight channels.
 
-    The scripts' learning rate is 3e-3, which the range holds.
+    The scripts' learning rate is 3e-3, which is in the search range.
     """
 
     name = "side"
@@ -84,7 +84,7 @@ class Side(Method):
         return ladder_parameters(rungs, backbone.channels, self._widths(backbone), self.hyperparameters.expansion)
 
     def _widths(self, backbone: StagedBackbone) -> list[int]:
-        """A norm over fewer than a handful of channels leaves little of them; so there are eight where there can be."""
+        """At least eight channels, or as many as the stage has: a norm over very few removes most of their content."""
         return [max(min(8, channels), channels // self.hyperparameters.reduction) for channels in backbone.channels]
 
     def _rungs(self, backbone: StagedBackbone) -> list[list[tuple[int, int]]]:

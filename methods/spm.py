@@ -31,8 +31,8 @@ class SPM(Method):
     Ours, each a hyperparameter or stated in `Matcher`: the width, the number of iterations and that they share
     weights, a depth-wise separable convolutional GRU as the recurrence, the working resolution, softmax of the
     semantic map as the form of guidance, cross-entropy as its supervision, prompts that scale and shift the map in
-    units of its size, and what a matcher hands on to the next: its last state, added to the next one's first, and its
-    last semantic map, which the next one's maps correct.
+    units of its root mean square, and what a matcher passes on to the next: its last state, added to the next one's
+    first, and its last semantic map, which the next one's maps correct.
     """
 
     name = "spm"
@@ -56,14 +56,14 @@ class SPM(Method):
         share_weights: bool = hyperparameter(True, "one recurrent cell for all iterations, not one each")
         guidance: bool = hyperparameter(True, "feed the semantic map back into the recurrence", search=[True, False])
         auxiliary: float = hyperparameter(
-            0.4, "weight of the semantic maps' cross-entropy in each gap, their mean; 0 is none", ge=0, le=10,
+            0.4, "weight of the semantic maps' mean cross-entropy in each gap; 0: none", ge=0, le=10,
             search=(0.0, 1.0),
         )  # fmt: skip
         carry: bool = hyperparameter(
-            True, "hand the last state and semantic map on to the next gap's matcher", search=[True, False]
+            True, "pass the last state and semantic map on to the next gap's matcher", search=[True, False]
         )
         relative: bool = hyperparameter(
-            True, "read the map over its size; prompts scale and shift it in units of its size, instead of a plain sum",
+            True, "divide the map by its RMS; prompts scale and shift it in units of its RMS, instead of a plain sum",
             search=[True, False],
         )  # fmt: skip
         gaps: str = hyperparameter("all", "gaps with a matcher, counted from 1 after the first stage, such as 1,3",

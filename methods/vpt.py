@@ -64,7 +64,7 @@ class VPTShallow(_Tokens):
 
     class Hyperparameters(method.Hyperparameters):
         length: int = hyperparameter(
-            50, "prompt tokens; the paper picks one of 1, 5, 10, 50, 100, 200 a task", ge=1, le=1024,
+            50, "prompt tokens; the paper picks one of 1, 5, 10, 50, 100, 200 per task", ge=1, le=1024,
             search=[1, 5, 10, 50, 100, 200],
         )  # fmt: skip
         dropout: float = hyperparameter(0.0, "dropout of the prompts", ge=0, lt=1, search=[0.0, 0.1])
@@ -79,7 +79,7 @@ class VPTDeep(_Tokens):
 
     class Hyperparameters(method.Hyperparameters):
         length: int = hyperparameter(
-            10, "prompt tokens a block; the paper picks one of 1, 5, 10, 50, 100, 200 a task", ge=1, le=1024,
+            10, "prompt tokens per block; the paper picks one of 1, 5, 10, 50, 100, 200 per task", ge=1, le=1024,
             search=[1, 5, 10, 50, 100, 200],
         )  # fmt: skip
         dropout: float = hyperparameter(0.0, "dropout of the prompts", ge=0, lt=1, search=[0.0, 0.1])
@@ -95,7 +95,7 @@ class VPTPad(Method):
     map; and the pixels are kept for one side (the code's crop of 224) and resampled along the borders of others.
 
     `pixels=fixed` is a control: the same margin with the same first draw of pixels, of which nothing is trained. What
-    `learned` gains over it is the pixels' doing; what it gains over `linear` is that of the larger canvas.
+    `learned` gains over it comes from training the pixels; what `fixed` gains over `linear`, from the larger canvas.
     """
 
     name = "vpt_pad"

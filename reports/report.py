@@ -32,7 +32,7 @@ MARKER = ".harness-report"
 _MARK = "Written by `harness report`, which replaces these files and nothing else:"
 _OF_THE_DESKTOP = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _ABANDONED = 3600.0
-"""Seconds after which a half-written report is of a process that was killed."""
+"""Seconds after which a half-written report is taken to be that of a killed process."""
 ABSENT = "Runs without a score"
 """The page has its own list of these."""
 FILTERS = ["method", "label", "backbone", "dataset", "head", "budget", "seed", "state"]
@@ -58,7 +58,7 @@ class Options:
 
 
 class Written(NamedTuple):
-    """What a report says."""
+    """The statistics and the answers of a report."""
 
     comparison: Comparison
     answers: list[tuple[str, str]]
@@ -68,8 +68,8 @@ class Written(NamedTuple):
 def write_report(collected: Collected, published: Sequence[PublishedScore], out: Path, options: Options) -> Written:
     """Write the whole report to `out`, in place of an earlier one. The same runs give the same bytes.
 
-    Raises `UserError` where `out` is no report, or an option names something that no run has; an earlier report is then
-    left as it is.
+    Raises `UserError` if `out` is not a report, or an option names something that no run has; an earlier report is then
+    not changed.
     """
     check_metric(collected, options.metric)
     heads = set(collected.runs["head"])
@@ -98,7 +98,7 @@ def write_report(collected: Collected, published: Sequence[PublishedScore], out:
 
 
 def filtered(collected: Collected, filters: Sequence[str]) -> Collected:
-    """The runs that match every `NAME=PATTERN,PATTERN`. Raises `UserError` for another form, or where none does."""
+    """The runs that match every `NAME=PATTERN,PATTERN`. Raises `UserError` for another form, or if no run matches."""
     mask, searches = pd.Series(True, index=collected.runs.index), collected.searches
     for text in filters:
         name, equals, patterns = text.partition("=")
@@ -125,7 +125,7 @@ def _search_matches(search: SearchRecord, name: str, patterns: str) -> bool:
 
 
 def _references(runs: pd.DataFrame, name: str) -> list[str]:
-    """The labels that every method is compared with: the one asked for, and full, as far as there are runs of them.
+    """The labels that every method is compared with: the requested one, and full, if there are runs of them.
 
     A name is a label's, or else a method's, which may have several labels.
     """
@@ -187,7 +187,7 @@ def _write_tables(
 
 
 def _write_data(path: Path, collected: Collected) -> None:
-    """Every run, the trials of searches too, with all its measures and the IoU of its classes as lists."""
+    """Every run, including the trials of searches, with all its measures and the IoU of its classes as lists."""
     classes = collected.per_class.groupby("fingerprint").agg(class_names=("name", list), class_iou=("iou", list))
     runs = _without_paths(collected.runs).merge(classes, how="left", left_on="fingerprint", right_index=True)
     runs.astype({"dirty": "boolean"}).to_parquet(path, index=False)
@@ -226,7 +226,7 @@ def _added(out: Path) -> list[str]:
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place once it is whole.
+    """A new folder beside `out` that takes its place once it is complete.
 
     Raises `UserError` where `out` is a file, a folder that is neither empty nor a report, or a report with files in it
     that no report wrote.
@@ -247,7 +247,7 @@ def replacing(out: Path) -> Iterator[Path]:
     try:
         folder = temporary / "report"
         folder.mkdir()
-        (folder / MARKER).write_text(_MARK + "\n", encoding="utf-8")  # also of a report that is killed
+        (folder / MARKER).write_text(_MARK + "\n", encoding="utf-8")  # first: `_sweep` looks for it after a kill
         yield folder
         written = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         (folder / MARKER).write_text("\n".join([_MARK, *written]) + "\n", encoding="utf-8")

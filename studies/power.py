@@ -1,4 +1,4 @@
-"""How many seeds a study needs, by the variances that its finished runs have shown."""
+"""How many seeds a study needs, estimated from the variances of its finished runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from studies.plan import Plan, rows_of
 from studies.tune import HEAD_METHOD
 
 RESAMPLES = 500
-"""Fewer than a report draws: a number of seeds is no finer."""
+"""Fewer than a report draws: enough for a whole number of seeds."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Needed:
 
     setting: str
     seeds: int
-    """Of the finished runs that this rests on."""
+    """The most seeds of a finished comparison that this rests on."""
     for_a_point: str
     """As `Variances.needed`."""
     for_half_a_point: str
@@ -60,7 +60,7 @@ def seeds_needed(plan: Plan, store: RunStore) -> Iterator[Needed]:
 
 
 def _variances(runs: Mapping[str, Mapping[int, str]], reference: str, store: RunStore) -> tuple[Variances | None, int]:
-    """Of the differences of all labels to the reference, and the most seeds that one of them has."""
+    """The variances of the differences of all labels to the reference, and the most seeds that one of them has."""
     read: dict[str, tuple[list[str], Resampled] | None] = {}
 
     def resampled(fingerprint: str) -> tuple[list[str], Resampled] | None:

@@ -139,7 +139,7 @@ def _rates(cells: list[PlannedCell], name: str) -> str:
 
 
 def _trials(search: PlannedSearch) -> str:
-    """`3/3`, with what was lost."""
+    """`3/3`, with the numbers of failed and pruned trials."""
     if not search.space:
         return "-"
     trials = search.folder.trials() if search.folder else []

@@ -30,7 +30,7 @@ WITHOUT_SHAPE = frozenset(Hyperparameters.model_fields)
 
 @dataclass
 class Rehearsed:
-    """One row of the table: cells and trials that differ in seed and rates alone."""
+    """One row of the table: cells and trials that differ only in seed and rates."""
 
     label: str
     request: Request
@@ -92,7 +92,7 @@ def rehearse(plan: Plan, options: ExecutionOptions, resolve: Resolver) -> list[R
 
 
 def total(rows: list[Rehearsed], jobs: int) -> str:
-    """The time of the whole study, in words."""
+    """The time of the whole study, as text."""
     seconds = sum(row.runs * row.found.run_seconds for row in rows if row.found is not None)
     failed = sum(row.runs for row in rows if row.found is None)
     left_out = f", without the {counted(failed, 'run')} of cells that fail" if failed else ""

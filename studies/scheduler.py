@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 2.0
 """Seconds between two checks of runs and searches that other processes execute."""
 RESUMES = 3
-"""How often a run is resumed that was interrupted from outside."""
+"""How often a run that was interrupted from outside is resumed."""
 
 OnChange = Callable[["PlannedCell | SearchTask | None"], None]
 OpenSearches = Callable[[list[PlannedSearch]], "list[SearchTask]"]
@@ -51,7 +51,7 @@ class SearchTask:
     planned: list[PlannedSearch] = field(default_factory=list)
     jobs: int = 1
     conclusion: Conclusion | None = None
-    """Called when the search has ended."""
+    """Set when the search has ended."""
 
     @property
     def data_key(self) -> SharedDataKey:
@@ -61,7 +61,7 @@ class SearchTask:
     def trials_per_job(self, limit: int) -> int:
         """How many of its trials may share a job if `limit` cells may.
 
-        One with a pruner, which ends single trials, or if memory is an objective: it is unknown for several networks.
+        One with a pruner, which ends single trials, or if memory is an objective: for several networks it is unknown.
         """
         spec = self.search.spec
         return limit if spec.pruner is None and "memory" not in spec.objectives else 1

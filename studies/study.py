@@ -1,6 +1,6 @@
 """A study file: methods × backbones × datasets × heads × seeds under one budget, checked and turned into requests.
 
-`plan.py` reads its progress. Free of torch.
+`plan.py` reads its progress. Does not import torch.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ MAX_CELLS = 100_000
 
 
 def shown_label(label: str, heads: Iterable[str]) -> str:
-    """A row's label in print. `linear` is "head only" where one of the heads is more than a 1×1 convolution: then it is
-    no linear probe. Plans, filters and a report's data keep the label itself."""
+    """A row's label as it is shown. `linear` is "head only" where one of the heads is more than a 1×1 convolution: then
+    it is not a linear probe. Plans, filters and a report's data keep the label itself."""
     probe = label == HEAD_METHOD or label.startswith(f"{HEAD_METHOD}(")
     if not probe or all(head.partition(":")[0] == "linear" for head in heads):
         return label
@@ -53,8 +53,8 @@ def shown_label(label: str, heads: Iterable[str]) -> str:
 class MethodArm(_Model):
     """One row of the table: a method, and the hyperparameters that differ from its defaults."""
 
-    method: str = Field(description="its name; a row that is nothing but a name is that method with its defaults")
-    label: str = Field("", max_length=100, description="how tables call the row; default: method and settings")
+    method: str = Field(description="its name; a row that is only a name is that method with its defaults")
+    label: str = Field("", max_length=100, description="the row's name in tables; default: method and settings")
     settings: dict[str, Setting] = Field({}, description="hyperparameter -> value")
 
     @model_validator(mode="before")
@@ -73,8 +73,8 @@ class MethodArm(_Model):
 class BackboneArm(_Model):
     """A network and its weights."""
 
-    backbone: str = Field(description="timm's name; an entry that is nothing but a name has the weights `auto`")
-    weights: str = Field("auto", description="as `--weights`; a path starts at the file's folder")
+    backbone: str = Field(description="timm's name; an entry that is only a name has the weights `auto`")
+    weights: str = Field("auto", description="as `--weights`; a path is relative to the file's folder")
 
     @model_validator(mode="before")
     @classmethod
@@ -113,12 +113,14 @@ class Study(_Model):
     budget: str | dict[str, Any] = Field("demo", description="name, .yaml file, or fields of a budget")
     methods: tuple[MethodArm, ...] = Field(min_length=1, description="rows: names, or fields")
     backbones: tuple[BackboneArm, ...] = Field(min_length=1, description="names, or fields")
-    datasets: tuple[str, ...] = Field(min_length=1, description="as `--dataset`; a path starts at the file's folder")
+    datasets: tuple[str, ...] = Field(
+        min_length=1, description="as `--dataset`; a path is relative to the file's folder"
+    )
     heads: tuple[str, ...] = Field(("fpn",), min_length=1, description="as `--head`")
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="a list, or a number of seeds from 0")
     tune: Tune | None = Field(None, description="searches before the seeds are run; default: none")
     overrides: tuple[Override, ...] = Field((), description="settings for the cells that match, the last one wins")
-    source: Path = Field(Path("study.yaml"), exclude=True, description="the file; its paths start at its folder")
+    source: Path = Field(Path("study.yaml"), exclude=True, description="the file; paths are relative to its folder")
     flags: frozenset[str] = Field(frozenset(), exclude=True, description="keys that the command line replaces")
 
     _from_count = field_validator("seeds", mode="before")(seeds_from_count)

@@ -1,6 +1,6 @@
 """`tune` of a study file: the search of every row, and the one of the head's learning rate that comes first.
 
-Free of torch and Optuna.
+Imports neither torch nor Optuna.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Tune(BaseModel):
         {}, description="hyperparameter -> LOW:HIGH, LOW:HIGH:log or A|B|C, in place of the declared range"
     )
     sampler: str | None = Field(None, description="default: grid where all ranges are lists, else tpe")
-    pruner: str | None = Field(None, description="as `--pruner`, with one seed a trial; default: no pruning")
+    pruner: str | None = Field(None, description="as `--pruner`, with one seed per trial; default: no pruning")
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="of a trial, whose value is the mean over them")
 
     _from_count = field_validator("seeds", mode="before")(seeds_from_count)
@@ -94,14 +94,14 @@ class Tune(BaseModel):
         return self
 
     def head_space(self) -> dict[str, Range]:
-        """What `head` searches. Raises `UserError`, of the field `space`."""
+        """The range that `head` searches. Raises `UserError`, of the field `space`."""
         assert self.head is not None
         given = {} if self.head.space is None else {HEAD_LR: self.head.space}
         return make_space(methods.get(HEAD_METHOD), [HEAD_LR], given, {})
 
     def space_of(self, request: Request) -> dict[str, Range]:
-        """What a row searches: without what its settings fix, and `head_lr` if `head` searches it. Empty if nothing is
-        left. Raises `UserError`."""
+        """The ranges that a row searches: without what its settings fix, and `head_lr` if `head` searches it. Empty if
+        nothing is left. Raises `UserError`."""
         method = methods.get(request.method)
         own = method.Hyperparameters.model_fields
         given = {name: text for name, text in self.space.items() if name in own}
@@ -123,5 +123,5 @@ class Tune(BaseModel):
 
 
 def _points(space: dict[str, Range]) -> int:
-    """The number of combinations of values; 0 where a range is no list."""
+    """The number of combinations of values; 0 if a range is not a list."""
     return math.prod(len(range_.choices or ()) for range_ in space.values())

@@ -1,6 +1,6 @@
 """Whether a change of the code changes a fingerprint or a bit of a result.
 
-    python tests/bits.py record FILE.json [--work DIR] [--python PYTHON]   # execute tiny runs, write what came out
+    python tests/bits.py record FILE.json [--work DIR] [--python PYTHON]   # execute tiny runs, write their results
     python tests/bits.py check FILE.json [--work DIR] [--python PYTHON]    # again; print what differs, exit code 1
 
 It drives `PYTHON -m harness`, reads what that leaves, and imports nothing of the project: what one commit left can be
@@ -146,7 +146,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def execute(name: str, line: str, work: Path, python: str) -> dict[str, Any]:
-    """What one command left: its exit code, the cells that it printed, its runs, its searches."""
+    """The results of one command: its exit code, the cells that it printed, its runs, its searches."""
     began = time.monotonic()
     runs = work / "runs" / ("plans" if name.startswith("plan-") else name)  # plans share what is looked up for them
     begin = TWO_PROCESSES if name == "processes" else HARNESS
@@ -204,7 +204,7 @@ def read_result(run: Path) -> dict[str, Any]:
 
 
 def name_of(run: Path) -> str:
-    """Without the fingerprint, so that a run which has another one is found."""
+    """A name without the fingerprint, so that a run whose fingerprint changed is still found."""
     spec = yaml.safe_load((run / "spec.yaml").read_text())
     rate = spec["hyperparameters"].get("lr", spec["hyperparameters"]["head_lr"])
     return f"{spec['method']} on {spec['backbone']}, {spec['part']}, seed {spec['seed']}, lr {rate:.6g}"
@@ -214,13 +214,13 @@ def read_run(run: Path) -> dict[str, Any]:
     """All of a run that depends on neither time nor place."""
     status, result = json.loads((run / "status.json").read_text()), read_result(run)
     spec = yaml.safe_load((run / "spec.yaml").read_text())
-    told = {"fingerprint": run.name, "spec": spec, "state": status["state"], "reason": status["reason"]}
+    known = {"fingerprint": run.name, "spec": spec, "state": status["state"], "reason": status["reason"]}
     if not result:
-        return told
+        return known
     points = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
     figures = ("metrics", "parameters", "train_flops", "peak_memory_bytes", "delta_bytes", "steps", "images")
     return {
-        **told,
+        **known,
         **{key: result[key] for key in figures},
         "spec in result": result["spec"] == spec,
         "delta": read_delta(run / "delta.safetensors"),
@@ -251,9 +251,9 @@ def read_search(folder: Path) -> dict[str, Any]:
 
 
 def conditions(work: Path) -> dict[str, Any]:
-    """What the last bits hang on besides the code."""
-    told = next((read_result(path.parent)["provenance"] for path in work.glob("runs/*/*/result.json")), {})
-    return {key: told[key] for key in ("packages", "device", "threads") if key in told}
+    """What the last bits depend on besides the code."""
+    recorded = next((read_result(path.parent)["provenance"] for path in work.glob("runs/*/*/result.json")), {})
+    return {key: recorded[key] for key in ("packages", "device", "threads") if key in recorded}
 
 
 def sha256(content: bytes | np.ndarray) -> str:
@@ -263,7 +263,7 @@ def sha256(content: bytes | np.ndarray) -> str:
 
 
 def differences(expected: Any, found: Any, where: str) -> Iterator[str]:
-    """One line a value."""
+    """One line per value."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in dict.fromkeys([*expected, *found]):
             if key in expected and key in found:

@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported is there to the end: no collection of garbage visits it, and no forked process copies it."""
+    """Exempt what was imported from garbage collection: it stays to the end, and forked processes need not copy it."""
     gc.freeze()
 
 

@@ -1,4 +1,4 @@
-"""Which methods support which backbones: checked before anything is executed, and cached. Free of torch."""
+"""Which methods support which backbones: checked before anything is executed, and cached. Does not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Question = tuple[str, dict[str, Any], str]
 def reasons_against(cells: Sequence[Cell], cache: Path) -> list[str | None]:
     """For each cell the reason why its method does not support its backbone, or None where it does.
 
-    Networks are built once for each pair that is not in the cache, in a process of their own.
+    The network of each pair that is not in the cache is built once, in a separate process.
     """
     keys = [_key(cell) for cell in cells]
     unknown = {
@@ -42,7 +42,7 @@ def reasons_against(cells: Sequence[Cell], cache: Path) -> list[str | None]:
 
 
 def _key(cell: Cell) -> list[Any]:
-    """What the answer depends on: not the hyperparameters that every method has, which say how it is trained."""
+    """What the answer depends on. Hyperparameters that every method has are left out: they only affect training."""
     spec = cell.spec
     code = spec.method_code or sha256(Path(inspect.getfile(cell.method)))
     own = {name: value for name, value in spec.hyperparameters.items() if name not in Hyperparameters.model_fields}
@@ -66,7 +66,7 @@ def _ask(questions: list[Question]) -> list[str | None]:
 
 
 def _answer(send: Connection, questions: list[Question], plugin_files: list[str]) -> None:
-    """The body of the process."""
+    """Runs in the separate process: sends one answer per question."""
     from harness.models.backbones import families  # torch is only imported in this process
 
     load_plugins(plugin_files)

@@ -29,8 +29,8 @@ def write_recipe(request: Request, header: str = "") -> str:
 def read_recipe(path: Path, flags: Mapping[str, Any]) -> Request:
     """The request in a file; the fields in `flags`, from the command line, take precedence.
 
-    Raises `UserError` that names the file and the field. Whether its names exist is checked when it is resolved: see
-    `located_in_recipe`.
+    Raises `UserError` that names the file and the field. Whether the names in it exist is checked when the request is
+    resolved: see `located_in_recipe`.
     """
     values = read_yaml_file(path, "from")
     with located(path):
@@ -74,7 +74,7 @@ def located_in_recipe(path: Path, flags: Mapping[str, Any]) -> Iterator[None]:
 
 
 def difference(path: Path, spec: Spec) -> str | None:
-    """How the spec in a recipe differs from the `spec` it was resolved to here, if they have other scores.
+    """How the spec in a recipe differs from the `spec` it was resolved to here, if their fingerprints differ.
 
     None if they do not differ, or if the file holds no spec.
     """

@@ -1,6 +1,6 @@
 """A user's description of one cell, as entered. `resolve` completes and checks it.
 
-Free of pydantic and torch, so that the command line can make its flags from the fields.
+The command line makes its flags from the fields, so this module imports neither pydantic nor torch.
 """
 
 from __future__ import annotations

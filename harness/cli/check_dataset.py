@@ -29,7 +29,7 @@ def is_dataset(name: str) -> bool:
 
 
 def check_datasets(paths: Sequence[str], cache: Path, as_json: bool, sheet: Path | None = None) -> int:
-    """Print every dataset. 1 if one cannot be used, whose error goes to stderr; else 0.
+    """Print a description of every dataset. Returns 1 if one cannot be used (its error goes to stderr), else 0.
 
     `sheet` is a new PNG file for the contact sheet of one dataset. Raises `UserError` if it cannot be written.
     """

@@ -14,15 +14,15 @@ from harness.errors import UserError
 from harness.runs.samples import IGNORED_COLOUR, overlay, save_picture
 
 _ROWS = 4
-"""Images a split."""
+"""Images per split."""
 _WIDTH, _HEIGHT = 360, 300
-"""Pixels of an image at most."""
+"""The largest size of an image, in pixels."""
 _GAP, _LINE, _SWATCH = 8, 18, 12
 _PAPER, _INK = (255, 255, 255), (0, 0, 0)
 
 
 def check_sheet(path: Path) -> None:
-    """Raises `UserError` for a file that exists, that is no PNG, or whose folder cannot be written to."""
+    """Raises `UserError` for a file that exists or is not named .png, or whose folder cannot be written to."""
     if path.suffix.lower() != ".png":
         raise UserError(f"--sheet {path}: name a file that ends in .png")
     if path.exists() or path.is_symlink():
@@ -31,7 +31,7 @@ def check_sheet(path: Path) -> None:
 
 
 def write_sheet(dataset: SegmentationDataset, path: Path) -> None:
-    """Write the sheet: a column for each split, and a legend. The samples are spread over the split's names."""
+    """Write the sheet: a column for each split, and a legend. Samples are evenly spaced in the order of names."""
     columns = [_column(dataset, split) for split in SPLITS if dataset.samples(split)]
     height = max(column.height for column in columns)
     legend = _legend(dataset, sum(column.width + _GAP for column in columns))
@@ -62,7 +62,7 @@ def _column(dataset: SegmentationDataset, split: Split) -> Image.Image:
 def _row(dataset: SegmentationDataset, sample: Sample) -> Image.Image:
     """Image and overlay with the sample's name."""
     image, mask = dataset.load(sample)
-    # Averaged after the colours are laid over it, so that thin objects do not break up.
+    # Scaled after the colours are laid over it, so that thin objects do not break up.
     pictures = [_fitted(pixels) for pixels in (image, overlay(image, mask, dataset.palette, opacity=0.6))]
     width, height = pictures[0].size
     name = sample.name.partition("/")[2]
@@ -84,7 +84,7 @@ def _fitted(pixels: np.ndarray) -> Image.Image:
 
 
 def _legend(dataset: SegmentationDataset, width: int) -> Image.Image:
-    """A swatch and a name for each class, in lines of the width, which grows if a name is longer."""
+    """A swatch and a name for each class, wrapped at `width`, or at the longest entry if that is wider."""
     entries = [
         (f"{label} {name}", colour)
         for label, (name, colour) in enumerate(zip(dataset.classes, dataset.palette, strict=True))
@@ -108,7 +108,7 @@ def _legend(dataset: SegmentationDataset, width: int) -> Image.Image:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """Of matplotlib: it has the letters of most European languages, which Pillow's own has not."""
+    """Matplotlib's: unlike Pillow's own, it covers most European languages."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)

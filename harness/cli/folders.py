@@ -30,7 +30,7 @@ def check_writable(flag: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def writing(what: str) -> Iterator[None]:
-    """What the system says about a file that cannot be written, as `UserError`; a full disk is raised as it is."""
+    """Turns the `OSError` of a file that cannot be written into a `UserError`; that of a full disk is not changed."""
     try:
         yield
     except OSError as error:

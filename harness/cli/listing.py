@@ -87,7 +87,7 @@ def list_runs(store: RunStore, pattern: str | None = None) -> list[ListedRun]:
 
 
 def print_rows(kind: Kind, rows: list[Row], pattern: str | None) -> None:
-    """A table; for methods one line each. The details of a method or budget that is named without wildcards."""
+    """Print a table, or the details of one method or budget that is named without wildcards."""
     if kind == "budgets" and [row["name"] for row in rows] == [pattern]:
         (budget,) = rows
         print_table([{"field": key, "value": str(plain(value)), "meaning": described}

@@ -149,7 +149,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """`harness` itself: an unknown command is one line."""
+    """`harness` itself: an unknown command is a one-line error."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if self.get_command(ctx, args[0]) is None:

@@ -66,7 +66,7 @@ def no_label_of(classes: Sequence[str]) -> str:
 
 
 def hyperparameter_row(described: dict[str, Any]) -> dict[str, str]:
-    """One of a method's hyperparameters, as `--set` takes it."""
+    """One of a method's hyperparameters, as `--set` accepts it."""
     bounds = [f"{_SIGNS.get(key, key)} {plain(value)}" for key, value in described["bounds"].items()]
     return {
         "--set": described["name"],

@@ -20,7 +20,7 @@ TINY = {family: tiny.name for family, tiny in families.tiny_networks().items()}
 """family -> a small network of it; its weights are drawn at random."""
 
 SMALLER = {tiny.name: tiny.changes for tiny in families.tiny_networks().values()}
-"""family -> further arguments for timm, where the smallest network of the family is not small enough."""
+"""tiny network -> further arguments for timm, where the smallest network of the family is not small enough."""
 
 CLASSES = 5
 SIDE = 64
@@ -33,7 +33,7 @@ class ContractBroken(Exception):
 
 @lru_cache(maxsize=2)
 def _frozen_backbone(name: str) -> StagedBackbone:
-    """Drawn once: to copy it takes a tenth of the time. Not to be changed.
+    """Cached, since a copy takes a tenth of the time of building it. The caller must not change it.
 
     Parameters that timm initialises to (almost) zero are drawn at random: in a pre-trained network no branch outputs
     zero, and no gradient would reach a module inside such a branch.

@@ -21,7 +21,7 @@ from harness.models.network import MethodError, UnsupportedMethod
 from harness.util.text import describe
 
 TWO_PROCESSES_ON = ("resnet10t", "test_vit")
-"""The families that are checked with two processes: one CNN and one ViT, as the check is slow."""
+"""The networks that are checked with two processes: one CNN and one ViT, since the check is slow."""
 
 CheckStatus = Literal["ok", "unsupported", "broken"]
 

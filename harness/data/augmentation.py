@@ -58,7 +58,7 @@ class Augmentation:
         """float32 [3, H, W], normalised RGB, and uint8 [H, W], of the crop's size; `seed` is 0..2**32 - 1.
 
         The crop is padded on the right and below as by mmseg's preprocessor: zero after normalisation, ignored in the
-        mask. The result depends on the arguments alone. Not thread-safe: the transforms use the global generators.
+        mask. The result only depends on the arguments. Not thread-safe: the transforms use the global generators.
         """
         results: dict[str, Any] = {"img": pair.image, "gt_seg_map": pair.mask, "seg_fields": ["gt_seg_map"]}
         height, width = pair.mask.shape
@@ -82,7 +82,7 @@ class Augmentation:
 def prepare(
     image: np.ndarray, scale: tuple[int, int] | None, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-    """For evaluation: uint8 [H, W, 3] RGB, resized to fit `scale` with its aspect ratio, to float32 [3, h, w]."""
+    """For evaluation: uint8 [H, W, 3] RGB -> normalised float32 [3, h, w], resized to `scale` at its aspect ratio."""
     if scale is not None:
         image = mmcv.imrescale(image, scale)
     prepared = np.empty((3, *image.shape[:2]), np.float32)

@@ -1,4 +1,4 @@
-"""The image/label pair, and the interface of every dataset. Where the pairs come from is each dataset's own module."""
+"""The image/label pair, and the interface of every dataset."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ IGNORE_INDEX = 255
 """The label of pixels that are ignored by the loss and by the metrics."""
 
 Split = Literal["train", "dev", "test"]
-"""`train` is fitted on, hyperparameters are selected on `dev`, and `test` is evaluated once, at the end. Nothing is
-ever fitted on `dev`. Many datasets have no dev split: then a part of train is held out, see `splits.py`."""
+"""Networks are trained on `train`, hyperparameters are selected on `dev`, and `test` is evaluated once, at the end.
+Nothing is ever trained on `dev`. Many datasets have no dev split: then a part of train is held out, see `splits.py`."""
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
 class Bands(NamedTuple):
-    """How the channels of an image become 8-bit RGB: as `dataset.yaml` states it."""
+    """How the channels of an image become 8-bit RGB, as stated in `dataset.yaml`."""
 
     range: tuple[float, float] | None = None
     """The values that become 0 and 255; None: the image has 8 bits a channel."""
@@ -29,7 +29,7 @@ class Bands(NamedTuple):
 
 
 RGB = Bands()
-"""8-bit RGB or grey: nothing is stated."""
+"""8-bit RGB or grey; nothing is stated."""
 
 
 class Pair(NamedTuple):
@@ -48,8 +48,8 @@ class Sample:
     name: str
     """Unique within the dataset and the same on every machine; the order of samples is the order of names."""
     group: str
-    """Samples of one group (a video clip, a patient, a scene) resemble each other: what is held out of train as dev are
-    whole groups."""
+    """Samples of one group (a video clip, a patient, a scene) resemble each other: whole groups are held out of train
+    as dev."""
     source: Any
     """What the dataset's own `load` needs; never part of a fingerprint."""
 
@@ -70,7 +70,7 @@ class WorkingSizes(NamedTuple):
 
     median: tuple[int, int]
     largest: tuple[int, int]
-    """Each side by itself: the two may be of different images."""
+    """The largest height and the largest width, possibly of different images."""
 
     @classmethod
     def of(cls, sizes: Iterable[tuple[int, int]], scale: tuple[int, int] | None) -> WorkingSizes:
@@ -81,7 +81,7 @@ class WorkingSizes(NamedTuple):
 
 
 def working_size(size: tuple[int, int], scale: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of an image that is resized to fit `scale` with its aspect ratio, as mmcv's `imrescale` does."""
+    """(height, width) of an image that is resized to fit `scale` at its aspect ratio, as mmcv's `imrescale` does."""
     if scale is None:
         return size
     factor = min(scale[0] / max(size), scale[1] / min(size))
@@ -97,10 +97,10 @@ class SegmentationDataset(ABC):
 
     name: str
     description: Path | None = None
-    """The file that describes the dataset, for errors; None for one without."""
+    """The file that describes the dataset, which errors name; None if it has none."""
     scale: tuple[int, int] | None = None
-    """(long side, short side) in pixels: images are resized to fit, with their aspect ratio, before augmentation and
-    evaluation, as by mmsegmentation's `scale` of this benchmark; None: images are not resized."""
+    """(long side, short side) in pixels: images are resized to fit, at their aspect ratio, before augmentation and
+    evaluation, as by mmsegmentation's `scale` for this benchmark; None: images are not resized."""
 
     bands: Bands = RGB
     """How the channels of image files become RGB, if they are not."""
@@ -153,7 +153,7 @@ class SegmentationDataset(ABC):
 
     @property
     def thinnest(self) -> tuple[int, str] | None:
-        """The shortest side of all images at `scale`, in pixels, and its sample; None if it is that of every image."""
+        """The shortest side of all images at `scale`, in pixels, and its sample; None if all images have one size."""
         return None
 
     @property

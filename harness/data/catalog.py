@@ -1,7 +1,4 @@
-"""Opens and lists datasets by name.
-
-Where a dataset's pairs come from is each dataset's own module. Nothing here imports torch.
-"""
+"""Opens and lists datasets by name. Does not import torch."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ def check_dataset(name: str, data: Path) -> Path | None:
 
     if name == landcover.NAME:
         return None
-    path = Path(os.path.expanduser(name))  # an unknown user is no error yet
+    path = Path(os.path.expanduser(name))  # an unknown user is not an error yet
     is_yaml = path.suffix in (".yaml", ".yml")
     if is_yaml and os.path.isfile(path):  # False for a name that no file can have
         return path

@@ -21,7 +21,7 @@ _MOST_PIXELS = 1 << 28
 
 
 class Annotations:
-    """The content of a COCO file. Raises `UserError` where it is none."""
+    """The content of a COCO file. Raises `UserError` for a file that is not one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,13 +38,14 @@ class Annotations:
                 self._objects.setdefault(entry["image_id"], []).append(entry)
             self._used = {entry["category_id"] for entry in content["annotations"]}
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}", field="mask", hint="it holds the COCO annotations") from error
+            hint = "`mask` names the file of COCO annotations"
+            raise UserError(f"{path}: {error.strerror}", field="mask", hint=hint) from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise UserError(f"{path}: not a file of COCO annotations: {reason}", field="mask") from error
 
     def file_names(self) -> Sequence[str]:
-        """As the file has them: relative to the folder of images."""
+        """The images as the file names them: relative to the folder of images."""
         return list(self.images)
 
     def used_names(self) -> list[str]:
@@ -66,7 +67,7 @@ class Annotations:
                 labels[number] = IGNORE_INDEX
             elif number in self._used:
                 raise UserError(
-                    f"{self.path}: category {name!r} (id {number}) is no class",
+                    f"{self.path}: category {name!r} (id {number}) is not a class",
                     field="classes",
                     hint=f"add it to `classes`, or leave its objects out of training and scores: `ignore: [{number}]`",
                 )
@@ -84,7 +85,7 @@ class Annotations:
 
 
 def rasterise(content: bytes) -> np.ndarray:
-    """Labels uint8 [H, W] of what `Annotations.mask` returns. Raises `ValueError` for an object that has no area."""
+    """Labels uint8 [H, W] of what `Annotations.mask` returns. Raises `ValueError` for an object that is not valid."""
     try:
         from pycocotools import mask as coco  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
@@ -98,7 +99,7 @@ def rasterise(content: bytes) -> np.ndarray:
     areas = []
     for label, segmentation, number in found["objects"]:
         if label is None:
-            raise ValueError(f"annotation {number} is of a category that `categories` has not")
+            raise ValueError(f"annotation {number} is of a category that is not in `categories`")
         try:
             region = coco.frPyObjects(_checked(segmentation, height, width), height, width)
         except ValueError as error:
@@ -115,10 +116,10 @@ def _is_side(value: Any) -> bool:
 
 
 def _checked(segmentation: Any, height: int, width: int) -> Any:
-    """Polygons, or run lengths as numbers, that pycocotools reads rightly.
+    """Polygons, or run lengths as numbers, that pycocotools reads correctly.
 
-    It takes four numbers for a box, and leaves memory as it was where run lengths do not fill the image. Raises
-    `ValueError`.
+    It takes four numbers for a box, and leaves memory uninitialised where run lengths do not fill the image. Raises
+    `ValueError` for others.
     """
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
@@ -131,7 +132,7 @@ def _checked(segmentation: Any, height: int, width: int) -> Any:
             raise ValueError("has run lengths that do not fill its image")
         return {"size": [height, width], "counts": counts}
     if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError("has no segmentation, but a box at most; remove it")
+        raise ValueError("has no segmentation (a box is not enough); remove it")
     limit = 10 * max(height, width)
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
@@ -144,7 +145,10 @@ def _checked(segmentation: Any, height: int, width: int) -> Any:
 
 
 def _run_lengths(text: str) -> list[int]:
-    """COCO's compressed counts: base 32 from character 48 on, least digits first; from the third on as differences."""
+    """COCO's compressed counts: base 32 from character 48 on, least significant digit first.
+
+    From the fourth count on they are differences from the count two before.
+    """
     counts: list[int] = []
     value = shift = 0
     for character in text:

@@ -1,6 +1,6 @@
-"""What the files of a dataset hold, from the one time that they are read: pixels of each class, and what is odd.
+"""What the check of a dataset's files found: the pixels of each class, and what is odd.
 
-Where reading would be wrong, `refusal` has the reason; what may be intended is a warning.
+`refusal` is the reason why the files would be read wrongly; what may be intended is a warning.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Checked(NamedTuple):
     orientation: int
     """EXIF orientation of the image; 1 if the mask has the same."""
     deep_peak: int | None
-    """Of an image of 16 bits a channel that is read by its higher 8 bits: their largest value."""
+    """For an image of 16 bits a channel of which the higher 8 are read: their largest value."""
     clipped: float | None
     """Share of the image's values that are at or beyond an end of the stated `range`; None where none is stated."""
     blank: bool
@@ -93,7 +93,7 @@ class Contents:
             first = next(found for found in self.checked if found.split == split)
             present = np.flatnonzero(pixels[:-1])
             if len(present) < (2 if split == "train" else 1):
-                only = f"class {present[0]} alone" if len(present) else "ignored pixels alone"
+                only = f"only class {present[0]}" if len(present) else "only ignored pixels"
                 reason = f"the masks of {split} hold {only}; labels are class indices"
                 return Refusal(first.name, "mask", reason, self._hint_of_255() if pixels[-1] else None)
         return self._binary() or self._palettes() or self._dark()

@@ -20,7 +20,7 @@ from harness.util.files import read_yaml_file
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 LONGEST_NAME = 100
-"""Characters of a class's name: it stands in tables, plots and file headers."""
+"""Characters of a class's name: it appears in tables, plots and file headers."""
 _REDUCE = "`reduce_zero_label: true` ignores 0 and numbers the classes from 1; leave `ignore` and class 0 out"
 
 _EXPECTED = {
@@ -35,11 +35,13 @@ class Splits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: str | None = Field(None, description="default: `train`; all files if `test` is a fraction and there is none")
+    train: str | None = Field(
+        None, description="default: `train`; all files if `test` is a fraction and there is no `train`"
+    )
     dev: str | None = Field(
         None,
-        description="default: `val` if it exists and `test` is a fraction, or is not named and exists too; else dev is "
-        "held out of train",
+        description="default: `val`, if that exists and `test` is a fraction or the default `test`; else dev is held "
+        "out of train",
     )
     test: str | float | None = Field(
         None, description="default: `test` if it exists, else `val`; a fraction is held out of train by group"
@@ -60,7 +62,7 @@ class Splits(BaseModel):
         return name
 
     def named(self, exists: Callable[[str], bool]) -> dict[Split, str | float]:
-        """The name, or the fraction, of each split that there is; `exists` is asked about the default names.
+        """The name, or the fraction, of each split that there is; `exists` says whether a default name exists.
 
         Raises `UserError` if two splits have one name.
         """
@@ -105,8 +107,8 @@ class Description(BaseModel):
     )
     ignore: tuple[int | tuple[Byte, Byte, Byte], ...] = Field(
         (),
-        description="values or colours of masks to ignore in training and evaluation, in addition to 255 (if that is "
-        "no class); `ignore: [255]` says that 255 is no class by intention",
+        description="values or colours of masks to ignore in training and evaluation, in addition to 255 (unless that "
+        "is a class); `ignore: [255]` confirms that 255 is to be ignored",
     )
     reduce_zero_label: bool = Field(False, description="0 in masks is ignored, and the classes begin at 1")
     range: tuple[float, float] | None = Field(
@@ -214,14 +216,14 @@ class Description(BaseModel):
         if not self.is_annotated:
             if self.unlabelled is not None:
                 raise InvalidField(
-                    "unlabelled", "is for COCO annotations alone; masks label every pixel", self.unlabelled
+                    "unlabelled", "is only for COCO annotations; masks label every pixel", self.unlabelled
                 )
             return
         if self.unlabelled not in (*self.classes, "ignore"):
             problem = f"which class are pixels outside of all objects? Expected one of {list(self.classes)}, or ignore"
             raise InvalidField("unlabelled", problem, self.unlabelled)
         if self.reduce_zero_label:
-            raise InvalidField("reduce_zero_label", "is for masks, not for COCO annotations")
+            raise InvalidField("reduce_zero_label", "is only for masks, not for COCO annotations")
 
     def _values(self) -> Sequence[int]:
         """The value of each class in masks of one channel."""
@@ -270,7 +272,7 @@ def read_description(path: Path) -> Description:
 
 
 def _with(fields: dict[str, Any], names: Any, **more: list[Any]) -> dict[str, Any]:
-    """The fields with `classes` as a list of names, and what its mapping says besides."""
+    """The fields with `classes` as a list of names, and the values or colours of its mapping as a separate field."""
     _check_names(list(names), "")
     for field in more:
         if field in fields:

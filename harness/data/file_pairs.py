@@ -38,7 +38,7 @@ from harness.util.json_cache import cached_json
 from harness.util.text import list_some
 
 _READER = 3
-"""Part of the cache's key: changes with what a check finds out."""
+"""Part of the cache's key: raise it when the check records something else."""
 
 
 class Files(NamedTuple):
@@ -47,7 +47,7 @@ class Files(NamedTuple):
     image: Path
     mask: Path
     annotations: bytes = b""
-    """The mask as `coco.Annotations.mask` describes it, of those that `mask` holds; empty if `mask` is the mask."""
+    """If `mask` is a COCO file: this image's objects, from `coco.Annotations.mask`; empty if `mask` is a mask."""
 
     def mask_content(self) -> bytes:
         """The bytes that `read_mask` reads."""
@@ -75,14 +75,15 @@ class PairedFiles(SegmentationDataset):
     rules: LabelRules
     """What the pixels of masks mean."""
     states_255: bool = True
-    states_values: bool = True
     """Whether it is known that 255 in masks is ignored, or that it is a class."""
+    states_values: bool = True
+    """Whether it is known which values of masks the classes have."""
 
     @abstractmethod
     def find(self, split: Split) -> list[Sample]:
         """The split's samples in any order, with `Files` as source; none for a dev split that it does not have.
 
-        Raises `UserError`, as from `refuse`.
+        Raises `UserError`, as `refuse` does.
         """
 
     def samples(self, split: Split) -> Sequence[Sample]:
@@ -135,7 +136,7 @@ class PairedFiles(SegmentationDataset):
             "scale": self.scale,
             "samples": [[sample.name, sample.group] for sample in samples],
         }
-        # Of later fields only what is given, so that the digest of a dataset without them stays.
+        # Fields added later enter only where they are set, so that other datasets keep their digest.
         settings |= {"wide_labels": sorted(rules.wide.items())} if rules.wide else {}
         settings |= {"bands": self.bands} if self.bands != RGB else {}
         colours = sorted([*colour, label] for colour, label in rules.colours.items())
@@ -271,8 +272,8 @@ class PairedFiles(SegmentationDataset):
 def files_below(folder: Path) -> Iterator[Path]:
     """All files under a folder, through links to folders too, in no particular order.
 
-    Hidden files and folders, such as those of file managers and notebooks, are skipped, and what is no file: to open a
-    pipe would wait for ever.
+    Skips hidden files and folders, such as those of file managers and notebooks, and what is not a file: opening a
+    pipe would block for ever.
     """
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -13,8 +13,8 @@ from harness.spec import Budget, Part
 from harness.util.text import counted, list_some
 
 LEAST_COVERAGE = 0.5
-"""Of each side of an image by the crop. With smaller crops, methods that train much of the backbone lose more than
-those that train little, which can turn the order of methods round."""
+"""The least share of each side of an image that a crop should cover. With smaller crops, methods that train much of the
+backbone lose more than those that train little, which can reverse their order."""
 
 HELD_OUT = "held out of train by group"
 
@@ -32,7 +32,7 @@ def check_fit(dataset: SegmentationDataset, budget: Budget, part: Part) -> None:
     if dataset.thinnest is not None and dataset.thinnest[0] * budget.resize[0] < 1:
         side, name = dataset.thinnest
         problem = (
-            f"{name} of {dataset.name} is {side} pixel thin at working size, and nothing at {budget.resize[0]:g} of it"
+            f"{name} of {dataset.name} is {side} pixel thin at working size, and vanishes at {budget.resize[0]:g} of it"
         )
         raise UserError(
             problem, field="budget", value=budget.name, hint="leave the image out, or use a higher `resize`"
@@ -76,7 +76,7 @@ def _copied_images(dataset: SegmentationDataset) -> list[str]:
 
 
 def _large_test(dataset: SegmentationDataset) -> list[str]:
-    """Where groups are of very unequal size, whole groups can be far more than the share that was asked for."""
+    """Where groups are of very unequal size, whole groups can hold far more than the requested share."""
     train, test = dataset.samples("train"), dataset.samples("test")
     if not dataset.test_is_held_out or len(test) <= len(train):
         return []

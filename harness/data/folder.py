@@ -5,10 +5,10 @@ r"""A user's own dataset: images and masks, described by a small YAML file.
     images/{split}/{stem}     .jpg, .jpeg, .png, .tif, .tiff, .bmp, .webp
     masks/{split}/{stem}      .png, .tif, .tiff, else .gif, .bmp, .ppm, .npy; class indices, or stated colours
 
-`splits: {train, dev, test}` says what fills in `{split}`; or a text file lists the images of a split, one a line; or
+`splits: {train, dev, test}` says what replaces `{split}`; or a text file lists the images of a split, one per line; or
 `test` is a fraction, which is held out of train. Where there is no dev split, a part of train is held out as dev. Both
-by `group`, so that images that resemble each other are not divided. `group` is a regular expression on an image's name,
-which is its `{stem}`; what the parentheses match is the group:
+are held out by `group`, so that images that resemble each other stay in one split. `group` is a regular expression on
+an image's name, which is its `{stem}`; what the parentheses match is the group:
 
     clip1_000240.jpg      '^(.+)_\d+$'         clip1: the frames of a video
     clip1/000240.jpg      '^(.+)/'             clip1: a folder for each
@@ -103,8 +103,8 @@ class FolderDataset(PairedFiles):
         if name.endswith(LIST):
             return self._listed(self.root / name, found, pairs)
         for folder in (found.image.folder, found.mask.folder):
-            if not os.path.isdir(folder):  # unlike `Path.is_dir`, also of a name that the system refuses
-                hint = "`image`, `mask` and `splits` say where files are (`harness new-dataset` finds out)"
+            if not os.path.isdir(folder):  # unlike `Path.is_dir`, False for a name that the system refuses
+                hint = "`image`, `mask` and `splits` say where files are (`harness new-dataset` guesses them)"
                 hint += "; `splits: {test: 0.2}` holds out a fifth" if split == "test" else ""
                 self.refuse([f"{folder}: no such folder; the {split} split is not there"], hint)
         of_image, of_mask = (self._layout.decides(text, name) for text in (self._fields.image, self._fields.mask))
@@ -181,7 +181,7 @@ class FolderDataset(PairedFiles):
         return pairs
 
     def _unused_pictures(self) -> Iterator[str]:
-        """Pictures beside the images that are in no split. Where a list names the images, it says which ones are."""
+        """Pictures beside the images that are in no split; not for lists, which say themselves which ones are."""
         used = {path for pairs in self._pairs.values() for files in pairs.values() for path in files[:2]}
         found = [files for name, files in self._found.items() if not name.endswith(LIST)]
         unused = {path for files in found for path in files.pictures()} - used

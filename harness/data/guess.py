@@ -25,7 +25,7 @@ from harness.errors import UserError
 from harness.util.text import counted, list_some
 
 _FEW_GROUPS = 5
-"""Fewer groups are proposed in a comment alone."""
+"""Fewer groups than this are only proposed in a comment."""
 _SAYS_LABELS = re.compile(r"(?<![a-z])(1st|2nd|annot|ground.?truth|gt|label|manual)", re.IGNORECASE)
 """In the names of masks; those of a field of view (DRIVE, HRF) are called masks too."""
 
@@ -46,7 +46,7 @@ class Lines:
         self.lines: list[str] = []
 
     def add(self, line: str, comment: str = "") -> None:
-        """A line; the comment goes before it where both are long. Names in it cannot end it."""
+        """Add a line; the comment goes before it if both do not fit. Names in a comment cannot end the comment."""
         comment = _printable(comment)
         if comment and len(line) + len(comment) > 110:
             self.lines.append(f"# {comment}:")
@@ -54,7 +54,7 @@ class Lines:
         self.lines.append(f"{line}  # {comment}" if comment else line)
 
     def note(self, comment: str) -> None:
-        """A comment alone. Names in it cannot end it."""
+        """Add a comment on a line of its own."""
         self.lines.append(f"# {_printable(comment)}")
 
 
@@ -63,7 +63,7 @@ def _printable(comment: str) -> str:
 
 
 def guess(root: Path, relative_root: str) -> Guess:
-    """Describe the dataset below a folder; `relative_root` is the folder as the description has it.
+    """Describe the dataset below a folder; `relative_root` is the folder as it is written in the description.
 
     Raises `UserError` where no images with masks are found.
     """
@@ -105,7 +105,7 @@ def guess(root: Path, relative_root: str) -> Guess:
 
 
 def _left_out(lines: Lines, root: Path, files: Sequence[PictureFile], pairing: Pairing) -> list[str]:
-    """Notes of the pictures that are in no pair, and of masks among them; their summary."""
+    """Add notes on the pictures that are in no pair and on likely masks among them; returns their summary."""
     used = {file.path for which in (0, 1) for file in pairing.files(which)}
     unused = [file.path.relative_to(root).as_posix() for file in files if file.path not in used]
     if not unused:
@@ -127,7 +127,7 @@ def _left_out(lines: Lines, root: Path, files: Sequence[PictureFile], pairing: P
 
 
 def _images_and_masks(files: Sequence[PictureFile]) -> tuple[Pairing | None, str, str]:
-    """The best pairing, images first; other masks of the same images; else why no pairing will do."""
+    """The best pairing, images first, and other masks of the same images; else why no pairing is usable."""
     kinds: dict[tuple[Path, ...], Kind] = {}
 
     def kind(pairing: Pairing, which: int) -> Kind:
@@ -167,7 +167,7 @@ def _annotations(
 ) -> tuple[tuple[str, str, Counter[str], list[str]] | None, list[str]]:
     """The patterns of images and of COCO files, the images of each split, and the categories that have objects.
 
-    Then what is wrong with files of that pattern, or with all where no pattern is found.
+    The list is what is wrong with files of that pattern, or with all files if no pattern is found.
     """
     found: dict[str, list[tuple[str | None, Annotations]]] = {}
     damaged: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
 """Guesses where a dataset's images and masks are, from the names of the files below a folder.
 
 Files in folders of one kind whose names begin and end alike are a collection. Two collections pair where the rest of
-their names is the same. Which of the two are the images, the caller decides by what they hold.
+their names is the same. The caller decides from the content which of the two are the images.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SPLIT_WORD = re.compile(
 )
 _PICTURES = IMAGES | OTHER_MASKS | (UNREAD - {".mat", ".img", ".hdr"})
 _DEEPEST = 4
-"""Folders of a pattern before its `{stem}`."""
+"""The most folders of a pattern before its `{stem}`."""
 _LEAST_SHARE = 0.08
-"""Of all pictures, that a collection has."""
+"""The least share of all pictures that makes a collection."""
 _COVERAGE = 0.9
-"""Of the smaller one of two collections, that pairs."""
+"""The least share of the smaller of two collections that must have a partner."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PictureFile:
 
     @property
     def suffix(self) -> str:
-        """In small letters."""
+        """In lower case."""
         return self.path.suffix.lower()
 
 
@@ -101,7 +101,7 @@ def pictures(root: Path) -> list[PictureFile]:
 
 
 def pairings(files: Sequence[PictureFile]) -> list[Pairing]:
-    """Every way to pair the files: those with the most pairs first, of these the ones with the shortest patterns."""
+    """Every way to pair the files, sorted by the number of pairs, most first, then by the length of the patterns."""
     collections = _collections(files)
     ordered = sorted(collections, key=lambda one: one.pattern)
     found = []
@@ -135,7 +135,7 @@ def templated(path: Path, root: Path) -> tuple[str, str | None]:
 
 
 def lists(root: Path, stems: frozenset[str]) -> dict[Split, str]:
-    """Text files, of one folder, that list the stems of splits; the folder with the most of them."""
+    """The text files that list the stems of a split, from the folder that holds the most of them."""
     known = stems | {PurePosixPath(stem).name for stem in stems}
     found: dict[Path, dict[Split, str]] = {}
     for path in sorted(files_below(root)):
@@ -158,7 +158,7 @@ def _lists_some(path: Path, known: frozenset[str]) -> bool:
 def _parsed(path: Path, root: Path) -> PictureFile:
     text, split = templated(path, root)
     below = PurePosixPath(text)
-    if SPLIT not in below.parent.as_posix():  # such a word in the name alone is no split
+    if SPLIT not in below.parent.as_posix():  # such a word only in the file's name is not a split
         below, split = PurePosixPath(path.relative_to(root).as_posix()), None
     return PictureFile(path, below.parts[:-1], below.name.removesuffix(path.suffix), split)
 
@@ -202,7 +202,7 @@ def _heads(name: str) -> Iterator[str]:
 def _pairing(
     first: Collection, members: dict[Path, PictureFile], second: Collection, others: dict[Path, PictureFile]
 ) -> Pairing | None:
-    """What is in both collections belongs to the one whose pattern says more, as in `layout.FoundFiles`."""
+    """A file in both collections belongs to the one with the longer pattern, as in `layout.FoundFiles`."""
     shared = members.keys() & others.keys()
     if len(first.pattern) > len(second.pattern):
         others = {path: file for path, file in others.items() if path not in shared}

@@ -17,12 +17,12 @@ from harness.util.text import counted, list_some
 MOST_CLASSES = 64
 """Values or colours in one file above which it is taken for an image."""
 _SAMPLE = 200
-"""Masks that are read."""
+"""The most masks that are read."""
 _NAME_FILES = ("classes.txt", "labels.txt", "class_names.txt", "label_names.txt", "names.txt")
 _FEWEST_BETWEEN = 4
-"""Values between 0 and 255 that make soft edges."""
+"""The least number of values between 0 and 255 that counts as soft edges."""
 _SHARE_OF_ENDS = 0.75
-"""Of the pixels of masks with soft edges, above which are 0 or 255."""
+"""In masks with soft edges, more than this share of the pixels is 0 or 255."""
 _SOFT_EDGES = (
     "most pixels are 0 or 255, and few lie between: binary masks with soft edges (anti-aliased, or once JPEG); save "
     "them as two values, such as `mask > 127`"
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
     """What some files hold, as images or as masks."""
 
     reason: str
-    """Why they are no masks; empty if they can be."""
+    """Why they are not masks; empty if they can be."""
     colours: bool
     values: int
     """The most values, or colours, in one file."""
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(paths: Sequence[Path]) -> Kind:
-    """Reads the files."""
+    """What the files hold. Reads all of them."""
     colours, most = False, 0
     values: Counter[int] = Counter()
     for path in paths:
@@ -72,7 +72,7 @@ class Classes(NamedTuple):
 
 
 def guess_classes(root: Path, masks: Sequence[Path]) -> Classes:
-    """Reads up to 200 of the masks. Names are those of a file such as `classes.txt` in the root, or to be replaced.
+    """Reads up to 200 of the masks. Names are those of a file such as `classes.txt` in the root, or placeholders.
 
     Raises `UserError` for binary masks with soft edges.
     """
@@ -130,7 +130,7 @@ def _of_values(root: Path, values: Counter[int], palette: dict[int, Colour], see
 
 
 def _names(root: Path, count: int, background: bool) -> list[str]:
-    """Names from a file of as many lines; else names to be replaced."""
+    """Names from a file of as many lines, else placeholders."""
     for file in _NAME_FILES:
         try:
             found = [
@@ -171,12 +171,12 @@ def _has_soft_edges(counts: Mapping[int, int]) -> bool:
 
 
 def some_of(files: Sequence[T], most: int) -> Sequence[T]:
-    """At most so many, spread over all."""
+    """At most `most` of the files, evenly spaced."""
     return [files[round(place)] for place in np.linspace(0, len(files) - 1, min(most, len(files)))]
 
 
 def quoted(text: str) -> str:
-    """For YAML."""
+    """The text in YAML, with quotes where they are needed."""
     import yaml
 
     return (

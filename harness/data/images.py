@@ -21,7 +21,7 @@ _SIZE, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 258, 262, 277  # TIFF tags
 _GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)
 """TIFF tags of GeoTIFF: pixel scale, tie points, transformation, and the keys of the reference system."""
 _MOST_SAMPLES = 6
-"""More than these Pillow does not decode, and logs an error."""
+"""Pillow does not decode a TIFF of more samples per pixel, and logs an error."""
 _PLAIN = (1, 2)
 """Photometric interpretations whose samples are bands: grey and RGB."""
 _DARK = 64
@@ -36,8 +36,8 @@ _STATE_BANDS = "state `bands: [red, green, blue]`, counted from 1, in dataset.ya
 def read_image(content: bytes, stated: Bands = RGB, trained: bool = False) -> np.ndarray:
     """uint8 [H, W, 3], RGB. Rotated by the EXIF orientation, as mmcv does.
 
-    `trained`: the network is trained, so what is stated cannot be changed. Raises `ValueError` with the remedy for bits
-    or bands of which `stated` says nothing.
+    `trained`: the network is trained already, so `stated` cannot be changed. Raises `ValueError` with the remedy for a
+    depth or bands that `stated` does not cover.
     """
 
     def remedy(statement: str) -> str:
@@ -119,7 +119,7 @@ def _from_bands(content: bytes, stated: Bands, remedy: Callable[[str], str]) -> 
         raise ValueError(f"values of {channels.dtype}; {remedy(_STATE_RANGE)}")
     lowest, highest = stated.range
     pixels = np.empty((*channels.shape[:2], 3), np.uint8)
-    for row, values in enumerate(channels):  # as float64, a large image takes gigabytes
+    for row, values in enumerate(channels):  # by row: as float64, a large image takes gigabytes
         scaled = (np.nan_to_num(values.astype(np.float64), nan=lowest) - lowest) * (255 / (highest - lowest))
         pixels[row] = np.rint(np.clip(scaled, 0, 255))
     return pixels
@@ -130,7 +130,7 @@ def _channels(content: bytes) -> np.ndarray:
     tags = _tiff_tags(content) if _is_tiff(content) else None
     if tags is not None:
         if tags.get(_PHOTOMETRIC) not in _PLAIN:
-            raise ValueError(f"a TIFF of palette or YCbCr colours, which are no bands; {_CONVERT}")
+            raise ValueError(f"a TIFF of palette or YCbCr colours, which are not bands; {_CONVERT}")
         pixels = _by_tifffile(content)
         if pixels is not None:
             return _turned(pixels, orientation(content))
@@ -147,14 +147,14 @@ def _channels(content: bytes) -> np.ndarray:
     assert pixels is not None
     if pixels.shape[2] in (3, 4):  # OpenCV's order is BGR
         pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-    return pixels if tags is not None else _turned(pixels, orientation(content))  # it turns a TIFF itself
+    return pixels if tags is not None else _turned(pixels, orientation(content))  # OpenCV turns a TIFF itself
 
 
 def by_opencv(content: bytes) -> np.ndarray | None:
     """[H, W] or [H, W, channels] at the file's own depth, channels in BGR order; None where OpenCV does not read it."""
     import cv2
 
-    # It prints a line for each tag of a GeoTIFF, and for what it does not read.
+    # OpenCV prints a line for each tag of a GeoTIFF, and for files that it does not read.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
 
@@ -180,7 +180,7 @@ def _by_tifffile(content: bytes) -> np.ndarray | None:
 
 
 def _tiff_tags(content: bytes) -> ImageFileDirectory_v2:
-    """Of the first page, also where Pillow cannot decode it. Raises `ValueError` where there are none."""
+    """The tags of the first page, also of a file that Pillow cannot decode. Raises `ValueError` if there are none."""
     header = content[: 16 if content[2:4] in (b"+\0", b"\0+") else 8]
     try:
         tags, file = ImageFileDirectory_v2(header), io.BytesIO(content)

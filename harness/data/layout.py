@@ -1,7 +1,7 @@
 """Where the images and the masks of a dataset lie: one pattern of paths for each, and what fills in its `{split}`.
 
 A pattern is a path below the dataset's root. `{stem}` is what an image and its mask have in common, which may contain
-folders; `{split}` is the name of a split. `a/{stem}.png` means files of that suffix, in small or capital letters;
+folders; `{split}` is the name of a split. `a/{stem}.png` means files of that suffix, in upper or lower case;
 `a/{stem}` those of any format that is read.
 """
 
@@ -24,7 +24,7 @@ ANNOTATIONS = ".json"
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 MASKS = frozenset({".png", ".tif", ".tiff"})
 OTHER_MASKS = frozenset({".gif", ".bmp", ".ppm", ".pgm", ".npy"})
-"""Read where an image has none of the others: masks folders hold previews in these formats too."""
+"""Read only for images without a mask in the formats above: folders of masks hold previews in these formats too."""
 UNREAD = frozenset(
     {".ppm", ".pgm", ".pnm", ".gif", ".jfif", ".jpe", ".jp2", ".j2k", ".heic", ".heif", ".avif", ".tga", ".psd", ".pcx"}
     | {".npy", ".exr", ".hdr", ".dng", ".nef", ".cr2", ".dcm", ".nii", ".mat", ".img", ".svs"}
@@ -83,7 +83,7 @@ class Pattern:
 
     @property
     def literal(self) -> int:
-        """Characters besides the stem. Of two patterns that match a file, the one with more of them has it."""
+        """Characters besides the stem. A file that two patterns match belongs to the one with more of them."""
         return len(self.text.replace(STEM, ""))
 
     @property
@@ -133,7 +133,7 @@ class Layout:
     mask: str
 
     def patterns(self, name: str) -> tuple[Pattern, Pattern]:
-        """Of images and of masks, for a split of this name; of a list or `.`, without folders of splits."""
+        """The patterns of images and masks for a split of this name; for a list or `.`, without the split's folder."""
         texts = [
             without_split(text) if _has_no_folder(name) else text.replace(SPLIT, name)
             for text in (self.image, self.mask)
@@ -170,7 +170,7 @@ class Layout:
 
 
 class FoundFiles:
-    """The files that the two patterns of a split match, by stem. What both match is of the pattern that says more."""
+    """The files that the two patterns of a split match, by stem; for a file that both match see `Pattern.literal`."""
 
     def __init__(self, image: Pattern, mask: Pattern) -> None:
         self.image, self.mask = image, mask

@@ -66,7 +66,7 @@ class LabelRules:
         return None if found == tuple(range(classes)) else found
 
     def read(self, content: bytes) -> MaskFile:
-        """As `read_mask`; a grey mask of several channels has one unless colours are stated.
+        """As `read_mask`; a grey mask of several channels is reduced to one unless colours are stated.
 
         Raises `ValueError` for colours if none are stated.
         """
@@ -75,7 +75,7 @@ class LabelRules:
             return mask
         if not (mask.pixels == mask.pixels[..., :1]).all():
             raise ValueError(
-                f"a colour mask; {_LABELS_IN_ONE_CHANNEL}, or state another colour for each class: "
+                f"a colour mask; {_LABELS_IN_ONE_CHANNEL}, or state a different colour for each class: "
                 "classes: {road: [128, 64, 128], ...}"
             )
         return MaskFile(np.ascontiguousarray(mask.pixels[..., 0]))
@@ -124,7 +124,7 @@ class LabelRules:
 
 
 def read_mask(content: bytes) -> MaskFile:
-    """A mask of one channel, of a palette or of colours; turned by its own EXIF orientation. Or COCO objects as JSON.
+    """A mask of one channel, a palette or colours, turned by its own EXIF orientation; or COCO objects, as JSON.
 
     Raises `ValueError` with the reason where its values are not labels, and what Pillow raises for a damaged file.
     """
@@ -145,7 +145,7 @@ def read_mask(content: bytes) -> MaskFile:
             raise ValueError(f"mode {mode} of 16 bits a channel; {_LABELS_IN_ONE_CHANNEL}")
         if mode in ("LA", "RGBA"):
             if mask.getchannel("A").getextrema() != (255, 255):
-                raise ValueError("has transparent pixels, which are no labels; save it without transparency")
+                raise ValueError("has transparent pixels, which are not labels; save it without transparency")
             mask = mask.convert(mode[:-1])
         elif mode == "RGBX":
             mask = mask.convert("RGB")

@@ -2,7 +2,7 @@
 
 They are described in `mmseg_catalog.yaml`; this module opens them. mmseg itself is not imported.
 
-Of them, REFUGE alone has three official splits with public labels. The others have two, or the labels of their third
+Of them, only REFUGE has three official splits with public labels. The others have two, or the labels of their third
 are not public (ADE20K, BDD100K, Cityscapes, COCO-Stuff 164k, iSAID, LoveDA, Mapillary, Pascal VOC): as in
 mmsegmentation's configs, their `test` is the validation split, and dev is held out of train.
 """
@@ -38,7 +38,7 @@ class Source(_Model):
     images: Path
     masks: Path
     names: Path | None = None
-    """File that lists the images, one a line, without suffix; None: all images of the folder."""
+    """File that lists the images, one per line, without suffix; None: all images of the folder."""
 
 
 class Entry(_Model):

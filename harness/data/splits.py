@@ -1,12 +1,12 @@
 """Selects the samples that a run is trained on and those that it is evaluated on.
 
-| part | fitted on | evaluated on |
+| part | trained on | evaluated on |
 | --- | --- | --- |
 | `report` | train | test |
 | `dev`, of a dataset with a dev split | train | dev |
-| `dev`, of another | train without the groups held out | the groups held out |
+| `dev`, of a dataset without | train without the groups held out | the groups held out |
 
-A dev split is never fitted on, also not for `report`: fit on train, select on dev, report on test.
+A dev split is never trained on, not even for `report`: train on train, select on dev, report on test.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def split_samples(dataset: SegmentationDataset, part: Part, dev_fraction: float)
 def held_out_groups(sizes: Mapping[str, int], fraction: float) -> set[str]:
     """Groups with at least `fraction` of the samples, in the order of their names' SHA-256; one always remains.
 
-    Which groups these are changes with other groups at the end of that order alone. `sizes` are samples a group.
+    `sizes` are samples per group. Adding a group to a dataset leaves most of the choice as it was.
     """
     held: set[str] = set()
     samples, wanted = 0, fraction * sum(sizes.values())

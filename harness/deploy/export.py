@@ -56,7 +56,7 @@ def export(store: RunStore, run: str, out: Path, format: Format, merge: bool, we
 
 
 def _check_own(recipe: Path, fingerprint: str) -> None:
-    """Raises `UserError` where files of this name are there that are not an export of the same run."""
+    """Raises `UserError` if files of this name exist that are not an export of the same run."""
     there = [path for path in (recipe, *map(recipe.with_suffix, SUFFIXES)) if path.exists()]
     if not there:
         return
@@ -65,7 +65,7 @@ def _check_own(recipe: Path, fingerprint: str) -> None:
     except (OSError, ValueError, TypeError, KeyError):
         own = False
     if not own:
-        raise UserError(f"{there[0]}: exists and is no export of this run; choose another folder with --out")
+        raise UserError(f"{there[0]}: exists and is not an export of this run; choose another folder with --out")
 
 
 def load_exported(folder: Path) -> nn.Module:

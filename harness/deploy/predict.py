@@ -1,6 +1,6 @@
 """Predicts images with a finished run: public backbone + delta -> label maps and overlays.
 
-Images are read as in training, by what the delta records of the dataset.
+Images are read as in training: the delta records how.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def predict_images(
 
     The labels of a TIFF are `NAME.labels.tif`, with its georeference if it has one. `run` is a run folder, the
     beginning of a fingerprint, or a delta file; `images` are files, and folders with all images below them, whose
-    structure is kept. `window`: predict squares of so many pixels, one at a time. `codes`: write the values of the
-    dataset's masks, not class indices. Yields the paths of what is written, what was remarkable, and what failed: the
-    others are predicted. Raises `UserError` before anything is written, also where an output would overwrite an image
-    or a file that this command did not write.
+    structure is kept. `window`: predict squares with sides of this many pixels, one at a time. `codes`: write the
+    values of the dataset's masks, not class indices. Yields the path of every file written, remarks, and the images
+    that failed, which do not stop the others. Raises `UserError` before anything is written, also if an output would
+    overwrite an image or a file that this command did not write.
     """
     outputs = plan_outputs(images, out)
     delta, run_weights = find_delta(store, run)
@@ -176,7 +176,7 @@ def _labels(predictor: Predictor, image: np.ndarray, window: int | None) -> np.n
 
 
 def _windows(length: int, window: int) -> Iterator[tuple[int, int, int, int]]:
-    """Windows along one axis that overlap by a quarter: begin and end, and the part that is used of each."""
+    """Windows along one axis that overlap by a quarter: begin and end of each, and of the part of it that is used."""
     if length <= window:
         yield 0, length, 0, length
         return
@@ -204,7 +204,7 @@ def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
 
 
 def _checked_codes(header: DeltaHeader) -> tuple[int, ...] | None:
-    """Raises `UserError` for values of masks that a label map cannot hold."""
+    """The values to write, None for class indices. Raises `UserError` for values that a label map cannot hold."""
     if header.codes is None:
         warn("--codes: the delta records no other codes than the class indices (earlier versions recorded none)")
         return None
@@ -216,7 +216,7 @@ def _checked_codes(header: DeltaHeader) -> tuple[int, ...] | None:
 
 def _read(path: Path, bands: Bands) -> tuple[np.ndarray, ImageFileDirectory_v2 | None, str | None]:
     """An image as the dataset's were read: [H, W, 3], uint8; its georeference; a remark. Raises `UserError`."""
-    if path.exists() and not path.is_file():  # a pipe would wait for ever
+    if path.exists() and not path.is_file():  # reading a pipe would block for ever
         raise UserError(f"{path}: not a file")
     try:
         content = path.read_bytes()

@@ -44,7 +44,7 @@ class Batch:
     """Seconds that making this batch actually took."""
 
     def behind(self, stages: int) -> Tensor | StageOutputs:
-        """The input of a network with so many frozen stages."""
+        """The input of a network whose first `stages` stages are frozen."""
         if self.prefix is not None and stages:
             return self.prefix.first(stages)
         assert self.images is not None

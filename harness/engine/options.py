@@ -1,7 +1,8 @@
 """How runs are executed: where, by how many processes, for how long. None of it changes a bit of a result.
 
 Each option is one field with its help text. The command line makes its flags from the fields
-(`harness/cli/options.py`), and the object goes unchanged from there to the process that executes a run. Free of torch.
+(`harness/cli/options.py`), and the object goes unchanged from there to the process that executes a run. Does not import
+torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def check_device_name(device: str) -> None:
-    """Whether there is such a device is asked when it is used. Raises `UserError`."""
+    """Check the form of a device's name, not whether there is such a device. Raises `UserError`."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
         raise UserError("use auto, cpu, cuda or cuda:N", field="device", value=device)
 
@@ -32,7 +33,7 @@ _STORES = ("http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "d
 
 
 def check_tracking(uri: str) -> None:
-    """Whether the store answers is asked when it is used. Raises `UserError` for a kind that MLflow has not."""
+    """Check that MLflow has such a kind of store, not whether the store answers. Raises `UserError`."""
     kind, colon, _ = uri.partition(":")
     if not colon or kind.partition("+")[0] in _STORES:
         return
@@ -60,7 +61,7 @@ class ExecutionOptions:
         read=read_size,
         shown_default="8GB",
     )
-    checkpoint_seconds: float = option(30.0, "least time between two checkpoints", minimum=0, hidden=True)
+    checkpoint_seconds: float = option(30.0, "least seconds between two checkpoints", minimum=0, hidden=True)
     plugins: tuple[Path, ...] = option(
         (), "a .py file that defines a method; repeatable", flags=("--plugin",), metavar="FILE"
     )
@@ -81,6 +82,6 @@ class ExecutionOptions:
 
     def open_store(self, warn: Callable[[str], None] = warn) -> RunStore:
         """The runs under `runs`; MLflow mirrors each state that is written. `warn` gets a line if that fails."""
-        from harness.tracking.mirror import tracked_store  # here: `--help` does without pydantic
+        from harness.tracking.mirror import tracked_store  # imported here: `--help` must not load pydantic
 
         return tracked_store(self.runs, self.tracking, warn)

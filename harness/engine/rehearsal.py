@@ -41,14 +41,14 @@ class Rehearsal:
     peak_bytes: int | None
     """On a GPU measured, evaluation included; on a CPU computed from the shapes of a step."""
     run_seconds: float
-    """The whole run by these: start, all steps, all images."""
+    """The whole run, estimated from these: start, all steps, all images."""
 
 
 def rehearse(cell: Cell, options: ExecutionOptions) -> Rehearsal | Outcome:
     """Executed in a temporary folder: nothing is kept. Returns the outcome of a cell that fails.
 
-    Sets torch's threads to the options' for as long as it lasts. Raises `UserError` for a device that is not
-    available, and `KeyboardInterrupt`.
+    Uses as many torch threads as the options say, and restores their number. Raises `UserError` for a device that is
+    not available, and `KeyboardInterrupt`.
     """
     make_reproducible()
     threads = torch.get_num_threads()

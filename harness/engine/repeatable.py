@@ -33,7 +33,7 @@ def kernel_that_does_not_repeat(network: Segmenter, budget: Budget, fabric: Fabr
             with torch.random.fork_rng(devices=[fabric.device]), fabric.autocast():
                 loss, _ = probe(images, masks)
             loss.backward()
-    except RuntimeError as error:  # any other error: the training meets it too, and records it
+    except RuntimeError as error:  # any other error: training fails in the same way, and records it
         found = re.search(r"(\w+) does not have a deterministic implementation", str(error))
         return found[1] if found else None
     return None

@@ -151,7 +151,7 @@ def begin(prepared: Prepared) -> TrainState:
     if prepared.unrepeatable is not None:
         attempt.reporter.line(
             f"warning: {prepared.unrepeatable} does not repeat to the bit on this device: the same run can end with "
-            "other last digits"
+            "different last digits"
         )
     if attempt.fabric.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(attempt.fabric.device)

@@ -65,7 +65,7 @@ class CurvePoint:
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop checks; a second one acts at once.
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop checks; a second one interrupts at once.
 
     Signals within one second count as one: `torchrun` forwards signals that its processes have already received.
     """
@@ -89,8 +89,8 @@ class StopSignals:
 def parameter_groups(network: Segmenter, hyperparameters: HeadHyperparameters) -> list[dict[str, Any]]:
     """AdamW's groups: heads and classifiers learn at `head_lr`, all else at `lr`.
 
-    Weight decay falls on the weights of linear and convolutional layers, and on what the method names besides: not on
-    biases, norms, scales, gains, magnitudes, tokens, prompts or position tables, whose zero is not their neutral value.
+    Weight decay applies to the weights of linear and convolutional layers and to what the method names: not to biases,
+    norms, scales, gains, magnitudes, tokens, prompts or position tables, whose zero is not their neutral value.
     """
     of_heads = {id(parameter) for parameter in network.head_parameters()}
     decayed = {id(layer.weight) for layer in network.modules() if isinstance(layer, nn.Linear | _ConvNd)}
@@ -113,7 +113,7 @@ class TrainCallbacks:
     """Called during the training of a network."""
 
     def on_start(self, step: int) -> None:
-        """Called before the first step; the checkpoint holds `step` steps."""
+        """Called before the first step; `step` steps are in the checkpoint already."""
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
         """`loss`: of the last step whose loss has been read."""

@@ -27,7 +27,7 @@ class PretrainedBackbone:
         return copy.deepcopy(self._backbone)
 
     def count_frozen_stages(self, backbone: StagedBackbone) -> int:
-        """The first stages that a method left frozen, as far as they also compute what they did before it."""
+        """Number of first stages that a method left frozen and that still compute what they did before it."""
         stages = backbone.count_frozen_stages()
         if not stages:
             return 0

@@ -59,7 +59,7 @@ class LocalLauncher(Launcher):
     def _watch(self, job: Job, stop: Stop, slot: Slot) -> None:
         try:
             results = supervise(job, stop)
-        except Exception as error:  # such as no process could be started
+        except Exception as error:  # for example, no process could be started
             failed = Outcome(RunState.FAILED, f"{type(error).__name__}: {error}")
             results = [JobResult(cell, failed) for cell in job.cells]
         self._finished.put((results, slot))

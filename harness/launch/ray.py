@@ -1,6 +1,6 @@
 """Jobs on an existing Ray cluster: one Ray task each, which supervises the job's own process on its node.
 
-The harness must be installed on the nodes, and `--runs`, `--data` and plugin files be under the same paths there.
+The harness must be installed on the nodes, and `--runs`, `--data` and plugin files must be under the same paths there.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class RayLauncher(Launcher):
     name: ClassVar[str] = "ray"
     defaults: ClassVar[Mapping[str, tuple[Any, str]]] = {
         "address": ("auto", "HOST:PORT of the cluster's head node"),
-        "cpus": (1, "CPU cores of a job, and torch's threads"),
-        "gpus": (None, "GPUs of a job, also a fraction such as 0.5; default: 1 if the cluster has any"),
+        "cpus": (1, "CPU cores per job, and torch's threads"),
+        "gpus": (None, "GPUs per job, also a fraction such as 0.5; default: 1 if the cluster has any"),
         "memory": (0.0, "GiB of memory that a job reserves; 0: none"),
-        "retries": (3, "how often a job is restarted whose node or Ray worker died"),
+        "retries": (3, "how often a job is restarted if its node or Ray worker dies"),
     }
 
     def __init__(self, jobs: int | None, device: str, options: Mapping[str, Any]):
@@ -131,7 +131,7 @@ class RayLauncher(Launcher):
             return self._ray.get(ref)
         except errors.TaskCancelledError:  # before it started, or after its job was stopped
             return [stopped(job.options, cell) for cell in job.cells]
-        except errors.RayTaskError as error:  # such as no process could be started
+        except errors.RayTaskError as error:  # for example, no process could be started
             outcome = Outcome(RunState.FAILED, f"{type(error.cause).__name__}: {error.cause}")
         except errors.RayError as error:
             if task.starts <= self._retries and not task.stopped:
@@ -217,7 +217,7 @@ def _connect(address: str) -> Any:
 
 def _execute(job: Job, folder: str, restarted: bool) -> list[JobResult]:
     """The body of a Ray task: waits for the job's process. To cancel it, Ray raises KeyboardInterrupt here."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored on a node that was started in a background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored on a node that was started in the background
     with contextlib.suppress(OSError):
         os.chdir(folder)  # paths of a request may be relative to it
     if restarted:

@@ -1,6 +1,6 @@
 """Jobs on Slurm, through submitit: one Slurm job each, which supervises the job's own process on its node.
 
-The harness must be installed on the nodes, and `--runs`, `--data` and plugin files be under the same paths there.
+The harness must be installed on the nodes, and `--runs`, `--data` and plugin files must be under the same paths there.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class SlurmLauncher(Launcher):
         "account": (None, "account to charge"),
         "qos": (None, "quality of service"),
         "constraint": (None, "features that a node must have"),
-        "gpus": (0, "GPUs of a job"),
-        "cpus": (1, "CPU cores of a job, and torch's threads"),
-        "mem_gb": (0.0, "GB of memory of a job; 0: Slurm's own default"),
+        "gpus": (0, "GPUs per job"),
+        "cpus": (1, "CPU cores per job, and torch's threads"),
+        "mem_gb": (0.0, "GB of memory per job; 0: Slurm's own default"),
         "minutes": (240, "time limit of one Slurm job"),
         "requeues": (3, "how often a job that reaches its time limit is requeued, to resume from its checkpoint"),
         "setup": (None, "a shell command before the job, such as `module load cuda`"),
@@ -145,14 +145,14 @@ class SlurmLauncher(Launcher):
         return submitted.handle.paths.result_pickle.exists() or submitted.end_reports >= 2
 
     def _read_queue(self) -> None:
-        """By `squeue`: `sacct`, which submitit would call, fails where Slurm has no accounting."""
+        """Ask `squeue`: `sacct`, which submitit would call, fails where Slurm has no accounting."""
         self._queue_read = time.monotonic()
         if self._options["cluster"] == "local":
             return
         command = ["squeue", "--me", "--noheader", "--states=all", "--format=%A %T"]
         answer = subprocess.run(command, capture_output=True, text=True)
         if answer.returncode:
-            return  # such as a controller that does not answer
+            return  # for example, the controller does not answer
         states = dict(line.split() for line in answer.stdout.splitlines())
         for submitted in self._submitted:
             submitted.state = states.get(submitted.handle.job_id, "gone")

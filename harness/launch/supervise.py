@@ -30,7 +30,7 @@ from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 
 ATTEMPTS = 3
-"""How often a cell is started whose process dies without a result (killed, crashed). It resumes from its checkpoint."""
+"""How often a cell is started if its process dies without a result (killed, crashed); it resumes from a checkpoint."""
 
 
 class Stop:

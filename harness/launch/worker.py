@@ -38,14 +38,14 @@ def run_job(job: Job, results: Connection, lifeline: Connection) -> None:
     faulthandler.enable()
     found = _execute(job)
     if all(result.outcome.state is not RunState.FAILED for result in found):
-        for written in output.parent.glob(f"{job.name}-*.txt"):  # and of processes that were killed
+        for written in output.parent.glob(f"{job.name}-*.txt"):  # also those of processes that were killed
             written.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         results.send(found)
 
 
 def output_file(job: Job, pid: int) -> Path:
-    """Redirects the process's output to a file, which is kept if it may explain more than the run folder."""
+    """The file of the process's output; kept if a cell failed, since it may explain more than the run folder."""
     return job.options.runs / ".launch" / f"{job.name}-{pid}.txt"
 
 

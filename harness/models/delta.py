@@ -46,7 +46,7 @@ def save_delta(path: Path, network: Segmenter, header: DeltaHeader) -> int:
     from safetensors.torch import save
 
     fields = {**asdict(header), "spec": header.spec.model_dump(mode="json"), **header.bands._asdict()}
-    # Of later fields only what is stated: a delta without them has the size that it had before.
+    # Fields that were added later are only written if they are stated, so that other deltas keep their size.
     unstated = {name for name in ("range", "bands", "codes", "stated_norm") if fields[name] is None}
     fields = {name: value for name, value in fields.items() if name not in unstated}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in network.delta_state().items()}
@@ -56,7 +56,7 @@ def save_delta(path: Path, network: Segmenter, header: DeltaHeader) -> int:
 
 
 def read_delta_header(path: Path) -> DeltaHeader:
-    """Read a delta. Raises `UserError` for any other file."""
+    """Read the header of a delta. Raises `UserError` for any other file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -88,7 +88,7 @@ def read_delta_header(path: Path) -> DeltaHeader:
 
 
 def _bands(range_: Sequence[float] | None, bands: Sequence[int] | None) -> Bands:
-    """Raises `ValueError` for what `dataset.yaml` does not take either."""
+    """Raises `ValueError` for values that `dataset.yaml` does not accept either."""
     if range_ is not None and not range_[0] < range_[1]:
         raise ValueError(f"invalid range {range_}")
     if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):

@@ -1,4 +1,4 @@
-"""What a head does to the backbone's maps before mmsegmentation's decoder reads them: norms, and grids that halve."""
+"""What a head does to the backbone's maps before mmsegmentation's decoder reads them: norms, and padding to even."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class OutputNorms(nn.ModuleDict):
 
     @staticmethod
     def _normed(x: Tensor, norm: nn.Module) -> Tensor:
-        """In the map's own memory layout: a norm over channels leaves them last, and convolutions would follow."""
+        """In the map's own memory layout: the norm leaves channels last, and so would the convolutions after it."""
         return norm(x).contiguous() if x.is_contiguous() else norm(x)
 
 
 class OnEvenGrid(nn.Sequential):
-    """Modules of which one halves maps of one resolution: odd maps get their last row or column twice before, and the
-    logits lose it after. Otherwise the halved map would lack the last cells, and its upsampling would stretch it."""
+    """Modules of which one halves maps of one resolution: the last row or column of an odd map is repeated before them,
+    and cropped from the logits. Otherwise the halved map would lack the last cells, and upsampling would stretch it."""
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         height, width = maps[0].shape[-2:]

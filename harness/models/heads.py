@@ -94,7 +94,7 @@ def _norm() -> dict[str, object]:
 
 
 def _decoder(num_classes: int) -> dict[str, object]:
-    """Arguments of all of mmsegmentation's heads. Their loss is not used: see `network.py`."""
+    """The arguments that all of mmsegmentation's heads share. Their loss is not used: see `network.py`."""
     return {"num_classes": num_classes, "out_channels": num_classes, "align_corners": False}
 
 
@@ -110,8 +110,8 @@ def _on_output(backbone: StagedBackbone, stage: int, decoder: nn.Module) -> nn.M
 
 
 def _on_pyramid(backbone: StagedBackbone, *decoder: nn.Module) -> nn.Module:
-    """A decoder that reads all maps of a pyramid. Of four maps of one resolution (ViT) one is made, at 4, 2, 1 and 1/2
-    of it, as mmsegmentation does for BEiT and MAE."""
+    """A decoder that reads all maps of a pyramid. Four maps of one resolution (ViT) are resized to 4, 2, 1 and 1/2 of
+    it, as mmsegmentation does for BEiT and MAE."""
     from mmseg.models.necks import Feature2Pyramid
     from torch import nn
 
@@ -146,7 +146,7 @@ def _linear(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn
 
 @heads.register("fcn")
 def _fcn(backbone: StagedBackbone, num_classes: int, width: int | None) -> nn.Module:
-    """Two 3×3 convolutions on the last map, its input concatenated: Long et al., arXiv 1411.4038."""
+    """Two 3×3 convolutions on the last map, their input concatenated: Long et al., arXiv 1411.4038."""
     from mmseg.models.decode_heads import FCNHead
 
     decoder = FCNHead(

@@ -86,7 +86,7 @@ class Segmenter(nn.Module):
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Of the heads, and of the classifiers that the method adds: they learn at `head_lr`."""
+        """The parameters of the heads and of the classifiers that the method adds: they learn at `head_lr`."""
         yield from self.head.parameters()
         if self.auxiliary is not None:
             yield from self.auxiliary.parameters()

@@ -21,7 +21,7 @@ class Checkpoints:
     """The checkpoints of one run in a folder of their own. Only the newest is needed."""
 
     def __init__(self, folder: Path, before_writing: Callable[[], None] = lambda: None, fingerprint: str = ""):
-        """`before_writing` may raise to prevent it. `fingerprint`: only this run's checkpoints are loaded."""
+        """`before_writing` may raise to prevent writing. `fingerprint`: only this run's checkpoints are loaded."""
         self.folder = folder
         self._before_writing = before_writing
         self._fingerprint = fingerprint

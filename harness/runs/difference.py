@@ -2,7 +2,7 @@
 
 Methods A and B are trained with the same S seeds and evaluated on the same images, in G groups (clips, scenes,
 patients: images of one group resemble each other). d_s is the difference of their scores at seed s, over all images,
-and the estimate is the mean of the d_s. It would be another with other seeds and with other images, so its variance is
+and the estimate is the mean of the d_s. It varies with the seeds and with the images, so its variance is
 
     var(d_s) / S  +  the variance over draws of G groups with replacement, times G / (G - 1)
 
@@ -11,7 +11,7 @@ Satterthwaite, An Approximate Distribution of Estimates of Variance Components, 
 part is from the bootstrap, since an mIoU is a ratio of sums over images: Efron and Tibshirani, An Introduction to the
 Bootstrap, 1993. One seed, or one group, says nothing about the variance of its part, and there is no verdict.
 
-Free of torch: reports and the plans of studies use it.
+Does not import torch: reports and the plans of studies use it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FEW_GROUPS = 10
 """Fewer groups than this estimate the variance over images badly."""
 MOST_SEEDS = 100
 RARE = 5
-"""A class that is labelled in fewer groups than this makes verdicts less sure: docs/statistics.md has by how much."""
+"""A class that is labelled in fewer groups than this makes verdicts less reliable: docs/statistics.md says how much."""
 
 
 class Interval(NamedTuple):
@@ -45,7 +45,7 @@ class Interval(NamedTuple):
 
 
 def image_counts(matrices: np.ndarray) -> np.ndarray:
-    """Confusion matrices int64 [..., K, K] (rows labels) -> [..., 3, K]: hit, labelled and predicted pixels a class.
+    """Confusion matrices int64 [..., K, K] (rows labels) -> [..., 3, K]: hit, labelled and predicted pixels per class.
 
     All that IoU, accuracy and Dice need, and additive over images as the matrices are.
     """
@@ -179,8 +179,8 @@ class Difference:
         return math.nan if self.why_untested else float(2 * stats.t.sf(self._t, self.degrees_of_freedom))
 
     def differs_among(self, methods: int) -> bool:
-        """Whether the difference is significant although these two are any of so many `methods`, such as the best one
-        and another: by Tukey's studentized range, with these degrees of freedom (Games and Howell, Journal of
+        """Whether the difference is significant even if these two were picked from this many `methods`, such as the
+        best one and another: by Tukey's studentized range, with these degrees of freedom (Games and Howell, Journal of
         Educational Statistics 1, 1976).
         """
         if self.why_untested or self.p >= 1 - LEVEL:
@@ -198,7 +198,10 @@ class Difference:
 
 
 def difference(a: Sequence[Resampled], b: Sequence[Resampled]) -> Difference:
-    """Of runs that are paired one by one: equal seeds, equal images, equal draws of their groups."""
+    """The difference of runs that are paired one by one: equal seeds, equal images, equal draws of their groups.
+
+    Raises `ValueError` for runs that were resampled over other groups.
+    """
     if len({one.groups for one in (*a, *b)}) > 1:
         raise ValueError("runs that were resampled over other groups cannot be paired")
     observed = np.array([one.observed - other.observed for one, other in zip(a, b, strict=True)])
@@ -215,11 +218,11 @@ def difference(a: Sequence[Resampled], b: Sequence[Resampled]) -> Difference:
 
 
 def of_one_table(differences: Mapping[str, Difference]) -> dict[str, Difference]:
-    """Comparisons that are read together: none varies less over seeds than the median of them.
+    """Comparisons that are read together: the variance over seeds of each is raised to at least their median.
 
-    With few seeds, a variance over seeds is by chance far too small now and then; of many comparisons, one of these
-    would be the most significant. With six equal methods and three seeds, tables would have a wrong verdict in up to
-    13 % of simulations of the two variances, and with this bound they have one in at most 5 %.
+    With few seeds, the estimate of a variance is sometimes far too small by chance; among many comparisons, such a one
+    would be the most significant. In simulations of the two variances with six equal methods and three seeds, up to
+    13 % of the tables have a wrong verdict without this bound, and at most 5 % with it.
     """
     known = [one.seed_variance for one in differences.values() if not math.isnan(one.seed_variance)]
     least = float(np.median(known)) if known else 0.0
@@ -247,7 +250,7 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
 
 @dataclass(frozen=True)
 class Variances:
-    """What the comparisons of one setting have shown of their variance: the means of both parts over comparisons."""
+    """The variance of comparisons in one setting: the means of both parts over the comparisons made so far."""
 
     of_seeds: float
     of_images: float

@@ -166,7 +166,7 @@ class RunFolder:
         return result
 
     def changed(self, result: RunResult) -> str | None:
-        """The name of a file that is not the one that the run ended with; None if all are, or if it is not known."""
+        """The name of a file that was changed after the run ended; None if none was, or if that is not known."""
         return next((path.name for path in self._results() if not is_unchanged(path, result.files)), None)
 
     def _results(self) -> tuple[Path, Path]:

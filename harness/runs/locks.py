@@ -115,7 +115,7 @@ def lock(folder: Path, name: str) -> Iterator[RunLock]:
                 os.utime(descriptor)  # `_sweep` removes files that are long unused
             lease = _take_lease(path, owner, exact, seconds)
         except OSError as error:
-            if not error.filename:  # such as of a full disk
+            if not error.filename:  # for example, of a full disk
                 error.filename = str(folder.parent / name)
             raise
         stack.pop_all()
@@ -150,7 +150,7 @@ def lock_owner(folder: Path, name: str) -> str | None:
 
 
 def last_renewal(folder: Path, name: str) -> bytes:
-    """Changes whenever the lock's owner renews its lease; empty if there is no lease."""
+    """Bytes that change whenever the lock's owner renews its lease; empty if there is no lease."""
     return _read(_lease_path(folder / name)) or b""
 
 

@@ -1,4 +1,4 @@
-"""Metrics from confusion matrices, and the file of a run's matrices. Free of torch: reports use it too."""
+"""Metrics from confusion matrices, and the file of a run's matrices. Does not import torch: reports use it too."""
 
 from __future__ import annotations
 
@@ -130,5 +130,5 @@ def load_confusions(path: Path) -> ImageConfusions:
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise ValueError(f"matrices of shape {list(matrices.shape)}")
     if any(not isinstance(texts, list) or len(texts) != len(matrices) for texts in (names, groups or names)):
-        raise ValueError("as many names and groups as matrices are due")
+        raise ValueError("expected one name and one group per matrix")
     return ImageConfusions(names, groups, matrices)

@@ -26,7 +26,7 @@ Score = float | None
 
 
 class ClassScores(_Part):
-    """Of one class; null where the denominator is zero."""
+    """The scores of one class; null where the denominator is zero."""
 
     name: str
     iou: Score = Field(ge=0, le=1, description="TP / (label + prediction - TP)")
@@ -155,7 +155,7 @@ class Measure:
 
     @property
     def label(self) -> str:
-        """Converts a stored value, which is in bytes where an axis shows MiB."""
+        """The heading of stored values, which are in bytes where an axis shows MiB."""
         return f"{self.title}, bytes" if self.unit == "bytes" else self.title
 
     @property

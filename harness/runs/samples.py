@@ -53,8 +53,8 @@ def save_labels(
 ) -> None:
     """Labels [H, W] as an indexed PNG with the palette, or a TIFF by the path's suffix, atomically.
 
-    `codes`: the value 0..65535 of each class in the file, in place of its index; above 255 it has 16 bits and no
-    colours. `tags`: further ones of a TIFF.
+    `codes`: the value 0..65535 of each class in the file, in place of its index; if one is above 255, the file has 16
+    bits and no colours. `tags`: further tags of a TIFF.
     """
     values, table = labels, _table(palette)
     if codes is not None:

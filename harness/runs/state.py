@@ -27,7 +27,7 @@ class RunState(enum.StrEnum):
     TO_DO = "to do"
     """Never started."""
     WAITING = "waiting"
-    """For its search, which selects its hyperparameters."""
+    """Waits for its search, which selects its hyperparameters."""
 
     @property
     def final(self) -> bool:
@@ -41,7 +41,7 @@ class RunState(enum.StrEnum):
 
     @property
     def mlflow(self) -> str:
-        """MLflow's name for it."""
+        """MLflow's name for the state."""
         return _MLFLOW.get(self, "FAILED")
 
     @property

@@ -147,7 +147,7 @@ def sync(runs: Path, uri: str | None = None) -> Summary:
             continue
         if store is None:
             store = _connect(runs, location)
-            with contextlib.suppress(Exception):  # then each run is asked for
+            with contextlib.suppress(Exception):  # then each run is requested by itself
                 store.read_ahead()
         try:
             if store.update(record):

@@ -165,7 +165,7 @@ def _artifacts(run: RunFolder) -> list[tuple[Path, str | None]]:
     files = (run.result_path, run.spec_path, run.log_path, run.delta_path)
     samples = [] if run.samples_path.is_symlink() else sorted(run.samples_path.glob("*.png"))
     found = [*((path, None) for path in files), *((path, "samples") for path in samples)]
-    return [(path, folder) for path, folder in found if path.is_file() and not path.is_symlink()]  # not what is linked
+    return [(path, folder) for path, folder in found if path.is_file() and not path.is_symlink()]  # follows no links
 
 
 def _curve(points: Iterable[dict[str, Any]], batch_size: int, started: int) -> Iterator[MetricRow]:

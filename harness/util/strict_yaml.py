@@ -34,7 +34,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     }
 
 
-# PyYAML's own patterns, without numbers to the base of 60.
+# PyYAML's own patterns, without numbers in base 60.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int",
     re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
@@ -61,7 +61,7 @@ def load(text: str) -> Any:
         _check_nodes(node)
         try:
             return loader.construct_document(node)
-        except (ValueError, OverflowError) as error:  # such as of `!!timestamp 2024-13-45`
+        except (ValueError, OverflowError) as error:  # for example, of `!!timestamp 2024-13-45`
             raise Unacceptable(str(error)) from error
     finally:
         loader.dispose()

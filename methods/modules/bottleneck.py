@@ -1,4 +1,4 @@
-"""The bottleneck of adapters: down to a narrow width, a non-linearity, up again; starts as nothing."""
+"""The bottleneck of adapters: down to a narrow width, a non-linearity, up again; it adds zero at the start."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class ConvAdapterModule(nn.Module):
     """x [B, C, h, w] -> scale ⊙ point(act(depth x)), of the size of what leaves the place.
 
     `depth` narrows C to C/γ channels; each of them sees γ channels. `point` widens to the place's output channels and
-    starts at zero; the scale, one a channel, starts at one.
+    starts at zero; the scale, one per channel, starts at one.
     """
 
     def __init__(self, place: Place, compression: int, activation: str):
@@ -113,7 +113,7 @@ def _between_stages(backbone: StagedBackbone) -> Iterator[Place]:
 
 
 def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
-    """In order of registration, without those of attention, MLP and shortcut."""
+    """The convolutions in order of registration, without those of attention, MLP and shortcut."""
     named = [(set(name.split(".")), layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
     return [layer for path, layer in named if not path & {"attn", "mlp", "downsample"}]
 

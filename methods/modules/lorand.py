@@ -10,8 +10,8 @@ from torch.nn import functional as F
 class LowRankAdapter(nn.Module):
     """x [..., C] -> x + scale · GELU(x W_down) W_up, W_down = Σᵢ Pᵢ Kᵢ Qᵢ [C, n], W_up = Σᵢ Rᵢ Kᵢ Sᵢ [n, C].
 
-    `branches` α terms of rank β; the kernels Kᵢ [β, β] serve both projections. Each factor is uniform within one over
-    the root of its columns' number (Kaiming with a = √5), S zero.
+    `branches` α terms of rank β; the kernels Kᵢ [β, β] serve both projections. Each factor is uniform within ±1 / √n,
+    n being its number of columns (Kaiming with a = √5); S is zero.
     """
 
     def __init__(self, channels: int, width: int, branches: int, rank: int, scale: float):

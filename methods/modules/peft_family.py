@@ -1,7 +1,7 @@
 """Layers of HF peft inside a frozen backbone: which layers, how peft is called, and how its layers are merged.
 
-peft wraps whole layers. A projection that holds queries, keys and values in one matrix is therefore first seen as its
-parts, so that a method reaches the one that its paper names; the matrix itself stays one frozen tensor.
+peft wraps whole layers. A projection that holds queries, keys and values in one matrix is therefore first split into
+views of its parts, so that a method can adapt those that its paper names; the matrix itself stays one frozen tensor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Target:
     kernel: int = 1
     """Cells of the convolution's kernel; 1 for a Linear."""
     start: int = 0
-    """Of a part: its first row in the fused projection."""
+    """The first row of a part in the fused projection."""
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class Rows(nn.Linear):
         return self._source[0].weight[self._rows]
 
     @property
-    def bias(self) -> Tensor | None:  # as the weight
+    def bias(self) -> Tensor | None:  # a view as well
         bias = self._source[0].bias
         return None if bias is None else bias[self._rows]
 
@@ -132,7 +132,7 @@ class SplitProjection(nn.Module):
 
 
 class _AsSequence:
-    """Hooks that let a layer see [B, ..., C] as [B, N, C], for layers that take four dimensions for a convolution's."""
+    """Hooks that reshape [B, ..., C] to [B, N, C], for layers that take four dimensions for a convolution's input."""
 
     shape: torch.Size = torch.Size()
 
@@ -146,7 +146,7 @@ class _AsSequence:
 
 
 def see_sequences(backbone: StagedBackbone, targets: list[Target]) -> None:
-    """Give the wrapped Linear layers among the targets [B, N, C], whatever the shape of what they are called with."""
+    """Reshape the inputs of the wrapped Linear layers among the targets to [B, N, C]."""
     for target in targets:
         layer: Any = backbone.get_submodule(target.name)
         if isinstance(layer.base_layer, nn.Linear):
@@ -179,7 +179,7 @@ def inject(backbone: StagedBackbone, targets: list[Target], config: Any) -> None
         parameter.requires_grad_(id(parameter) in trained)
     wrapped = {name for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}
     if wrapped != names:
-        raise RuntimeError(f"peft wrapped {sorted(wrapped ^ names)[0]} against the configuration")
+        raise RuntimeError(f"peft wrapped other layers than configured; the first that differs: {min(wrapped ^ names)}")
 
 
 def fold(backbone: StagedBackbone) -> None:
@@ -214,7 +214,7 @@ def largest_divisor(number: int, at_most: int) -> int:
 
 
 def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of `number` that is nearest to `wanted`; of two, the smaller."""
+    """The divisor of `number` that is nearest to `wanted`; of two equally near ones, the smaller."""
     if wanted >= number:
         return number
     below = largest_divisor(number, wanted)

@@ -21,7 +21,7 @@ class SharedRefinement(nn.Module):
 class Refinement(nn.Module):
     """f [B, C, h, w] -> f + scale·refine(A·token_to_feature(T) + f), A = softmax(f Tᵀ / √C), T = a b, [m, C].
 
-    The first token takes its share of the softmax and adds nothing: the way to say that no token fits.
+    The first token takes its share of the softmax and adds nothing, for features that no token fits.
     """
 
     def __init__(self, shared: SharedRefinement, owner: bool, channels: int, tokens: int, rank: int, patch: int):

@@ -29,7 +29,7 @@ class Activations:
 
 
 class Tap(nn.Module):
-    """The identity on maps [B, C, h, w], which notes a detached copy of them."""
+    """The identity on maps [B, C, h, w]; keeps a detached copy of them."""
 
     def __init__(self, block: int, activations: Activations):
         super().__init__()
@@ -113,7 +113,7 @@ class Ladder(nn.Module):
 def ladder_parameters(
     rungs: Sequence[Sequence[int]], channels: Sequence[int], widths: Sequence[int], expansion: int
 ) -> int:
-    """The parameters of `Ladder`; `rungs` are the channels of the tapped blocks, by stage."""
+    """The number of a `Ladder`'s parameters in closed form; `rungs`: channels of the tapped blocks, by stage."""
     total = -1  # the first rung has no gate
     for blocks, width in zip(rungs, widths, strict=True):
         for block_channels in blocks:

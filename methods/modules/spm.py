@@ -28,8 +28,9 @@ class OnePass(list[Tensor]):
 class Matcher(nn.Module):
     """f [B, C, h, w] -> f + s f + r p, where the prompts s and p are refined over T iterations at a coarser resolution.
 
-    With P average pooling by `pool`, r the root mean square of P f over all of an image, and P f / r a constant to the
-    gradient; h_T' and m_T' are what the matcher before hands on with `carry`, else 0; maps are [B, ., h/pool, w/pool]:
+    With P average pooling by `pool`, r the root mean square of P f over all of an image, and P f / r detached from the
+    gradient; h_T' and m_T' are what the previous matcher passes on with `carry`, else 0; maps are
+    [B, ., h/pool, w/pool]:
 
         x       = conv1x1(P f / r)                           C -> d
         h_0     = tanh(x + h_T')
@@ -37,9 +38,9 @@ class Matcher(nn.Module):
         h_t     = ConvGRU(h_{t-1}, [x, softmax(m_{t-1})])    t = 1 .. T
         s, p    = upsample(conv1x1(h_T))                     d -> 2 C, zero at the start
 
-    How large a network's maps are is its own convention: a ViT's can have r = 0.05 after its first blocks, an
-    EfficientNet's r = 8. The matcher is invariant to it: a f instead of f changes its output by the factor a. As no
-    gradient passes what it reads, its semantic maps teach it and, through what is carried, the matchers before it.
+    The magnitude of maps differs between networks: a ViT's can have r = 0.05 after its first blocks, an EfficientNet's
+    r = 8. The matcher does not depend on it: scaling f by a scales its output by a. No gradient flows through what it
+    reads; the loss of its semantic maps trains it and, through what is carried, the matchers before it.
 
     The GRU is the convolutional one of Ballas et al. (arXiv 1511.06432, section 3) with each convolution depth-wise
     separable. What does not change over t, the convolution of x, is computed once. The 1×1 convolutions to and from
@@ -78,7 +79,7 @@ class Matcher(nn.Module):
         nn.init.zeros_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
         self.received: OnePass | None = None
-        """h_T and m_T of the matcher before: the list that is its `handed_on`; None: nothing is carried."""
+        """h_T and m_T of the previous matcher: the list that is its `handed_on`; None: nothing is carried."""
         self.handed_on: OnePass | None = None
         self.semantic_maps = OnePass()
         """m_0 .. m_T of the last training forward pass, for the auxiliary loss."""
@@ -99,7 +100,7 @@ class Matcher(nn.Module):
         return torch.addcmul(shifted, _resize(scale, feature_map), feature_map)
 
     def _refine(self, x: Tensor) -> Tensor:
-        """x [B, d, h, w] -> h_T. Takes what the matcher before hands on, and hands on."""
+        """x [B, d, h, w] -> h_T. Takes what the previous matcher passed on, and passes on its own."""
         carried = [] if self.received is None else [_resize(tensor, x) for tensor in self.received.take()]
         context = carried[1] if len(carried) > 1 else None
         state = torch.tanh(x + carried[0] if carried else x)
@@ -167,7 +168,7 @@ class SeparableGRUCell(nn.Module):
     def project_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is the same at every iteration: [W_z x, W_r x] as [B, 2d, h, w], and W_n x as [B, d, h, w].
 
-        Taken apart once: each slice of its own would cost a map of zeros in the backward pass.
+        Split once: slices taken one by one would each cost a map of zeros in the backward pass.
         """
         hidden = x.shape[1]
         gates, new = self.input_pointwise(self.input_depthwise(x)).split([2 * hidden, hidden], dim=1)

@@ -33,8 +33,8 @@ class Border(nn.Module):
     """Pixels around the image, and the maps cut back to the image.
 
     `surround` makes the image larger by `margin` pixels on each side: `width` of its own, next to the image, and
-    outside of them the mean colour (zero), so that `margin` is a multiple of every stride. `forward`, the other end,
-    takes the cells of the margin off the maps. What is left is as large as the image's own maps and lies where they do.
+    outside of them the mean colour (zero), so that `margin` is a multiple of every stride. `forward`, at the other end,
+    crops the cells of the margin from the maps. What remains has the size and the position of the image's own maps.
 
     The pixels are stored for an image of `side`; along its borders they are resampled to the size of each image. They
     are parameters if they are `learned`, and else buffers, which a delta stores as well.

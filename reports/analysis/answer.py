@@ -56,11 +56,11 @@ def _sentences(here: pd.DataFrame, comparison: Comparison, write: Callable[[floa
         for reason, here in of[verdict].groupby("to_best_reason"):
             yield f"{verdict.capitalize()}: {', '.join(here['label'])} ({reason})."
     if (tested["to_best_seeds"] == 2).any():
-        yield "With two seeds, verdicts are wrong more often than they say."
+        yield "With two seeds, verdicts are wrong more often than the nominal 5 %."
     if 0 < best.groups < FEW_GROUPS:
         yield f"The test images are only {counted(best.groups, 'group')}."
     if best.rare_classes:
-        yield f"Classes in fewer than {RARE} groups: {best.rare_classes}; verdicts are less sure."
+        yield f"Classes in fewer than {RARE} groups: {best.rare_classes}; verdicts are less reliable."
     yield from about_labels
 
 

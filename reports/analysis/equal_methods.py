@@ -1,7 +1,7 @@
-"""How often two equal methods get a verdict on real runs: one method, whose seeds are dealt to two sides.
+"""How often two equal methods get a verdict on real runs: one method, whose seeds are split at random into two sides.
 
-`python -m reports.analysis.equal_methods FINGERPRINT --runs runs` takes a run and all that differ from it in their seed
-alone. Each deal draws twice S of these seeds, pairs them by chance, and compares the two sides as a report compares two
+`python -m reports.analysis.equal_methods FINGERPRINT --runs runs` takes a run and all that differ from it only in their
+seed. Each deal draws 2 S of these seeds at random, pairs them, and compares the two sides as a report compares two
 methods. Every verdict is wrong; 5 % are nominal. Deals share runs, so a rate has a larger error than that of as many
 independent experiments: the more seeds, the better.
 """
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"{len(runs)} seeds, mIoU {scores.mean():.4f} ± {scores.std(ddof=1):.4f}, {runs[0].groups} groups of images\n"
     )
-    print("| seeds a side | wrong verdicts | half width of the interval |")
+    print("| seeds per side | wrong verdicts | half width of the interval |")
     print("| ---: | ---: | ---: |")
     for seeds in (count for count in SEEDS if 2 * count <= len(runs)):
         wrong, half = wrong_verdicts(runs, seeds)

@@ -1,4 +1,4 @@
-"""The finished runs of one setting, paired by seed: differences, verdicts, and what each class has to do with them."""
+"""The finished runs of one setting, paired by seed: differences, verdicts, and the share of each class in them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ BEST, TIED = "best", "tied"
 
 
 class Size(NamedTuple):
-    """Of a label's test images. Zeros where none can be read."""
+    """The numbers of a label's test images, groups and rare classes; zeros if no image can be read."""
 
     images: int = 0
     groups: int = 0
     rare_classes: int = 0
-    """Labelled in fewer groups than `RARE`. None counts where the score is that of one class."""
+    """Classes that are labelled in fewer groups than `RARE`; 0 if the score is that of one class."""
 
 
 class ToBest(NamedTuple):
@@ -56,7 +56,7 @@ class ToBest(NamedTuple):
     reason: str = ""
     """Why there is no verdict."""
     seeds: int = 0
-    """Of the comparison."""
+    """The seeds that are compared."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Paired:
         }
 
     def differences_to(self, reference: str) -> tuple[dict[str, Difference], dict[str, str]]:
-        """Of every other label, minus the reference: the comparisons of one table, and why others are not in it."""
+        """The differences of other labels to the reference: the comparisons of one table; and why others have none."""
         if reference not in self._tables:
             found, reasons = {}, {}
             for label in sorted(self.runs.keys() - {reference}):
@@ -167,7 +167,7 @@ class Paired:
         return pairs
 
     def _resample(self, fingerprint: str) -> Resampled:
-        """Of one class, only the groups in which a run of the setting has it: others say nothing about its IoU."""
+        """For the score of one class, only the groups in which a run of the setting has it: others do not affect it."""
         if fingerprint not in self._resampled:
             run = self._read[fingerprint]
             if isinstance(self._metric, str):
@@ -230,7 +230,7 @@ def _verdict(row: Mapping[str, Any], p: float) -> str:
 def against_best(paired: Paired, means: pd.Series) -> dict[str, ToBest]:
     """Every label of a setting, compared with the best one.
 
-    Which one that is is known only from the scores, so any two labels could have been compared: see `differs_among`.
+    The best one is only known from the scores, so any two labels could have been compared: see `differs_among`.
     """
     best = str(means.idxmax())
     differences, reasons = paired.differences_to(best)
@@ -245,7 +245,7 @@ def against_best(paired: Paired, means: pd.Series) -> dict[str, ToBest]:
 
 
 def shares_of_classes(paired: Paired, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of every comparison in `rows`: one row per class."""
+    """One row per class for every comparison in `rows`."""
     found = []
     for row in rows:
         shares = paired.shares(row["label"], row["reference"]) if row["seeds"] else None
@@ -258,7 +258,7 @@ def shares_of_classes(paired: Paired, rows: Sequence[Mapping[str, Any]]) -> list
 
 
 def power_of(paired: Paired, reference: str) -> list[dict[str, Any]]:
-    """How many seeds it takes to tell half a point, and a point, from zero, by the variances that were seen."""
+    """How many seeds it takes to distinguish half a point, and a point, from zero, given the observed variances."""
     differences = list(paired.differences_to(reference)[0].values()) if reference in paired.runs else []
     seen = Variances.of(differences)
     if seen is None:

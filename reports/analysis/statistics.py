@@ -47,8 +47,8 @@ def pareto_front(cost: Sequence[float] | np.ndarray, value: Sequence[float] | np
 
 
 # ---- over settings ---------------------------------------------------------------------------------------------------
-# Scores are an array [settings, methods] in 0..1 without gaps. Each function gives one number a method. The measures
-# are after TabArena (Erickson et al., arXiv 2506.16791), with 1 - score as the error.
+# Scores are an array [settings, methods] in 0..1 without gaps. Each function gives one number per method. The measures
+# follow TabArena (Erickson et al., arXiv 2506.16791), with 1 - score as the error.
 
 
 def mean_ranks(scores: np.ndarray) -> np.ndarray:
@@ -67,8 +67,8 @@ def win_rates(scores: np.ndarray) -> np.ndarray:
 
 
 def improvability(scores: np.ndarray) -> np.ndarray:
-    """[settings, methods] -> [methods]: by what share of its error the best method of a setting is below a method, on
-    average; 0 where a method is the best everywhere.
+    """[settings, methods] -> [methods]: by what share of a method's error the best method of a setting has a lower one,
+    mean over settings; 0 for a method that is the best everywhere.
     """
     errors = 1 - scores
     gap = errors - errors.min(1, keepdims=True)
@@ -79,7 +79,7 @@ def elo(scores: np.ndarray, reference: int = 0) -> np.ndarray:
     """[settings, methods] -> [methods]: Elo ratings. 400 points are odds of ten to one; the reference has 1000.
 
     The maximum of the Bradley-Terry likelihood of all comparisons in all settings; a standard normal prior on each
-    strength keeps a method finite that always wins.
+    strength keeps the rating of a method that always wins finite.
     """
     wins = _wins(scores)
     played = wins + wins.T

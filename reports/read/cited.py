@@ -75,7 +75,7 @@ def _read(file: Traversable | Path) -> Iterator[PublishedScore]:
     while True:
         try:
             fields = next(rows, None)
-        except csv.Error as error:  # such as a field of more than 128 KiB
+        except csv.Error as error:  # for example, a field of more than 128 KiB
             raise UserError(f"{error}").at(f"--published {file}: line {rows.line_num + 1}") from error
         if fields is None:
             return
@@ -88,7 +88,7 @@ def _read(file: Traversable | Path) -> Iterator[PublishedScore]:
 
 
 def match(published: Sequence[PublishedScore], comparison: Comparison, metric: str) -> pd.DataFrame:
-    """One row per published score and setting that it belongs to, measured there or not; shares and counts, as of runs.
+    """One row per published score and setting that it belongs to, measured there or not; in the units of runs.
 
     `measured` is the mean of the method's label there, `difference` is measured minus published; a method with several
     labels in a setting has a row for each.

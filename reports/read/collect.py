@@ -175,7 +175,7 @@ def collect(root: Path, study: Path | None = None, data: Path = Path("data")) ->
 
 
 def _fingerprints(plan: Plan, searches: Iterable[SearchRecord]) -> set[str]:
-    """Of the runs of a study's cells and of its searches' trials."""
+    """The fingerprints of the runs of a study's cells and of its searches' trials."""
     cells = {cell.spec.fingerprint for cell in plan.cells if cell.spec is not None}
     trials = (search.trials for search in searches)
     return cells.union(*(one for frame in trials for one in (frame["fingerprint"], *frame["others"])))
@@ -233,7 +233,7 @@ def _setting_of(cell: PlannedCell) -> tuple[str, ...]:
 
 
 def _outcome_without_run(cell: PlannedCell) -> Outcome:
-    """The reason of a cell whose run was not read."""
+    """The outcome of a cell whose run was not read."""
     state = RunState(cell.state)
     if state is RunState.DONE:  # its folder disappeared after planning
         return Outcome(RunState.TO_DO)

@@ -94,7 +94,7 @@ def _labels(runs: pd.DataFrame) -> list[str]:
         changes = [[(name, values[name]) for name in varied if name in values and values[name] != defaults.get(name)]
                    for values in sets]  # fmt: skip
         texts = [", ".join(f"{name}={_brief(value)}" for name, value in pairs) for pairs in changes]
-        if len(set(texts)) < len({str(pairs) for pairs in changes}):  # they differ in their last digits alone
+        if len(set(texts)) < len({str(pairs) for pairs in changes}):  # they only differ in their last digits
             texts = [", ".join(f"{name}={value}" for name, value in pairs) for pairs in changes]
         for index, text in zip(group.index, texts, strict=True):
             labels[index] += f"({text})" if text else ""
@@ -106,7 +106,7 @@ def _brief(value: Any) -> str:
 
 
 def _defaults(method: str) -> dict[str, Any]:
-    """The version of an installed method; empty for another."""
+    """The defaults of an installed method's hyperparameters; empty for another method."""
     try:
         return {name: field.default for name, field in methods.get(method).Hyperparameters.model_fields.items()}
     except UserError:
@@ -130,7 +130,7 @@ def frame_of_classes(root: Path, results: Mapping[str, RunResult]) -> pd.DataFra
 
 
 def _palette(delta: Path) -> list[str]:
-    """The colours of a dataset's classes, which of a run only its delta holds; empty where it cannot be read."""
+    """The colours of a dataset's classes, which only the delta of a run holds; empty if it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -24,12 +24,12 @@ MISSING = "missing"
 
 
 def state_name(state: RunState) -> str:
-    """As the column `state` of a report's data has it."""
+    """The state's name in the column `state` of a report's data."""
     return MISSING if state in (RunState.TO_DO, RunState.WAITING) else state.value
 
 
 def state_label(name: str) -> str:
-    """The same for people."""
+    """The label of such a name in tables."""
     return name if name == MISSING else RunState(name).label
 
 

@@ -101,7 +101,7 @@ def _markdown_text(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` of booktabs, to be pasted or `\\input`. What follows a heading's last comma is a line of its own."""
+    """A `table` of booktabs, to be pasted or `\\input`. What follows a heading's last comma gets a line of its own."""
     kinds = [cell.kind for cell in table.rows[0]] if table.rows else ["text"] * len(table.header)
     headings = [name.rpartition(", ")[::2] if ", " in name else (name, "") for name in table.header]
     lines = [

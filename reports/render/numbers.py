@@ -30,18 +30,18 @@ class NumberFormat:
         return " (points)" if self.unit == "percent" else ""
 
     def score(self, value: float) -> str:
-        """Of a share, such as an mIoU."""
+        """A share, such as an mIoU."""
         return self._share(value, "")
 
     def difference(self, value: float) -> str:
-        """Of two scores, with its sign."""
+        """The difference of two scores, with its sign."""
         return self._share(value, "+")
 
     def plain(self, value: float) -> str:
         return DASH if math.isnan(value) else self._localised(f"{value:.2f}")
 
     def percent(self, value: float) -> str:
-        """Of a share that is no score, such as a win rate."""
+        """A share that is not a score, such as a win rate."""
         return DASH if math.isnan(value) else self._localised(f"{100 * value:.1f}")
 
     def whole(self, value: float) -> str:

@@ -19,7 +19,7 @@ from reports.render.numbers import DASH, NumberFormat
 
 
 def significance_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
-    """One table a setting and reference: every method's difference to it, and the verdict."""
+    """One table per setting and reference: every method's difference to it, and the verdict."""
     tables = []
     power = {(row.setting, row.reference): row for row in rows_of(comparison.power)}
     groups = comparison.significance.groupby(["setting_name", "setting", "reference"], sort=False)
@@ -53,7 +53,7 @@ _MARKS: dict[str, Mark] = {BETTER: "better", WORSE: "worse", SAME: "same"}
 
 
 def _about_verdicts(rows: pd.DataFrame) -> Iterator[str]:
-    """How the verdicts of a table came about, and what they do not bear."""
+    """How the verdicts of a table were reached, and their limits."""
     tested = rows[rows["p"].notna()]
     if len(tested):
         yield (
@@ -69,12 +69,12 @@ def _about_verdicts(rows: pd.DataFrame) -> Iterator[str]:
         if not compared["groups_known"].all():
             yield "Some runs do not record groups: each of their images counts as one, and intervals may be too narrow."
         if groups < FEW_GROUPS:
-            yield f"With fewer than {FEW_GROUPS} groups, the variance over images is badly known."
+            yield f"With fewer than {FEW_GROUPS} groups, the variance over images is poorly estimated."
         rare = int(compared["rare_classes"].max())
         if rare:
             yield (
                 f"{counted(rare, 'class', 'classes')} labelled in fewer than {RARE} groups: verdicts are wrong more "
-                "often than they say."
+                "often than the nominal 5 %."
             )
     if (rows["seeds"] == 1).any():
         yield "One seed shows how these trained networks differ, not how the methods do: there is no verdict."
@@ -97,7 +97,7 @@ CLASSES = 12
 
 
 def share_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
-    """One table a setting and reference: what each class adds to the difference of every method."""
+    """One table per setting and reference: what each class adds to the difference of every method."""
     tables = []
     groups = comparison.shares.groupby(["setting_name", "reference", "setting"], sort=False)
     for number, ((name, reference, setting), rows) in enumerate(groups, 1):
@@ -131,7 +131,7 @@ def share_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
 
 
 def dev_test_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table]:
-    """One table a setting: the score of each tuned method on the dev part and on the test part."""
+    """One table per setting: the score of each tuned method on the dev part and on the test part."""
     tables = []
     groups = comparison.dev_test.groupby(["setting_name", "setting"], sort=False)
     for number, ((name, setting), rows) in enumerate(groups, 1):

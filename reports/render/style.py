@@ -42,7 +42,7 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.4, 1.4), (6, 1.6, 1.4,
 REFERENCES = {"full": "s", "linear": "o"}
 """The references, which delimit the range of methods: black, without a hue."""
 LINES = {"full": (5, 3), "linear": (1, 2), HEAD_ONLY: (1, 2)}
-"""The dashes of the lines at the scores of the references, by their labels in print."""
+"""The dashes of the lines at the scores of the references, by their labels as shown."""
 
 SHIPPED = [
     "spm",

@@ -77,7 +77,7 @@ class TableLayout:
 def result_tables(
     comparison: Comparison, published: pd.DataFrame, layout: TableLayout, numbers: NumberFormat
 ) -> list[Table]:
-    """One table a backbone with its weights, head and budget: methods are rows, datasets columns."""
+    """One table per backbone with its weights, head and budget: methods are rows, datasets columns."""
     groups = comparison.summary.groupby(["backbone", "weights", "head", "budget_digest"], sort=True)
     blocks = [_Block(rows, comparison, published, numbers) for _, rows in groups]
     names = [block.name for block in blocks]
@@ -120,7 +120,7 @@ class _Block:
         self.full_name = f"{self.name}, weights {first['weights']}, budget {first['budget_digest'][:8]}"
 
     def labels(self, sort: str) -> list[str]:
-        """In the order of the rows; labels without a value come last in either direction."""
+        """The labels in the order of the rows; those without a value come last in either direction."""
         name = sort.removeprefix("-")
         ranks = pd.Series(range(len(self.means)), self.means.index, dtype=float)  # in the order of their labels
         if name != "label":
@@ -204,7 +204,7 @@ class _Block:
 
 
 def _state(name: str) -> str:
-    """Of a run without a score; one that is done has none where every class is absent."""
+    """The state of a run without a score; one that is done has none where every class is absent."""
     return "undefined" if name == RunState.DONE else state_label(name)
 
 

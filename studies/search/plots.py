@@ -72,7 +72,7 @@ def _save(plot: Callable[[], Any], size: tuple[float, float], path: Path) -> Pat
 
 
 def _space_out(axes: Axes) -> None:
-    """Labels at powers of ten, or at 1, 2 and 5 within few of them: matplotlib's own overlap here."""
+    """Put labels at powers of ten, on a short axis also at 2 and 5 times these: matplotlib's own labels overlap."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     low, high = axes.get_xlim()

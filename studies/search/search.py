@@ -119,7 +119,7 @@ class Search:
         self._url = storage or sqlite_url(store.root / "optuna.db")
         with quiet_optuna():
             self._storage, self._study = self._open()
-        # It shows other workers that this one is alive.
+        # This lock shows other workers that this one is alive.
         self._resources.enter_context(locks.lock(self._locks, self._worker))
         self.trials: list[Trial] = self.folder.trials()
         """The trials as last read."""

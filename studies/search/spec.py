@@ -1,6 +1,7 @@
-"""The definition of a search and its folder: ranges, objectives, identity, recorded trials. Free of torch and Optuna.
+"""The definition of a search and its folder: ranges, objectives, identity, recorded trials.
 
-`search.py` proposes and records trials; plans of studies and reports use this module.
+`search.py` proposes and records trials. Plans of studies and reports use this module, so it imports neither torch nor
+Optuna.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ class SearchSpec(BaseModel):
 
     @property
     def seed(self) -> int:
-        """Of the sampler."""
+        """The sampler's seed."""
         return self.seeds[0]
 
     @cached_property
@@ -247,7 +248,7 @@ class SearchSpec(BaseModel):
 
 
 class TrialState(enum.StrEnum):
-    """Optuna's states of a trial. The value is what files and tables have."""
+    """Optuna's states of a trial. The value is used in files and tables."""
 
     RUNNING = "running"
     COMPLETE = "complete"

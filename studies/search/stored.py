@@ -1,4 +1,4 @@
-"""What a search stores with a trial in Optuna, and how its value is computed from the runs. Free of Optuna."""
+"""What a search stores with a trial in Optuna, and how its value is computed from the runs. Does not import Optuna."""
 
 from __future__ import annotations
 

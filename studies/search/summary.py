@@ -134,7 +134,7 @@ def _write_recipes(folder: SearchFolder, request: Request, trials: list[Trial], 
 
 
 def _front(spec: SearchSpec, trials: list[Trial], study: Study) -> list[Trial]:
-    """The Pareto front, sorted by the first objective, best first; of trials of one run only the earliest."""
+    """The Pareto front, sorted by the first objective, best first; of several trials of one run, only the earliest."""
     numbers = {trial.number for trial in study.best_trials}
     distinct = {trial.fingerprint: trial for trial in reversed(trials) if trial.number in numbers and trial.values}
     maximized = OBJECTIVES[spec.objectives[0]].better == "higher"
@@ -164,7 +164,7 @@ def _importances(study: Study) -> tuple[BaseImportanceEvaluator | None, dict[str
     complete = len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))
     if complete < MIN_TRIALS:
         return None, f"{complete} complete trials; {MIN_TRIALS} are needed"
-    # The best tenth, but five trials at least, as the evaluator's page advises.
+    # The best tenth, but at least five trials, as Optuna's documentation of the evaluator advises.
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, 5 / complete))
     return evaluator, optuna.importance.get_param_importances(study, evaluator=evaluator)
 

@@ -87,17 +87,17 @@ def test_step_options_state_whether_results_change(tables):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--only", "loop"], "error: --only loop: no such name; did you mean loops?"),
         (["--methods", "spn"], "error: --methods spn: no such name; did you mean spm"),
-        (["--rounds", "0"], "error: --rounds 0: give 1 or more"),
+        (["--rounds", "0"], "error: --rounds 0: use 1 or more"),
     ],
 )
-def test_missing_measurement_is_a_one_line_note(arguments, said):
+def test_wrong_argument_is_a_one_line_error(arguments, expected):
     done = benchmarks(*arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith(said)
+    assert done.stderr.startswith(expected)
     assert done.stderr.count("\n") == 1
 
 

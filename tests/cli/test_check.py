@@ -88,7 +88,7 @@ def test_contact_sheet_overwrites_nothing(street: Path) -> None:
     assert not (street / "new.png").exists()
 
 
-def test_parts_that_are_held_out_are_said(street: Path) -> None:
+def test_parts_that_are_held_out_are_printed(street: Path) -> None:
     patterns = "image: images/train/{stem}\nmask: masks/train/{stem}\n"
     (street / "dataset.yaml").write_text(f"classes: [sky, road, tree]\n{patterns}splits: {{test: 0.5}}\n")
     output = call("check", street, "--runs", street / "runs")

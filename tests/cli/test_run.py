@@ -46,14 +46,14 @@ def test_run_warns_of_shared_groups_and_small_crops_on_stderr_and_in_its_log(col
     command = run_arguments(tmp_path / "shared", budget, tmp_path / "runs", "--method", "linear")
     output = call(*command)
     assert output.code == 0
-    told = [line.removeprefix("warning: ") for line in output.err.splitlines() if line.startswith("warning: ")]
-    assert [line.partition(" (")[0] for line in told] == [
+    printed = [line.removeprefix("warning: ") for line in output.err.splitlines() if line.startswith("warning: ")]
+    assert [line.partition(" (")[0] for line in printed] == [
         "shared: train and test share 5 groups",
         "shared: the crop [32, 24] covers 38 % of the images' width, 24 of 64 pixels, at working size; use one closer "
         "to [64, 64], or a smaller `scale`",
     ]
     log = Path(output.out.splitlines()[-1], "log.txt").read_text()
-    assert all(f"warning: {line}" in log for line in told)
+    assert all(f"warning: {line}" in log for line in printed)
 
 
 def test_run_on_the_dev_part_says_where_it_comes_from(colours: Path, tmp_path: Path) -> None:
@@ -85,9 +85,7 @@ def test_finished_run_is_printed_and_not_trained(finished: list[str | Path]) -> 
 
 
 @pytest.mark.parametrize("name", ["confusions.npz", "delta.safetensors"])
-def test_run_of_which_a_file_was_changed_is_executed_again(
-    name: str, colours: Path, tiny: Path, tmp_path: Path
-) -> None:
+def test_run_with_a_changed_file_is_executed_again(name: str, colours: Path, tiny: Path, tmp_path: Path) -> None:
     arguments = run_arguments(colours, tiny, tmp_path / "runs", "--method", "linear")
     folder = train(colours, tiny, tmp_path / "runs", "--method", "linear")
     content = bytearray((folder / name).read_bytes())

@@ -135,7 +135,7 @@ def test_workers_do_not_change_the_stream(dataset):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_more_steps_go_on_where_fewer_stop(dataset):
+def test_longer_budget_continues_the_stream_of_a_shorter_one(dataset):
     short, long = stream(dataset, steps=2), stream(dataset, steps=9)
     assert (len(short), len(long)) == (8, 36)
     assert all(torch.equal(short[position][0], long[position][0]) for position in range(8))

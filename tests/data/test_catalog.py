@@ -133,7 +133,7 @@ def test_one_group_cannot_be_split(refusal):
     )
 
 
-def test_own_dev_split_is_evaluated_on_and_never_fitted_on():
+def test_own_dev_split_is_evaluated_on_and_never_trained_on():
     dataset = Groups("aabb", dev="cd")
     train, dev, test = (dataset.samples(split) for split in ("train", "dev", "test"))
     assert split_samples(dataset, "dev", 0.2) == (train, dev)
@@ -158,7 +158,7 @@ def camvid(tmp_path) -> SegmentationDataset:
     return open_dataset(str(description), tmp_path, tmp_path / "cache")
 
 
-def test_camvid_is_fitted_on_train_selected_on_val_and_reported_on_test(camvid):
+def test_camvid_is_trained_on_train_selected_on_val_and_reported_on_test(camvid):
     assert len(camvid.digest) == 64
     sizes = {part: [len(samples) for samples in split_samples(camvid, part, 0.2)] for part in ("dev", "report")}
     assert sizes == {"dev": [367, 101], "report": [367, 233]}

@@ -148,9 +148,12 @@ def test_one_file_with_a_fraction_and_file_names_of_other_folders(tmp_path: Path
     [
         ("classes: [road, car]\n", "unlabelled: which class are pixels outside of all objects? Expected one of"),
         ("classes: [road, car]\nunlabelled: sky\n", "unlabelled: sky: which class are pixels outside"),
-        ("classes: [road, sky]\nunlabelled: sky\n", "category 'car' (id 3) is no class; add it to `classes`, or"),
-        ("classes: {9: road, 4: car}\nunlabelled: ignore\n", "category 'car' (id 3) is no class"),
-        ("classes: [road, car]\nunlabelled: road\nreduce_zero_label: true\n", "reduce_zero_label: is for masks, not"),
+        ("classes: [road, sky]\nunlabelled: sky\n", "category 'car' (id 3) is not a class; add it to `classes`, or"),
+        ("classes: {9: road, 4: car}\nunlabelled: ignore\n", "category 'car' (id 3) is not a class"),
+        (
+            "classes: [road, car]\nunlabelled: road\nreduce_zero_label: true\n",
+            "reduce_zero_label: is only for masks, not",
+        ),
     ],
 )
 def test_description_must_say_what_everything_is(tmp_path: Path, refusal: Refusal, text: str, complaint: str) -> None:
@@ -161,13 +164,13 @@ def test_description_must_say_what_everything_is(tmp_path: Path, refusal: Refusa
 def test_unlabelled_is_for_annotations_alone(folder: Path, refusal: Refusal) -> None:
     (folder / "dataset.yaml").write_text("classes: [sky, road, tree]\nunlabelled: sky\n")
     message = refusal(lambda: FolderDataset(folder / "dataset.yaml", folder / "cache"))
-    assert message.endswith("unlabelled: sky: is for COCO annotations alone; masks label every pixel")
+    assert message.endswith("unlabelled: sky: is only for COCO annotations; masks label every pixel")
 
 
 @pytest.mark.parametrize(
     ("segmentation", "complaint"),
     [
-        ([], "annotation 73 has no segmentation, but a box at most; remove it"),
+        ([], "annotation 73 has no segmentation (a box is not enough); remove it"),
         ([[0, 0, 5, 5]], "annotation 73 has a polygon of fewer than three points"),
         ([[0, 0, 1e9, 0, 5, 5]], "annotation 73 has a polygon far outside its image"),
         ({"size": [8, 10], "counts": "abc"}, "annotation 73 has run lengths for [8, 10], but its image is [10, 8]"),
@@ -192,7 +195,7 @@ def test_segmentation_that_would_be_misread_is_refused(
         ({"images": []}, "a.jpg: is not among the images of"),
         ({"images": [{"id": 0, "file_name": "a.jpg", "height": 8, "width": 10}]}, "train.json: 10x8 pixels, but"),
         ({"images": [{"id": 0, "file_name": "a.jpg"}]}, "height None and width None of an image; expected whole"),
-        ({"annotations": [annotation(5, SQUARE)]}, "annotation 75 is of a category that `categories` has not"),
+        ({"annotations": [annotation(5, SQUARE)]}, "annotation 75 is of a category that is not in `categories`"),
         ({"annotations": [{"id": 1}]}, "not a file of COCO annotations: 'image_id' is missing"),
         ({"categories": 3}, "not a file of COCO annotations: 'int' object is not iterable"),
     ],

@@ -29,18 +29,18 @@ def dataset(root: Path, text: str, train: Sequence[list[int]], test: Sequence[li
     return FolderDataset(root / "dataset.yaml", root / "cache")
 
 
-def told(opened: FolderDataset) -> list[str]:
+def warned(opened: FolderDataset) -> list[str]:
     return warnings(opened, BUDGET)
 
 
 def test_complete_dataset_has_no_warnings(tmp_path):
-    assert told(dataset(tmp_path, TWO, [[0, 1, 1, 255]], [[0, 0, 1, 1]])) == []
+    assert warned(dataset(tmp_path, TWO, [[0, 1, 1, 255]], [[0, 0, 1, 1]])) == []
 
 
 def test_absent_classes_are_named_by_split_once_and_from_the_cache(tmp_path):
     dataset(tmp_path, "classes: [a, b, c, d, e, f, g]\n", [[0, 1, 2, 3, 4]], [[0, 5, 0, 5, 0]])
     for _ in range(2):
-        assert told(FolderDataset(tmp_path / "dataset.yaml", tmp_path / "cache")) == [
+        assert warned(FolderDataset(tmp_path / "dataset.yaml", tmp_path / "cache")) == [
             "d: class f never occurs in train: not trained",
             "d: classes b, c, d and 1 more never occur in test: not scored",
             "d: class g never occurs in any mask",
@@ -49,7 +49,7 @@ def test_absent_classes_are_named_by_split_once_and_from_the_cache(tmp_path):
 
 def test_share_of_ignored_pixels_above_half_is_a_warning(tmp_path):
     opened = dataset(tmp_path, TWO, [[0, 1, 255, 255]], [[0, 1, 255, 255, 255]])
-    assert told(opened) == ["d: 60 % of the pixels of test are ignored"]
+    assert warned(opened) == ["d: 60 % of the pixels of test are ignored"]
 
 
 def test_pixels_of_classes_and_ignored_ones_are_counted(tmp_path):
@@ -60,11 +60,11 @@ def test_pixels_of_classes_and_ignored_ones_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ([[0, 255]], [[0, 255]], "class 0 alone; labels are class indices; if 255 is a class, "
+        ([[0, 255]], [[0, 255]], "only class 0; labels are class indices; if 255 is a class, "
          "write `classes: {0: back, 255: fore}`"),
         ([[0, 1]], [[0, 255]], "0 and 255, as 1 of 2 masks (test); others hold 0 and 1, so 255 seems to be class 1"),
         ([[0, 1], [0, 255]], [[0, 1]], "holds 0 and 255, as 1 of 3 masks (train)"),
-        ([[0, 1]], [[255, 255]], "the masks of test hold ignored pixels alone"),
+        ([[0, 1]], [[255, 255]], "the masks of test hold only ignored pixels"),
     ],
 )  # fmt: skip
 def test_binary_masks_of_255_are_an_error(tmp_path, refusal, train, test, message):
@@ -77,7 +77,7 @@ def test_stated_255_is_ignored_and_a_class_of_255_is_read(tmp_path):
     assert ignored.class_pixels("train") == [8, 4, 4]
     read = dataset(tmp_path / "b", "classes: {0: back, 255: fore}\n", [[0, 255]], [[0, 255]])
     assert read.class_pixels("test") == [4, 4, 0]
-    assert told(ignored) == told(read) == []
+    assert warned(ignored) == warned(read) == []
 
 
 def test_stating_255_does_not_change_the_digest(tmp_path):
@@ -86,13 +86,13 @@ def test_stating_255_does_not_change_the_digest(tmp_path):
 
 
 def test_masks_of_0_and_255_beside_masks_of_all_three_are_a_warning(tmp_path):
-    assert told(dataset(tmp_path, TWO, [[0, 1, 255], [0, 0, 255]], [[0, 1]])) == [
+    assert warned(dataset(tmp_path, TWO, [[0, 1, 255], [0, 0, 255]], [[0, 1]])) == [
         "d: 1 mask (train/1 first) hold 0 and 255 but not 1; 255 is ignored: state `ignore: [255]` if that is right"
     ]
 
 
 def test_255_in_place_of_the_last_class_is_a_warning(tmp_path):
-    lines = told(dataset(tmp_path, "classes: [a, b, c]\n", [[0, 1, 255]], [[0, 1, 255]]))
+    lines = warned(dataset(tmp_path, "classes: [a, b, c]\n", [[0, 1, 255]], [[0, 1, 255]]))
     assert lines == [
         "d: class c never occurs in any mask",
         "d: 255 is ignored and class c never occurs; if 255 is a class, write `classes: {0: a, 1: b, 255: c}`",
@@ -127,4 +127,4 @@ def test_palettes_that_disagree_are_refused_unless_colours_or_values_are_stated(
     description = (tmp_path / "dataset.yaml").read_text()
     description = description.replace("classes: [a, b, c]\n", stated.format(colours=colours.tolist()))
     (tmp_path / "dataset.yaml").write_text(description)
-    assert told(FolderDataset(tmp_path / "dataset.yaml", tmp_path / "cache")) == []
+    assert warned(FolderDataset(tmp_path / "dataset.yaml", tmp_path / "cache")) == []

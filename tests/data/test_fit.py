@@ -96,9 +96,9 @@ def test_image_file_that_two_splits_share_under_two_names_is_a_warning(tmp_path)
     ],
 )
 def test_crop_below_half_of_a_working_side_is_a_warning(tmp_path, crop, scale, covered):
-    told = warnings(dataset(tmp_path, scale), budget(crop=crop))
-    assert len(told) == (covered is not None)
-    assert covered is None or covered in told[0]
+    warned = warnings(dataset(tmp_path, scale), budget(crop=crop))
+    assert len(warned) == (covered is not None)
+    assert covered is None or covered in warned[0]
 
 
 def test_working_size_is_that_of_evaluation():

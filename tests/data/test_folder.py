@@ -1,4 +1,4 @@
-"""Own datasets: what a description may say, what the check finds, and when it looks again."""
+"""Own datasets: what a description may say, what the check finds, and when it is repeated."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ BROKEN = {
     ),
     "a mask of colours": (
         lambda f: save(f / "masks" / SCENE / "0.png", picture()),
-        r"masks/train/scene0/0.png: a colour mask; .*, or state another colour for each class: classes: {",
+        r"masks/train/scene0/0.png: a colour mask; .*, or state a different colour for each class: classes: {",
     ),
     "an image of 16 bits": (
         lambda f: save(f / "images" / SCENE / "0.png", picture()[..., 0].astype(np.uint16) * 200),
@@ -262,7 +262,7 @@ BROKEN = {
     ),
     "masks of one class": (
         lambda f: [save(path, labels(0, classes=2) * 255) for path in f.glob("masks/train/*/*")],
-        r"the masks of train hold class 0 alone; .* if 255 is a class, write `classes: {0: sky, 1: road, 255: tree}`$",
+        r"the masks of train hold only class 0; .* if 255 is a class, write `classes: {0: sky, 1: road, 255: tree}`$",
     ),
     "a file of train that test links to": (
         lambda f: link(f / "images/test/scene0/0.png", f / "images/train/scene1/1.png"),

@@ -214,7 +214,7 @@ def test_folders_that_are_left_out_are_counted(tmp_path: Path) -> None:
     assert expected in guess(tmp_path, ".").text
 
 
-def test_ignored_value_is_said(tmp_path: Path) -> None:
+def test_ignored_value_is_stated(tmp_path: Path) -> None:
     values = BACK.copy()
     values[1] = 255
     masks(tmp_path, values, BACK)
@@ -236,7 +236,7 @@ def test_names_come_from_a_file_of_as_many_lines(tmp_path: Path) -> None:
     assert fields(tmp_path)["classes"] == {0: "no", 1: "nasse Straße"}
 
 
-def test_range_of_deep_images_is_guessed_and_said(tmp_path: Path) -> None:
+def test_range_of_deep_images_is_guessed_and_stated(tmp_path: Path) -> None:
     for number in range(2):
         save(tmp_path / f"images/{number}.png", np.linspace(100, 3000, 192).reshape(12, 16).astype(np.uint16))
         save(tmp_path / f"masks/{number}.png", labels())

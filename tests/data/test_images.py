@@ -81,9 +81,9 @@ def test_floats_are_scaled_and_nan_is_the_lowest():
 
 def test_range_that_clips_most_values_and_blank_images_are_warnings(tmp_path):
     values = 4000 + TWELVE_BITS // 2
-    told = dataset(tmp_path, "range: [0, 3000]\n", png16(values)).oddities
-    assert "100 % of the image values of test are at or beyond an end of `range`, or NaN: they become" in told[1]
-    assert told[2:] == ["3 images (train/0 first) blank: all values are equal"]
+    warned = dataset(tmp_path, "range: [0, 3000]\n", png16(values)).oddities
+    assert "100 % of the image values of test are at or beyond an end of `range`, or NaN: they become" in warned[1]
+    assert warned[2:] == ["3 images (train/0 first) blank: all values are equal"]
     assert dataset(tmp_path, "range: [3500, 6500]\n", png16(values)).oddities == []
 
 
@@ -178,7 +178,7 @@ def test_mask_of_the_image_before_it_is_turned_is_explained(tmp_path, refusal):
     )
 
 
-def test_turned_image_whose_size_does_not_tell_is_a_warning(tmp_path):
+def test_turned_image_whose_size_does_not_show_it_is_a_warning(tmp_path):
     opened = dataset(tmp_path, "", save(tmp_path / "a.png", picture()).read_bytes())
     turned(tmp_path / "images/train/0.png", 3)
     budget = Budget(name="t", steps=1, batch_size=1, crop=(12, 16))
@@ -217,13 +217,13 @@ def test_other_files_beside_the_images_and_previews_of_masks_are_left_alone(tmp_
     assert opened.digest
 
 
-def test_thin_image_that_a_resize_makes_nothing_of_is_one_line(tmp_path, refusal):
+def test_image_too_thin_for_a_resize_is_a_one_line_error(tmp_path, refusal):
     opened = dataset(tmp_path, "", png16(picture()))
     save(tmp_path / "images/train/1.png", picture(1, 1, 7))
     save(tmp_path / "masks/train/1.png", labels(1, height=1, width=7))
     budget = Budget(name="t", steps=1, batch_size=1, crop=(12, 16), resize=(0.5, 2.0))
     assert refusal(lambda: check_fit(opened, budget, "report")) == (
-        f"budget t: train/1 of {tmp_path.name} is 1 pixel thin at working size, and nothing at 0.5 of it; leave the "
+        f"budget t: train/1 of {tmp_path.name} is 1 pixel thin at working size, and vanishes at 0.5 of it; leave the "
         "image out, or use a higher `resize`"
     )
     check_fit(opened, budget.model_copy(update={"resize": (1.0, 2.0)}), "report")

@@ -128,7 +128,7 @@ def test_patterns_that_cannot_be_used_are_an_error(folder: Path, refusal: Refusa
     assert complaint in message
 
 
-def test_lonely_files_of_patterns_are_named(tmp_path: Path, refusal: Refusal) -> None:
+def test_unpaired_files_of_patterns_are_named(tmp_path: Path, refusal: Refusal) -> None:
     write(tmp_path, "{split}/{stem}.png", "{split}/{stem}_L.png")
     text = "image: '{split}/{stem}.png'\nmask: '{split}/{stem}_L.png'\n"
     (tmp_path / "train/tr1_L.png").unlink()
@@ -142,7 +142,7 @@ def test_lonely_files_of_patterns_are_named(tmp_path: Path, refusal: Refusal) ->
     )
 
 
-def test_pictures_that_no_pattern_means_are_said(tmp_path: Path) -> None:
+def test_pictures_that_match_no_pattern_are_reported(tmp_path: Path) -> None:
     write(tmp_path, "photos/{stem}.png", "{split}/{stem}.png")
     save(tmp_path / "photos/extra.png", picture(9))
     save(tmp_path / "photos/preview.jpg", picture(9))
@@ -255,7 +255,7 @@ def test_fraction_holds_out_groups_of_one_folder(tmp_path: Path) -> None:
     )
 
 
-def test_fraction_that_unequal_groups_cannot_give_is_warned_of(tmp_path: Path) -> None:
+def test_fraction_that_unequal_groups_cannot_give_is_a_warning(tmp_path: Path) -> None:
     flat(tmp_path, 12)
     # Two groups: two images and ten. In the order of the names' digests the large one comes first.
     opened = dataset(tmp_path, "splits: {test: 0.2}\ngroup: '^(p0|p)'\n")

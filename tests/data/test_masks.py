@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[str, Write, str]] = {
         WITH_COLOURS, image(".png", lambda m: np.dstack([m] * 3)),
         "is of no class; remove the colours from dataset.yaml to read grey masks as class indices",
     ),
-    "colours that are not stated": (PLAIN, image(".png", lambda m: COLOURS[m]), "state another colour for each class"),
+    "colours that are not stated": (PLAIN, image(".png", lambda m: COLOURS[m]), "state a different colour for each"),
     "a GIF of colours that are not stated": (PLAIN, palette_image(lambda n: [0, 1, 2], suffix=".gif"), "a colour mask"),
     "a palette that contradicts": (
         WITH_COLOURS, palette_image(lambda n: [1, 0, 2], np.array([[0, 0, 0], [128, 64, 128], [9, 9, 9]], np.uint8)),

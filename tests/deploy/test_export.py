@@ -59,7 +59,7 @@ def test_export_overwrites_its_own_files_and_no_others(run: Path, tmp_path: Path
     other = json.loads(recipe.read_text()) | {"fingerprint": "0" * 16}
     recipe.write_text(json.dumps(other))
     assert refusal("export", run, "--out", tmp_path) == (
-        f"{recipe}: exists and is no export of this run; choose another folder with --out"
+        f"{recipe}: exists and is not an export of this run; choose another folder with --out"
     )
     assert json.loads(recipe.read_text()) == other
 

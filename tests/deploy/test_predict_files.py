@@ -120,7 +120,7 @@ def test_deep_images_are_read_as_in_training(run: Path, satellite: Path, tmp_pat
         np.testing.assert_array_equal(counted, stored.matrices[stored.names.index(f"test/{image.stem}")])
 
 
-def test_deep_images_without_a_range_are_refused_or_said(plain: Path, satellite: Path, tmp_path: Path) -> None:
+def test_deep_images_without_a_range_are_refused_or_reported(plain: Path, satellite: Path, tmp_path: Path) -> None:
     dark, bright = satellite / "images/test/0.png", tmp_path / "bright.png"
     cv2.imwrite(str(bright), cv2.imread(str(dark), cv2.IMREAD_UNCHANGED) * 16)
     output = call("predict", plain, dark, bright, "--out", tmp_path / "out")
@@ -232,7 +232,7 @@ def test_codes_that_no_label_map_holds_are_refused(run: Path, satellite: Path, t
     assert line == "--codes: label maps hold 0..65535, and the dataset's label codes are -1, 5, 6; leave it out"
 
 
-def test_codes_that_are_not_recorded_are_said_to_be_indices(plain: Path, colours: Path, tmp_path: Path) -> None:
+def test_codes_that_are_not_recorded_are_reported_as_indices(plain: Path, colours: Path, tmp_path: Path) -> None:
     output = call("predict", plain, colours / "images/test/0.png", "--codes", "--out", tmp_path / "out")
     assert output.code == 0
     assert "warning: --codes: the delta records no other codes than the class indices" in output.err

@@ -72,7 +72,7 @@ def test_linear_has_no_rate_but_that_of_the_head() -> None:
         ("lora", ["lr=0.002", "head_lr_scale=x"], "use head_lr, the head's own learning rate"),
     ],
 )
-def test_old_rate_of_the_head_is_answered_with_what_to_write(method: str, settings: list[str], hint: str) -> None:
+def test_old_rate_of_the_head_is_refused_with_what_to_write(method: str, settings: list[str], hint: str) -> None:
     flags = [part for setting in settings for part in ("--set", setting)]
     assert refusal("run", "--method", method, *flags).partition("; ")[2].startswith(hint)
 

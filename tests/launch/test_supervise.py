@@ -115,7 +115,7 @@ def test_dying_cell_is_tried_three_times_and_its_output_is_kept(alone: dict[str,
 
 @pytest.fixture(scope="module")
 def side_by_side(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Ended], dict[str, Ended]]:
-    """Good cells in one process with bad ones: first such as end alone, then such as kill the process; by method."""
+    """Good cells in one process with bad ones: first ones that end by themselves, then ones that kill it; by method."""
     runs = tmp_path_factory.mktemp("together")
     groups = ["spm", "raises", "full", "asks_for_all_memory", "linear"], ["full", "is_killed", "spm"]
     jobs = [

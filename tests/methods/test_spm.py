@@ -98,7 +98,7 @@ def test_carried_state_and_map_follow_the_equations(pool):
     assert second.received == [] and first.handed_on is second.received  # freed within the forward pass
 
 
-def test_carried_gradient_reaches_the_matcher_before():
+def test_carried_gradient_reaches_the_previous_matcher():
     first, second = _matcher(), _matcher()
     hand_on([first, second])
     f = torch.randn(2, 7, 10, 13)

@@ -1,4 +1,4 @@
-"""Backbones with random weights, built once a session."""
+"""Backbones with random weights, built once per session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.models.backbones.weights import Weights, load_backbone
 def pristine() -> Callable[[str], StagedBackbone]:
     """name -> a backbone with random weights that nobody has changed: a copy of one that is built once.
 
-    What timm initialises to (almost) zero, so that a branch starts as nothing, is drawn at random.
+    What timm initialises to (almost) zero, so that a branch outputs zero at the start, is drawn at random.
     """
     built: dict[str, StagedBackbone] = {}
 

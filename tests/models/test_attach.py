@@ -445,7 +445,7 @@ def test_layers_with_a_shared_input_share_the_module(pristine):
         ("add_prompts", lambda b: (Prompts(b.channels[0]), 3, False)),
     ],
 )
-def test_old_names_of_the_verbs_work_with_a_warning(pristine, old, arguments):
+def test_old_names_of_the_attach_methods_work_with_a_warning(pristine, old, arguments):
     backbone = pristine("vit_tiny_patch16_224")
     plain = backbone(images())
     with pytest.warns(DeprecationWarning, match=f"StagedBackbone.{old} is now (insert|add)_"):

@@ -1,4 +1,4 @@
-"""The adapted network: counts, deltas that do not fit, and methods that break their closed form."""
+"""The adapted network: counts, deltas that do not fit, and methods whose closed form is wrong."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_tag_in_the_name_says_how_images_are_normalised(tmp_path: Path, expected
         assert (norm(backbone), backbone.norm_source, backbone.norm_doubt) == (expected, f"as timm's {tag}", "")
 
 
-def test_name_without_a_tag_is_doubted_if_its_tags_differ(tmp_path: Path) -> None:
+def test_name_without_a_tag_is_a_warning_if_its_tags_differ(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     save_file(state(TWO_NORMS), file)
     backbone = loaded(TWO_NORMS, file, tmp_path)
@@ -86,7 +86,7 @@ FILES: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 
 
 @pytest.mark.parametrize("kind", [*FILES, "metadata"])
-def test_file_that_states_its_norm_is_believed(tmp_path: Path, kind: str) -> None:
+def test_file_that_states_its_norm_takes_precedence(tmp_path: Path, kind: str) -> None:
     if kind == "metadata":
         file = tmp_path / "w.safetensors"
         save_file(

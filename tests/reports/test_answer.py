@@ -53,11 +53,11 @@ def test_one_seed_is_no_answer(tmp_path: Path) -> None:
     assert "Worse" not in text
 
 
-def test_two_seeds_and_few_groups_are_said(tmp_path: Path) -> None:
+def test_two_seeds_and_few_groups_are_mentioned(tmp_path: Path) -> None:
     text = answer(made(tmp_path, {"spm": 0.9, "linear": 0.6}, seeds=[0, 1], per_group=10))
     assert text.endswith(
-        "With two seeds, verdicts are wrong more often than they say. "
-        "The test images are only 3 groups. Classes in fewer than 5 groups: 4; verdicts are less sure."
+        "With two seeds, verdicts are wrong more often than the nominal 5 %. "
+        "The test images are only 3 groups. Classes in fewer than 5 groups: 4; verdicts are less reliable."
     )
 
 

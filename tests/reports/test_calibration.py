@@ -1,4 +1,4 @@
-"""Verdicts are wrong as rarely as they say: simulated runs of two methods whose true difference is known."""
+"""Verdicts are wrong as rarely as their level says: simulated runs of two methods whose true difference is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a score must not be read without stands wherever the score is: classes without a label, what is odd of data."""
+"""Remarks on a score appear wherever the score does: classes without a label, and what is odd about the data."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_class_without_a_label_marks_every_score_of_the_dataset(tmp_path: Path) 
     assert SAID in markdown(table) and SAID in latex(table)
 
 
-def test_class_without_a_label_is_said_with_differences_and_other_scores(tmp_path: Path) -> None:
+def test_class_without_a_label_is_mentioned_with_differences_and_other_scores(tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     for tables in (significance_tables(comparison, NUMBERS), share_tables(comparison, NUMBERS)):
         assert [SAID in table.caption for table in tables] == ["meadow" in table.title for table in tables]

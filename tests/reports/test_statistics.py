@@ -57,7 +57,7 @@ def test_improvability_is_the_share_of_the_error_that_the_best_method_saves() ->
 
 
 def test_elo_of_odds_of_ten_to_one() -> None:
-    """With so many comparisons that the prior says nothing: 400 points."""
+    """With enough comparisons that the prior has no effect: 400 points."""
     scores = np.array([[1.0, 0.0]] * 10_000 + [[0.0, 1.0]] * 1_000)
     assert elo(scores, reference=1) == pytest.approx([1400, 1000], abs=1)
 

@@ -204,11 +204,11 @@ def test_method_without_verdict_has_a_footnote(tmp_path: Path) -> None:
         (1, 1, "One seed shows how these trained networks differ, not how the methods do: there is no verdict."),
         (2, 1, "Of two equal methods with two seeds, one is called better in up to 12 %"),
         (3, 1, "Test images: 12 in 12 groups."),
-        (3, 4, "With fewer than 10 groups, the variance over images is badly known."),
+        (3, 4, "With fewer than 10 groups, the variance over images is poorly estimated."),
         (3, 1, "Needed to find a true difference with a probability of 0.8"),
     ],
 )
-def test_table_of_verdicts_says_what_it_rests_on(tmp_path: Path, seeds: int, per_group: int, sentence: str) -> None:
+def test_table_of_verdicts_states_its_basis(tmp_path: Path, seeds: int, per_group: int, sentence: str) -> None:
     make_runs(tmp_path, ["linear", "spm"], seeds=range(seeds), per_group=per_group)
     (table,) = significance_tables(compare(collect(tmp_path), references=["linear"]), NumberFormat())
     assert sentence in table.caption

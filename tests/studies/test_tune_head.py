@@ -82,7 +82,7 @@ def test_rows_wait_for_the_learning_rate_of_the_head(tmp_path: Path, colours: Pa
     ]
 
 
-def test_equal_trials_are_said(tmp_path: Path, colours: Path) -> None:
+def test_equal_trials_are_reported(tmp_path: Path, colours: Path) -> None:
     tune = {"head": {"trials": 2, "space": [0.001, 0.1]}, "trials": 2, "parameters": ["lr"]}
     study, store = load_study(write_study(tmp_path / "s.yaml", colours, tune=tune)), RunStore(tmp_path)
     (head,) = make_plan(study, store, tmp_path).heads

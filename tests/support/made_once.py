@@ -10,7 +10,7 @@ from filelock import FileLock
 
 
 def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """The folder, which `make` has filled. Not to be changed."""
+    """The folder, which `make` has filled. Tests must not change it."""
     with FileLock(f"{folder}.lock"):
         done = folder.with_name(f"{folder.name}.done")
         if not done.exists():

@@ -100,7 +100,7 @@ def execute_trial(place: Place, job: TrialJob, **values: float | None) -> None:
 
 
 def drive(place: Place, search: Search, seconds: float = 0.0) -> list[Trial]:
-    """Execute a search, one trial at a time of at least so many seconds, until all have ended."""
+    """Execute a search, one trial at a time, each for at least `seconds`, until all have ended."""
     while not search.finished:
         job = search.next()
         if job is None:

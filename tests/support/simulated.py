@@ -1,6 +1,6 @@
 """Simulated runs of two methods, of which the true difference is known, and the statistics of the first protocol.
 
-`python -m tests.support.simulated 2000` prints how often two equal methods get a verdict, in so many experiments.
+`python -m tests.support.simulated 2000` prints how often two equal methods get a verdict in 2000 experiments.
 
 An image's pixels of a class are right with a probability whose logit is the sum of the method's level, the difficulty
 of the image and of its group, what the method makes of that group and image (which stays from seed to seed), what the

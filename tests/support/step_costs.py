@@ -1,4 +1,4 @@
-"""The cost of a step, which takes longer to count than a tiny run to train: counted once a session.
+"""The cost of a step, which takes longer to count than a tiny run to train: counted once per session.
 
 A run keeps it in the cache of its `--runs` folder, under all that it depends on. Tests have a folder each; what one
 run has counted is put into the caches of the next.

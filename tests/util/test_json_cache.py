@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.util.json_cache import cached_json, read_cached_json
 
 
-def test_changed_or_moved_entry_is_computed_again(tmp_path: Path) -> None:
+def test_changed_or_moved_entry_is_recomputed(tmp_path: Path) -> None:
     for key in ("a", "b"):
         cached_json(tmp_path, "step", {"key": key}, lambda key=key: {"flops": ord(key)})
     assert read_cached_json(tmp_path, "step", {"key": "a"}) == {"flops": 97}

@@ -66,9 +66,9 @@ class _Attachment:
 class AttachPoints(FormerNames, nn.Module):
     """The part of `StagedBackbone` that methods use to attach modules.
 
-    Every verb takes the place first, then the module, which it registers to be trained. `insert_` is sequential, the
-    signal passes through the module; `add_` is parallel, the module's output is added. Where a `view` can be chosen,
-    the module sees and returns `tokens` or a `map`; otherwise the layer's own layout, unless it says so.
+    Every `insert_` and `add_` takes the place first, then the module, which it registers to be trained. `insert_` is
+    sequential: the signal passes through the module; `add_` is parallel: the module's output is added. Where a `view`
+    can be chosen, the module sees and returns `tokens` or a `map`; otherwise the layer's own layout, unless stated.
     """
 
     name: str
@@ -356,7 +356,7 @@ def _blocks_in(container: nn.Module) -> Iterator[nn.Module]:
 
 
 def _out_channels(block: nn.Module) -> int:
-    """Of the last layer outside of channel attention, which may be a container of convolutions; 0: there is none."""
+    """Channels of the last layer that is not channel attention; it may be a container of layers. 0 if there is none."""
     children = [child for name, child in block.named_children() if name != "se"]
     channels = (int(getattr(child, "out_channels", 0)) or _out_channels(child) for child in reversed(children))
     return next((found for found in channels if found), 0)

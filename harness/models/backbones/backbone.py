@@ -1,4 +1,4 @@
-"""A frozen pre-trained network as a stem and stages: its forward pass and the state of freezing.
+"""A frozen pre-trained network as a stem and stages: its forward pass, and which of its parts are frozen.
 
 `attach.py` attaches methods' modules; a family's file cuts a timm network into stem and stages.
 """
@@ -40,9 +40,9 @@ class StageOutputs:
 class StagedBackbone(AttachPoints):
     """`stem`, then `stages`; after stage i the module in `gaps[i]` if a method inserted one.
 
-    Where methods attach their modules is in `AttachPoints`: stages, blocks, branches, layers, the output.
+    `AttachPoints` has the places where methods attach modules: stages, blocks, branches, layers, the output.
 
-    Images are padded to the `canvas` before the stem, so no layer drops or invents a row by itself: the map of stage i
+    Images are padded to the `canvas` before the stem, so no layer drops or pads a row by itself: the map of stage i
     is [B, C_i, H'/s_i, W'/s_i] for a canvas H'×W', and covers exactly the canvas.
 
     A module after a stage sees and returns the stage's output as such a map, whatever the network's own layout; prefix
@@ -68,7 +68,7 @@ class StagedBackbone(AttachPoints):
         self.trains_output_norms = network.trains_output_norms
         self.pretrained_norm = Norm(tuple(mean), tuple(std))
         self.stated_norm: Norm | None = None
-        """What the file of the weights states instead."""
+        """What the file of the weights states; it takes precedence."""
         self.notes: tuple[str, ...] = ()
         """Lines for a run's log: how the tensors of a file of weights were matched."""
         self.norm_source = ""
@@ -86,7 +86,7 @@ class StagedBackbone(AttachPoints):
 
     @property
     def norm(self) -> Norm:
-        """By which images are normalised."""
+        """Mean and std by which images are normalised."""
         return self.stated_norm or self.pretrained_norm
 
     @property
@@ -105,14 +105,14 @@ class StagedBackbone(AttachPoints):
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H', W') for images of `size` (H, W): rounded up to multiples of the coarsest stride.
 
-        The image is its upper left part; the rest has the mean colour. Logits and labels register with an image only
+        The image is its upper left part; the rest has the mean colour. Logits and labels are aligned with an image only
         through the canvas: see `Segmenter.image_logits` and `Segmenter.canvas_labels`.
         """
         multiple = math.lcm(*self.strides)
         return math.ceil(size[0] / multiple) * multiple, math.ceil(size[1] / multiple) * multiple
 
     def forward(self, images: Tensor | StageOutputs) -> list[Tensor]:
-        """images [B, 3, H, W], normalised, or their `prefix` -> one map [B, C_i, H'/s_i, W'/s_i] a stage."""
+        """images [B, 3, H, W], normalised, or their `prefix` -> one map [B, C_i, H'/s_i, W'/s_i] per stage."""
         x, known = self._begin(images)
         maps = []
         for i, stage in enumerate(self.stages):

@@ -56,7 +56,7 @@ class CutNetwork:
     def described(
         cls, stem: nn.Module, stages: Sequence[nn.Module], features: Sequence[Mapping[str, Any]], **other: Any
     ) -> CutNetwork:
-        """Channels and strides from timm's `feature_info`, one entry a stage."""
+        """Channels and strides from timm's `feature_info`, one entry per stage."""
         channels = [feature["num_chs"] for feature in features]
         return cls(stem, stages, channels, [feature["reduction"] for feature in features], **other)
 
@@ -137,7 +137,7 @@ class Family(ABC):
 
     def from_published(self, tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
         """The tensors of the authors' files under timm's names and in the network's sizes: timm's own filter for the
-        module, where it has one. Fails in any way for files in another layout."""
+        module, where it has one. May raise anything for files in another layout."""
         filter_fn = getattr(timm_module(network), "checkpoint_filter_fn", None)
         return tensors if filter_fn is None else filter_fn(tensors, network)
 

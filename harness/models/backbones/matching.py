@@ -1,4 +1,4 @@
-"""Which tensors of a network a checkpoint's tensors are: prefixes are stripped, published layouts renamed.
+"""Matches the tensors of a checkpoint with those of a network: prefixes are stripped, published layouts renamed.
 
 All or nothing: a network is loaded completely, or refused with the names of the rest.
 """
@@ -23,7 +23,7 @@ from harness.util.text import counted, list_some
 
 Tensors = dict[str, Tensor]
 Layout = Callable[[Tensors, Any], Tensors]
-"""(a file's tensors, the timm network) -> the tensors under timm's names. Fails in any way for another layout."""
+"""(a file's tensors, the timm network) -> the tensors under timm's names. May raise anything for another layout."""
 
 PREFIXES = (
     *("module", "_orig_mod", "model", "teacher", "backbone", "encoder", "image_encoder", "net", "network"),
@@ -178,7 +178,7 @@ def _fit(
 def _changes(own: Tensors, renamed: Tensors) -> tuple[set[str], list[str]]:
     """The results that are not views of a file's tensor, and the file's tensors that became no result.
 
-    The second is empty where results were computed otherwise than by resampling: they may be made of several.
+    The second is empty if a result was computed other than by resampling: it may be made of several tensors.
     """
     before, after = ({_address(tensor) for tensor in tensors.values()} for tensors in (own, renamed))
     computed = {name for name, tensor in renamed.items() if _address(tensor) not in before}

@@ -1,7 +1,7 @@
 """Named tensors of checkpoint files, read without running code that a file holds.
 
-Which tensors of a network they are is found in `matching.py`. Torch is imported on use only: `packaged.py`, which needs
-this, is imported without it.
+`matching.py` finds which tensors of a network they are. Torch is imported on use only: `packaged.py`, which needs this
+module, is imported without it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Checkpoint:
     others: tuple[str, ...] = ()
     """Further entries that hold tensors and were not read."""
     norm: Norm | None = None
-    """By which mean and std the images of the training were normalised, if the file says so."""
+    """The mean and std by which the training images were normalised, if the file states them."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -156,7 +156,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
 
 
 class _Placeholder:
-    """What is read in place of an object that a checkpoint holds besides its tensors."""
+    """Stands for an object that a checkpoint holds besides its tensors."""
 
     state: object = None
     """The attributes of the object."""

@@ -43,8 +43,8 @@ def find_weights(backbone: str, weights: str, cache: Path) -> Weights:
     """Resolve `--weights` for a backbone, without importing torch if it can.
 
     It is `auto`, `random`, `package:NAME` or a file's path. `auto` is the package with the weights of timm's default
-    tag, else the tag; whether timm's cache or the hub can be reached shows on loading. Raises `UserError` for a missing
-    file or package, or an unknown backbone.
+    tag, else the tag; whether timm's cache or the hub has them is only checked on loading. Raises `UserError` for a
+    missing file or package, or an unknown backbone.
     """
     tag = _timm_tag(backbone, cache)
     if weights == "random":
@@ -134,7 +134,7 @@ def load_backbone(backbone: str, weights: Weights, seed: int, drop_path: float =
 
 
 def _doubt(backbone: str, tag: str) -> str:
-    """Whether a file may be of a pre-training of the network that normalises images otherwise than `tag`."""
+    """Why `tag`'s normalisation may be wrong for a file: other pre-trainings of the network differ. Else empty."""
     import timm
 
     if "." in backbone:
@@ -151,7 +151,7 @@ def _doubt(backbone: str, tag: str) -> str:
 
 
 def _load_file(backbone: str, network: Any, weights: Weights) -> tuple[Checkpoint, tuple[str, ...]]:
-    """Load a user's file into a timm network; its content, and how it was matched as a line."""
+    """Load a user's file into a timm network; returns its content, and how it was matched as one line."""
     from harness.models.backbones import families, matching
 
     assert weights.path is not None

@@ -127,7 +127,7 @@ def page_data(
 
 
 def remarks(unlabelled: str, warnings: str) -> list[str]:
-    """What the score of a run must not be read without, from the columns of `Collected.runs`."""
+    """Remarks without which the score of a run would mislead, from the columns of `Collected.runs`."""
     return [
         *([about_unlabelled(unlabelled)] if unlabelled else []),
         *(f"Warning: {text}" for text in split_warnings([warnings])),

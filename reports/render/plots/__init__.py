@@ -43,7 +43,7 @@ def drawing(
     folder: Path,
     formats: Sequence[str] = DEFAULT,
 ) -> Iterator[Callable[[], list[SavedPlot]]]:
-    """Draw into `folder` every plot that the runs have data for, while the caller goes on.
+    """Draw into `folder` every plot that the runs have data for, while the caller continues.
 
     `published` has one row per published score that belongs to one of the settings; `comparison` is in mIoU. Yields a
     function that waits for the plots.

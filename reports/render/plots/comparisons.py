@@ -161,7 +161,7 @@ def critical_difference(context: PlotContext) -> Iterator[Plot]:
 
 
 def heads_and_methods(context: PlotContext) -> Iterator[Plot]:
-    """Where settings differ in their head alone: each method's score from head to head. Lines that cross interact."""
+    """Where settings differ only in their head: each method's score by head. Lines that cross show an interaction."""
     settings = context.runs.drop_duplicates("setting").set_index("setting")
     shared = [facet for facet in FACETS if facet != "head"]
     heads = [group["head"].sort_values() for _, group in settings.groupby(shared) if group["head"].nunique() > 1]

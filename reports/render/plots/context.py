@@ -25,11 +25,11 @@ PANELS = 12
 """The largest number of panels in a plot; further settings get further plots."""
 
 DPI = 160
-"""Of the PNGs."""
+"""Dots per inch of the PNGs."""
 
 LEGEND_COLUMNS = 6
 BAR_SEEDS = 3
-"""From so many seeds on there are error bars: the interval of two is nine standard deviations long, on either side."""
+"""The least seeds for error bars: with two, the interval extends nine standard deviations to either side."""
 
 BARS = "bars: 95 % interval of the mean over seeds (Student's t), none for fewer than three seeds"
 PERCENT = PercentFormatter(1, symbol="")
@@ -198,7 +198,7 @@ def add_legend(figure: Figure, context: PlotContext) -> None:
 
 
 def legend_height(context: PlotContext) -> float:
-    """In inches."""
+    """The height of the legend, in inches."""
     return 0.1 + 0.17 * math.ceil(len(context.labels) / LEGEND_COLUMNS)
 
 

@@ -62,7 +62,7 @@ _sources: Sequence[Source] = ()
 
 @contextlib.contextmanager
 def saving(sources: Sequence[Source], folder: Path, formats: Sequence[str]) -> Iterator[Callable[[], list[SavedPlot]]]:
-    """Draw and save the plots in as many processes as there are cores, while the caller goes on.
+    """Draw and save the plots in as many processes as there are cores, while the caller continues.
 
     Yields a function that waits for them and returns them in the order of their sources.
     """

@@ -39,7 +39,7 @@ def search_histories(searches: list[SearchRecord]) -> Iterator[Plot]:
         importances = sorted(search.importances.items(), key=lambda item: (item[1], item[0]))
         shares.barh(range(len(importances)), [share for _, share in importances], color=colour, height=0.6)
         shares.set_yticks(range(len(importances)), [shortened(name, 24) for name, _ in importances])
-        shares.set(title="Importance", xlabel="share of the variance explained")
+        shares.set(title="Importance", xlabel="share of all importances (PED-ANOVA)")
         shares.grid(axis="y", visible=False)
         if not importances:
             shares.text(0.5, 0.5, "not computed", transform=shares.transAxes, ha="center", color=MUTED)

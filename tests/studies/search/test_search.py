@@ -294,7 +294,7 @@ def test_pruned_trial_counts_with_its_steps(place: Place) -> None:
 def test_pruning_depends_on_the_curve_and_not_on_the_clock(
     place: Place, another: Place, pruner: str, trials: int
 ) -> None:
-    """A trial that is done before anybody looks is pruned like one that is watched."""
+    """A trial that ends before the check is pruned like one that is still running."""
     whole = finish(place, trials, pruner=pruner)
     assert "pruned" in {trial.state for trial in whole}
     with another.open(trials, pruner=pruner) as search:

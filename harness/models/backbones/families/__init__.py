@@ -98,7 +98,7 @@ def layouts(name: str) -> tuple[Layout, ...]:
 def unused_tensors(name: str) -> frozenset[str]:
     """The tensors of a timm network that its backbone does not have: those between its last stage and the classifier.
 
-    Some files lack them: of pre-training without labels, of segmentation.
+    Files of self-supervised pre-training and of segmentation may lack them.
     """
     with torch.device("meta"):
         network = create(name)
