@@ -122,7 +122,8 @@ def _plain(setting: Setting, network: Segmenter, stream: TrainStream, place: Pat
         images, masks = setting.images(batch[0]), batch[1].to(setting.device, non_blocking=True)
         loss, _ = network(images, masks)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, budget.clip_norm)
+        if budget.clip_norm:
+            torch.nn.utils.clip_grad_norm_(trained, budget.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     torch.save(network.trained_state(), place / "trained.pt")
@@ -141,7 +142,10 @@ def _mmengine(setting: Setting, network: Segmenter, stream: TrainStream, place: 
             work_dir=str(place),
             train_dataloader=_loader(setting, stream),
             train_cfg={"type": "IterBasedTrainLoop", "max_iters": budget.steps},
-            optim_wrapper=OptimWrapper(torch.optim.AdamW(groups, fused=True), clip_grad={"max_norm": budget.clip_norm}),
+            optim_wrapper=OptimWrapper(
+                torch.optim.AdamW(groups, fused=True),
+                clip_grad={"max_norm": budget.clip_norm} if budget.clip_norm else None,
+            ),
             default_hooks={"checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": budget.steps}},
             env_cfg={"mp_cfg": {"opencv_num_threads": cv2.getNumThreads()}},
             default_scope="mmseg",

@@ -98,7 +98,7 @@ def _runs(setting: Setting, backbone: str, trials: int) -> tuple[list[tuple[floa
     Also the shares of training and evaluation that the last of these found in the cache.
     """
     ratio = (HIGHEST_LR / LOWEST_LR) ** (1 / max(1, trials - 1))
-    cells = [setting.cell(backbone, METHOD, lr=LOWEST_LR * ratio**trial) for trial in range(max(2, trials))]
+    cells = [setting.cell(backbone, METHOD, head_lr=LOWEST_LR * ratio**trial) for trial in range(max(2, trials))]
     rounds = []
     for _ in range(setting.rounds):
         with _store(setting) as store:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.tiny_cell import environment
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.processes
 
 LOOPS = "The loop: images per second"
 METHODS = "Methods relative to full: resnet10t"
