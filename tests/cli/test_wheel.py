@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -45,7 +44,8 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)
     # Found after the wheel; a `.pth` file does not read the `.pth` files of the folders that it names.
-    (packages / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    others = [path for path in sys.path if Path(path).name == "site-packages"]
+    (packages / "others.pth").write_text("\n".join(others))
     return folder / "bin" / "python"
 
 
