@@ -23,7 +23,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 LEVEL = 0.95
 """The level of every interval; one minus it is the level of every test."""
@@ -178,6 +178,13 @@ class Difference:
         """Two-sided, for a true difference of zero."""
         return math.nan if self.why_untested else float(2 * stats.t.sf(self._t, self.degrees_of_freedom))
 
+    @property
+    def detectable(self) -> float:
+        """The true difference that would be significant with probability `POWER`; NaN where there is no test."""
+        if self.why_untested:
+            return math.nan
+        return Variances(self.seed_variance, self.image_variance, self.groups).detectable(self.seeds)
+
     def differs_among(self, methods: int) -> bool:
         """Whether the difference is significant even if these two were picked from this many `methods`, such as the
         best one and another: by Tukey's studentized range, with these degrees of freedom (Games and Howell, Journal of
@@ -283,6 +290,19 @@ class Variances:
         `POWER`; None if there is no such number. With few groups of images, more seeds can have less power.
         """
         return next((seeds for seeds in range(2, MOST_SEEDS + 1) if self.power(true, seeds) >= POWER), None)
+
+    def detectable(self, seeds: int) -> float:
+        """The true difference that is significant with probability `POWER`, before any correction for several methods.
+
+        NaN for a power that no difference reaches, as where a variance is NaN.
+        """
+        error = math.sqrt(self.of_seeds / seeds + self.of_images)
+        if not error > 0:
+            return error
+        most = 100 * error
+        if not self.power(most, seeds) >= POWER:
+            return math.nan
+        return float(optimize.brentq(lambda true: self.power(true, seeds) - POWER, 0, most, xtol=1e-6))
 
     def needed(self, true: float) -> str:
         """`9 seeds`, or what else is needed to find a true difference."""

@@ -55,7 +55,7 @@ class Comparison:
     """One row per setting, label and test image: miou of the image alone, mean over seeds."""
     significance: pd.DataFrame
     """One row per setting, reference and label: seeds, images, groups, rare_classes, groups_known, difference, low,
-    high, seed_variance, image_variance, p, p_holm, verdict, reason."""
+    high, seed_variance, image_variance, detectable, p, p_holm, verdict, reason."""
     shares: pd.DataFrame
     """One row per comparison of `significance` and class: index, name, share (in units of the score)."""
     power: pd.DataFrame
@@ -117,8 +117,8 @@ def compare(collected: Collected, metric: str = "miou", references: Sequence[str
         summary=summary,
         images=_frame(images, ["setting", "label", "image", "miou"]),
         significance=_frame(rows, [*keys, "label", "method", "seeds", "images", "groups", "rare_classes",
-                                   "groups_known", "difference",
-                                   "low", "high", "seed_variance", "image_variance", "p", "p_holm", "verdict",
+                                   "groups_known", "difference", "low", "high", "seed_variance",
+                                   "image_variance", "detectable", "p", "p_holm", "verdict",
                                    "reason"]),
         shares=_frame(shares, [*keys, "label", "index", "name", "share"]),
         power=_frame(power, [*keys, "comparisons", "seed_deviation", "image_deviation", "groups",

@@ -202,7 +202,8 @@ def against_reference(paired: Paired, reference: str) -> list[dict[str, Any]]:
                     "rare_classes": size.rare_classes,
                     "groups_known": paired.groups_known, "difference": found.estimate, "low": interval.low,
                     "high": interval.high, "seed_variance": found.seed_variance,
-                    "image_variance": found.image_variance, "p": found.p, "reason": reason}  # fmt: skip
+                    "image_variance": found.image_variance, "detectable": found.detectable, "p": found.p,
+                    "reason": reason}  # fmt: skip
         else:
             row |= {
                 "seeds": 0,
@@ -212,7 +213,9 @@ def against_reference(paired: Paired, reference: str) -> list[dict[str, Any]]:
                 "groups_known": True,
                 "reason": reasons[label],
             }
-            row |= dict.fromkeys(["difference", "low", "high", "seed_variance", "image_variance", "p"], math.nan)
+            row |= dict.fromkeys(
+                ["difference", "low", "high", "seed_variance", "image_variance", "detectable", "p"], math.nan
+            )
         rows.append(row)
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row |= {"p_holm": float(p), "verdict": _verdict(row, float(p))}

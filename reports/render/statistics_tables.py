@@ -33,6 +33,7 @@ def significance_tables(comparison: Comparison, numbers: NumberFormat) -> list[T
                 TableCell(_between(row.low, row.high, numbers.difference)),
                 TableCell(numbers.p(row.p)),
                 TableCell(numbers.p(row.p_holm)),
+                TableCell(numbers.score(row.detectable)),
                 TableCell(str(row.seeds)),
                 TableCell(
                     row.verdict, "text", _MARKS.get(row.verdict), footnotes.letter(row.reason) if row.reason else ""
@@ -41,7 +42,7 @@ def significance_tables(comparison: Comparison, numbers: NumberFormat) -> list[T
             for row in rows_of(rows)
         ]
         difference = f"difference, {comparison.metric}{numbers.difference_unit}"
-        header = ["method", difference, "95 % interval", "p", "p (Holm)", "seeds", "verdict"]
+        header = ["method", difference, "95 % interval", "p", "p (Holm)", "detectable", "seeds", "verdict"]
         sentences = [*_about_verdicts(rows), *_about_power(power.get((setting, reference)))]
         sentences += comparison.about_labels(setting)
         title = f"{name}: compared with {reference}"
@@ -60,7 +61,8 @@ def _about_verdicts(rows: pd.DataFrame) -> Iterator[str]:
             "Mean difference at equal seeds. Interval and p: Student's t, with the variance over seeds (no less "
             "than the median of this table) and over groups "
             f"of images. p (Holm): corrected for the {len(tested)} methods of this table; better and worse need one "
-            "below 0.05."
+            f"below 0.05. Detectable: the true difference that is found with a probability of {POWER:g}, before this "
+            "correction."
         )
     compared = rows[rows["seeds"] > 0]
     if len(compared):

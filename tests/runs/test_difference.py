@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from harness.runs.difference import (
+    POWER,
     Difference,
     Variances,
     class_scores,
@@ -220,3 +222,13 @@ def test_variances_are_means_over_the_comparisons_that_have_them() -> None:
     found = [Difference(0.0, 1.0, 2.0, 3, 9), Difference(0.0, 3.0, 4.0, 3, 8), Difference(0.0, math.nan, 1.0, 1, 7)]
     assert Variances.of(found) == Variances(2.0, 3.0, 8)
     assert Variances.of(found[2:]) is None
+
+
+def test_detectable_difference_is_found_with_the_power_that_it_states() -> None:
+    variances = Variances(of_seeds=0.01**2, of_images=0.003**2, groups=20)
+    found = variances.detectable(5)
+    assert 0.005 < found < 0.05 and variances.power(found, 5) == pytest.approx(POWER, abs=1e-3)
+    assert variances.detectable(10) < found
+    one = Difference(0.0, 0.01**2, 0.003**2, seeds=5, groups=20)
+    assert one.detectable == found
+    assert np.isnan(replace(one, seeds=1, seed_variance=float("nan")).detectable)
