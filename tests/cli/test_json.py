@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,16 @@ import pytest
 from harness.runs.folder import RunFolder
 from tests.support.in_process import call
 from tests.support.tiny_cell import make_dataset, run_arguments
+
+REFERENCE = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+
+
+def documented(command: str) -> set[str]:
+    """The fields that the reference names for a command."""
+    (row,) = (
+        line for line in REFERENCE.splitlines() if line.startswith("| `") and f"`{command}`" in line.split("|")[1]
+    )
+    return set(re.findall(r"`(\w+)`", row.split("|")[2]))
 
 
 def printed(*arguments: str | Path, code: int = 0) -> Any:
@@ -39,11 +50,14 @@ def test_commands_that_write_files_name_them(runs: Path, whole: RunFolder, colou
     assert set(found["written"]) == {str(path) for path in out.iterdir() if path.suffix == ".png"}
     assert [one["image"] for one in found["failed"]] == [str(tmp_path / "broken.png")] and found["warnings"] == []
 
+    assert found.keys() | found["failed"][0].keys() <= documented("predict")
+
     found = printed("export", whole.path.name, "--runs", runs, "--out", tmp_path / "exported")
     assert set(found["written"]) == {str(path) for path in (tmp_path / "exported").iterdir()}
 
     found = printed("report", "--runs", runs, "--out", tmp_path / "report")
     assert Path(found["report"]).exists() and found["runs"] == {"done": 1} and len(found["answers"]) == 1
+    assert found.keys() | found["answers"][0].keys() == documented("report")
 
 
 def test_new_method_and_new_dataset_name_what_they_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,4 +79,15 @@ def test_sync_counts_and_search_names_trials(runs: Path, colours: Path, tiny: Pa
     assert [trial["settings"]["lr"] for trial in found["trials"]] and len(found["trials"]) == 2
     (best,) = found["found"]
     assert Path(best["recipe"]).name == "best.yaml" and Path(found["folder"]).is_dir()
+    assert found.keys() | best.keys() == documented("search")
     assert found["importances"] is None and found["objectives"] == ["miou"]
+
+
+def test_lists_have_the_fields_of_the_reference(whole: RunFolder, tmp_path: Path) -> None:
+    fields: set[str] = set()
+    for kind in ("methods", "backbones", "datasets", "heads"):
+        (first, *_) = printed("list", kind, "--data", tmp_path)
+        fields |= first.keys()
+    assert fields == documented("list methods") - {"methods", "backbones", "datasets", "heads", "budgets"}
+    (finding, *_) = printed("doctor", "--runs", whole.path.parent, "--data", tmp_path)
+    assert finding.keys() == documented("doctor")
