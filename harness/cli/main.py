@@ -378,7 +378,7 @@ def main() -> None:
         code = _code_of(error)
         if code is None:
             raise
-        _exit(code, f"error: {error}")
+        _exit(code, f"{error}; the same command resumes" if code == 130 else f"error: {error}")
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C while the interpreter shuts down
