@@ -237,9 +237,21 @@ class LiveTable(Live):
         left = len(self._plan.left)
         done = count[RunState.DONE] - self._done_before
         passed = time.monotonic() - self._began
-        rest = f", about {duration(passed / done * left)} left" if done and not self._plan.searches else ""
+        running = {cell.label: self._share(cell) for cell in self._plan.cells if cell.state is RunState.RUNNING}
+        begun = sum(running.values())
+        rest = ""
+        if done and not self._plan.searches:
+            rest = f", about {duration(passed / (done + begun) * (left - begun))} left"
+        at = "".join(f", {label} at {share:.0%}" for label, share in running.items())
         cells = f"{count[RunState.DONE]} of {len(self._plan.cells)} cells done, {left} left"
-        return f"{cells}, {duration(passed)} so far{rest}"
+        return f"{cells}{at}, {duration(passed)} so far{rest}"
+
+    def _share(self, cell: PlannedCell) -> float:
+        """How much of a running cell's training is done."""
+        if cell.spec is None:
+            return 0.0
+        points = self._store.by_fingerprint(cell.spec.fingerprint).curve()
+        return float(points[-1]["step"]) / cell.spec.budget.steps if points else 0.0
 
     def _drawn(self) -> Any:
         from rich.table import Table
