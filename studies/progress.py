@@ -30,6 +30,8 @@ RATES = ("lr", HEAD_LR)
 """The hyperparameters in the table of scores: without them, no score of tuned methods can be judged."""
 PLAIN_SECONDS = 30
 """The least seconds between two plain lines of overall progress."""
+SHOWN_CELLS = 4
+"""The most running cells that such a line shows one by one."""
 
 
 def work_left(plan: Plan) -> bool:
@@ -224,7 +226,7 @@ class LiveTable(Live):
                 self.line(text)
             self._last_lines[name] = text
         elif time.monotonic() - self._last_line > PLAIN_SECONDS:
-            self.line(self._summary())
+            self.line(self._summary(details=True))
 
     @staticmethod
     def _score(cell: PlannedCell) -> str:
@@ -232,17 +234,19 @@ class LiveTable(Live):
             return f", mIoU {cell.miou:.4f}"
         return f" ({cell.reason})" if cell.reason else ""
 
-    def _summary(self) -> str:
+    def _summary(self, details: bool = False) -> str:
+        """`details`: also how far the running cells are, if they are few."""
         count = self._plan.count()
         left = len(self._plan.left)
         done = count[RunState.DONE] - self._done_before
         passed = time.monotonic() - self._began
-        running = {cell.label: self._share(cell) for cell in self._plan.cells if cell.state is RunState.RUNNING}
-        begun = sum(running.values())
+        running = [(cell, self._share(cell)) for cell in self._plan.cells if cell.state is RunState.RUNNING]
+        begun = sum(share for _, share in running)
         rest = ""
         if done and not self._plan.searches:
             rest = f", about {duration(passed / (done + begun) * (left - begun))} left"
-        at = "".join(f", {label} at {share:.0%}" for label, share in running.items())
+        shown = running if details and len(running) <= SHOWN_CELLS else []
+        at = "".join(f", {cell.label} (seed {cell.request.seed}) at {share:.0%}" for cell, share in shown)
         cells = f"{count[RunState.DONE]} of {len(self._plan.cells)} cells done, {left} left"
         return f"{cells}{at}, {duration(passed)} so far{rest}"
 

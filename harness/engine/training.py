@@ -207,7 +207,10 @@ class TrainState:
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._unread.append(mean_loss)
-        if self._reads_at_once or to_point == 0 or math.isnan(self._loss) or len(self._unread) == UNREAD_STEPS:
+        # A batch source that times frozen stages waits for the device: a step that it waited for would not be timed.
+        timed = any(batch.prefix is not None for batch in batches)
+        is_due = to_point == 0 or math.isnan(self._loss) or len(self._unread) == UNREAD_STEPS
+        if self._reads_at_once or timed or is_due:
             self._read_losses()
 
         own = time.monotonic() - started

@@ -28,11 +28,14 @@ def test_time_left_counts_the_part_of_a_running_cell_that_is_done(
     first, second = plan.cells[0], plan.cells[2]
     first.state, second.state = RunState.DONE, RunState.RUNNING
     clock[0] = 60.0
-    assert table._summary() == "1 of 4 cells done, 3 left, spm at 0%, 1 min 00 s so far, about 3 min 00 s left"
+    assert table._summary() == "1 of 4 cells done, 3 left, 1 min 00 s so far, about 3 min 00 s left"
     assert second.spec is not None
     run = store.by_fingerprint(second.spec.fingerprint)
     run.begin(second.spec, 1)
     for step in (3, 6):  # of twelve
         run.append_curve({"step": step, "loss": 1.0, "lr": 1e-3, "miou_train": 0.5, "images_per_second": 1.0})
     clock[0] = 90.0
-    assert table._summary() == "1 of 4 cells done, 3 left, spm at 50%, 1 min 30 s so far, about 2 min 30 s left"
+    assert table._summary() == "1 of 4 cells done, 3 left, 1 min 30 s so far, about 2 min 30 s left"
+    plan.cells[3].state = RunState.RUNNING
+    details = table._summary(details=True)
+    assert details.startswith("1 of 4 cells done, 3 left, spm (seed 0) at 50%, spm (seed 1) at 0%, 1 min 30 s so far")
