@@ -105,7 +105,7 @@ def _measure(options: argparse.Namespace) -> None:
             weights=options.weights,
             budget=budget,
             rounds=options.rounds,
-            workers=default_workers() if options.workers is None else options.workers,
+            workers=default_workers(None) if options.workers is None else options.workers,
             data=options.data,
             scratch=Path(scratch),
             fabric=fabric,

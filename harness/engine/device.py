@@ -59,7 +59,10 @@ def make_reproducible() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def default_workers() -> int:
-    """Data-loading processes of a run: none where they would compete with the network for the only core."""
+def default_workers(threads: int | None) -> int:
+    """Data-loading processes of a run: none where they would compete with the network for the only core.
+
+    `threads`: cores that the run may use; None: all of this process.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, available // 2)
+    return min(8, min(available, threads or available) // 2)

@@ -65,7 +65,7 @@ class ExecutionOptions:
     plugins: tuple[Path, ...] = option(
         (), "a .py file that defines a method; repeatable", flags=("--plugin",), metavar="FILE"
     )
-    threads: int | None = option(None, "threads of torch on a CPU; None: torch's own choice", on_command_line=False)
+    threads: int | None = option(None, "threads of torch on the CPU; None: torch's own choice", on_command_line=False)
     cores: tuple[int, ...] = option((), "cores that the process may use; none: all", on_command_line=False)
     time_limit: float | None = option(
         None,

@@ -60,7 +60,7 @@ def rehearse(cell: Cell, options: ExecutionOptions) -> Rehearsal | Outcome:
         try:
             started = time.monotonic()
             prepared = prepare(attempt, load_pretrained(cell))
-            workers = default_workers() if options.workers is None else options.workers
+            workers = default_workers(options.threads) if options.workers is None else options.workers
             return _measure(prepared, time.monotonic() - started, workers)
         except Exception as error:
             return outcome_of(explained(error, attempt.folder.path, attempt.step))

@@ -180,7 +180,7 @@ def batch_source(prepared: Sequence[Prepared], states: Sequence[TrainState], exp
         deepest.stream,
         budget,
         attempt.fabric,
-        default_workers() if workers is None else workers,
+        default_workers(attempt.options.threads) if workers is None else workers,
         states,
         features,
         policy,

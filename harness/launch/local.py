@@ -20,7 +20,7 @@ from harness.util.option import environment_number
 
 @dataclass(frozen=True)
 class Slot:
-    """The resources of one job. `threads` None: torch's own choice."""
+    """The resources of one job. `cores` empty: all; `threads` None: torch's own choice."""
 
     device: str
     cores: tuple[int, ...] = ()
@@ -93,19 +93,20 @@ def make_slots(jobs: int | None, device: str) -> list[Slot]:
 
     Raises `UserError` for more jobs than cores.
     """
-    gpus = visible_gpus() if device in ("auto", "cuda") else []
-    if gpus:
-        return [Slot(f"cuda:{gpus[index % len(gpus)]}") for index in range(jobs or len(gpus))]
-    if device not in ("auto", "cpu"):
-        return [Slot(device)] * (jobs or 1)
+    devices = [f"cuda:{index}" for index in visible_gpus()] if device in ("auto", "cuda") else []
+    if not devices and device not in ("auto", "cpu"):
+        devices = [device]
+    count = jobs or len(devices) or 1
+    if count == 1:
+        return [Slot(devices[0] if devices else "cpu")]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    if not jobs or jobs == 1:
-        return [Slot("cpu")]
-    if jobs > len(cores):
-        raise UserError(f"--jobs {jobs}: there are only {len(cores)} cores; use at most one job per core")
-    each = len(cores) // jobs
-    most = environment_number("OMP_NUM_THREADS", each) or each
-    return [Slot("cpu", tuple(cores[i * each : (i + 1) * each]), min(each, most)) for i in range(jobs)]
+    if count > len(cores) and not devices:
+        raise UserError(f"--jobs {count}: there are only {len(cores)} cores; use at most one job per core")
+    each = max(1, len(cores) // count)
+    threads = min(each, environment_number("OMP_NUM_THREADS", each) or each)
+    if devices:  # a job on a GPU also has processes that load data: it is not held to its cores
+        return [Slot(devices[index % len(devices)], threads=threads) for index in range(count)]
+    return [Slot("cpu", tuple(cores[i * each : (i + 1) * each]), threads) for i in range(count)]
 
 
 def visible_gpus() -> list[int]:
