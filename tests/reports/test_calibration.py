@@ -35,7 +35,15 @@ def test_equal_methods_rarely_get_a_verdict(name: str, seeds: int) -> None:
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 @pytest.mark.parametrize("name", WORLDS)
 def test_equal_methods_rarely_get_a_verdict_in_many_experiments(name: str, seeds: int) -> None:
-    assert 0.03 <= false_verdicts(WORLDS[name], seeds, 4000) <= 0.07
+    world = WORLDS[name]
+    least = 0.01 if world.of_seed_in_group else 0.03  # an interaction is a part of both variances, and counts twice
+    assert least <= false_verdicts(world, seeds, 4000) <= 0.07
+
+
+@pytest.mark.parametrize("groups", [4, 7])
+@pytest.mark.parametrize("name", WORLDS)
+def test_equal_methods_rarely_get_a_verdict_with_few_groups(name: str, groups: int) -> None:
+    assert false_verdicts(replace(WORLDS[name], groups=groups), 5, 300) <= 0.1
 
 
 def wrong_tables(world: World, seeds: int, methods: int, experiments: int) -> tuple[float, float]:
