@@ -92,11 +92,15 @@ def rehearse(plan: Plan, options: ExecutionOptions, resolve: Resolver) -> list[R
 
 
 def total(rows: list[Rehearsed], jobs: int) -> str:
-    """The time of the whole study, as text."""
+    """The time and the disk space of the whole study, as text."""
     seconds = sum(row.runs * row.found.run_seconds for row in rows if row.found is not None)
+    gibibytes = sum(row.runs * row.found.delta_bytes for row in rows if row.found is not None) / GIB
     failed = sum(row.runs for row in rows if row.found is None)
     left_out = f", without the {counted(failed, 'run')} of cells that fail" if failed else ""
-    return f"estimated: {duration(seconds / jobs)} with {jobs} at a time on devices like this one{left_out}"
+    return (
+        f"estimated: {duration(seconds / jobs)} with {jobs} at a time on devices like this one, and {gibibytes:.2f} GiB "
+        f"of trained tensors under --runs{left_out}"
+    )
 
 
 def _distinct(plan: Plan) -> Iterator[Rehearsed]:

@@ -42,6 +42,8 @@ class Rehearsal:
     """On a GPU measured, evaluation included; on a CPU computed from the shapes of a step."""
     run_seconds: float
     """The whole run, estimated from these: start, all steps, all images."""
+    delta_bytes: int
+    """The trained tensors that a run keeps on disk: nearly all of its folder."""
 
 
 def rehearse(cell: Cell, options: ExecutionOptions) -> Rehearsal | Outcome:
@@ -94,7 +96,8 @@ def _measure(prepared: Prepared, start_seconds: float, workers: int) -> Rehearsa
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     run_seconds = start_seconds + budget.steps * step_seconds + len(prepared.evaluation_samples) * image_seconds
-    return Rehearsal(start_seconds, step_seconds, image_seconds, peak, run_seconds)
+    delta_bytes = sum(tensor.nbytes for tensor in prepared.network.delta_state().values())
+    return Rehearsal(start_seconds, step_seconds, image_seconds, peak, run_seconds, delta_bytes)
 
 
 def _evaluate_largest(prepared: Prepared) -> float:

@@ -26,7 +26,7 @@ def test_every_distinct_cell_is_rehearsed_once(tmp_path: Path, colours: Path) ->
     for row in (head, linear, spm):
         assert row["reason"] is None
         assert row["peak_bytes"] > 0 and 0 < row["step_seconds"] < row["run_seconds"]
-    assert spm["peak_bytes"] > linear["peak_bytes"]
+    assert spm["peak_bytes"] > linear["peak_bytes"] and spm["delta_bytes"] > linear["delta_bytes"] > 0
     assert not list((tmp_path / "runs").glob("????????????????"))
 
 
