@@ -41,6 +41,9 @@ Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**31)]
 _LARGEST_SIDE = 16_384  # pixels
 _SCALES = 0.01, 20.0
+_ABSENT = object()
+_ADDED: Mapping[str, Any] = {"train_fraction": 1.0}
+"""Fields of the budget that were added since protocol 2, with the value that stands for how it was before."""
 
 
 class Budget(BaseModel):
@@ -80,6 +83,12 @@ class Budget(BaseModel):
     )
     dev_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of train that is held out as dev, if the dataset has no dev split"
+    )
+    train_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the images to train on that a run uses, drawn by its seed: the same for every method",
     )
     evaluation: Literal["whole", "slide"] = Field("whole", description="whole images, or windows of `crop` size")
     stride: tuple[int, int] | None = Field(None, description="height, width between windows of `slide`")
@@ -132,8 +141,10 @@ class Budget(BaseModel):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The fields that can change a score, as plain values: all but the name."""
-        return self.model_dump(mode="json", exclude={"name"})
+        """The fields that can change a score, as plain values: all but the name, and but for those that a later version
+        added and that are at their defaults."""
+        fields = self.model_dump(mode="json", exclude={"name"})
+        return {name: value for name, value in fields.items() if _ADDED.get(name, _ABSENT) != value}
 
     def learning_rate_factor(self, step: int) -> float:
         """The factor on the base learning rate at `step` (0-based): linear warm-up, then polynomial decay."""

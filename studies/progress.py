@@ -58,7 +58,7 @@ def describe(plan: Plan) -> list[str]:
                 number = counted(len(searches), "search", "searches")
                 lines.append(f"  {number} {what}, {each} on the dev split, {ended} trials ended")
     for dataset in plan.datasets:
-        lines.append(f"  {describe_parts(dataset, budget.dev_fraction)}")
+        lines.append(f"  {describe_parts(dataset, budget.dev_fraction, budget.train_fraction)}")
         lines += [f"  warning: {text}" for text in warnings(dataset, budget)]
     lines += [f"  {note}" for note in notes(plan)]
     seconds = plan.seconds_left()

@@ -98,8 +98,8 @@ def total(rows: list[Rehearsed], jobs: int) -> str:
     failed = sum(row.runs for row in rows if row.found is None)
     left_out = f", without the {counted(failed, 'run')} of cells that fail" if failed else ""
     return (
-        f"estimated: {duration(seconds / jobs)} with {jobs} at a time on devices like this one, and {gibibytes:.2f} GiB "
-        f"of trained tensors under --runs{left_out}"
+        f"estimated: {duration(seconds / jobs)} with {jobs} at a time on devices like this one, "
+        f"and {gibibytes:.2f} GiB of trained tensors under --runs{left_out}"
     )
 
 

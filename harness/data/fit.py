@@ -41,7 +41,7 @@ def check_fit(dataset: SegmentationDataset, budget: Budget, part: Part) -> None:
         split_samples(dataset, part, budget.dev_fraction)
 
 
-def describe_parts(dataset: SegmentationDataset, dev_fraction: float) -> str:
+def describe_parts(dataset: SegmentationDataset, dev_fraction: float, train_fraction: float = 1.0) -> str:
     """One line: the images and groups of train, dev and test, and where dev comes from."""
     train, test = dataset.samples("train"), dataset.samples("test")
     own = dataset.samples("dev")
@@ -53,7 +53,10 @@ def describe_parts(dataset: SegmentationDataset, dev_fraction: float) -> str:
         except UserError:
             dev = "none, since train is one group"
     held_out = f" {HELD_OUT}" if dataset.test_is_held_out else ""
-    return f"{dataset.name}: train {_size(train)}; dev {dev}; test {_size(test)}{held_out}"
+    share = ""
+    if train_fraction < 1:
+        share = f", of which each seed draws {100 * train_fraction:g} % of the images"
+    return f"{dataset.name}: train {_size(train)}{share}; dev {dev}; test {_size(test)}{held_out}"
 
 
 def warnings(dataset: SegmentationDataset, budget: Budget) -> list[str]:

@@ -7,17 +7,21 @@
 | `dev`, of a dataset without | train without the groups held out | the groups held out |
 
 A dev split is never trained on, not even for `report`: train on train, select on dev, report on test.
+
+With `train_fraction` a run trains on a share of these images, which its seed draws.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from harness.data.base import Sample, SegmentationDataset
 from harness.errors import UserError
 from harness.spec import Part
+from harness.util.seeds import derive
 
 
 def split_samples(dataset: SegmentationDataset, part: Part, dev_fraction: float) -> tuple[list[Sample], list[Sample]]:
@@ -57,3 +61,16 @@ def held_out_groups(sizes: Mapping[str, int], fraction: float) -> set[str]:
         held.add(group)
         samples += sizes[group]
     return held
+
+
+def drawn(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:
+    """At least `fraction` of the samples, in their order; at one seed, a smaller fraction's are among a larger one's.
+
+    Whether a sample is drawn before another depends on the seed and their names alone.
+    """
+    if fraction == 1:
+        return list(samples)
+    order = sorted(samples, key=lambda sample: derive(seed, "drawn", sample.name))
+    count = math.ceil(round(fraction * len(samples), 6))  # .1 of 30 is a little above 3 in floating point
+    chosen = {sample.name for sample in order[:count]}
+    return [sample for sample in samples if sample.name in chosen]

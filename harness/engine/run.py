@@ -17,7 +17,7 @@ from harness.cells.resolve import Cell
 from harness.data.augmentation import TrainStream
 from harness.data.base import Pair
 from harness.data.fit import HELD_OUT, warnings
-from harness.data.splits import split_samples
+from harness.data.splits import drawn, split_samples
 from harness.engine import cost, training
 from harness.engine.attempt import RunAttempt
 from harness.engine.batches import BatchSource
@@ -93,7 +93,8 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
     """
     cell = attempt.cell
     spec, dataset = cell.spec, cell.dataset
-    train_samples, evaluation_samples = split_samples(dataset, spec.part, spec.budget.dev_fraction)
+    all_train_samples, evaluation_samples = split_samples(dataset, spec.part, spec.budget.dev_fraction)
+    train_samples = drawn(all_train_samples, spec.budget.train_fraction, spec.seed)
     copy = backbone.copy()
     try:
         network = build_segmenter(

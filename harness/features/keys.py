@@ -45,7 +45,7 @@ class FeatureCache:
 
     def training(self) -> FeatureStream:
         """Features of the training passes at the cell's seed."""
-        seen = {"steps", "accumulate", "crop", "resize", "flip", "photometric"}
+        seen = {"steps", "accumulate", "crop", "resize", "flip", "photometric", "train_fraction"}
         identity = {"use": "training", "seed": self._seed, "of": self._budget.model_dump(mode="json", include=seen)}
         return self._features.stream(self._common | identity, self._budget.steps * self._budget.accumulate)
 

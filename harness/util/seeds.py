@@ -8,4 +8,4 @@ import hashlib
 def derive(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed that depends on `seed` and the purpose alone: `derive(0, "step", 17)`."""
     text = ":".join(map(str, (seed, *purpose)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big") >> 1

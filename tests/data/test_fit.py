@@ -46,6 +46,11 @@ def test_sizes_of_the_parts_name_the_dev_part_that_is_held_out(tmp_path):
     )
 
 
+def test_sizes_of_the_parts_name_the_share_that_is_drawn(tmp_path):
+    line = describe_parts(dataset(tmp_path, GROUP), 0.2, 0.25)
+    assert line.startswith("d: train 3 images in 2 groups, of which each seed draws 25 % of the images; dev 1 image")
+
+
 def test_sizes_of_the_parts_with_a_dev_split(tmp_path):
     opened = dataset(tmp_path, "splits: {dev: dev}\n" + GROUP, train="a1 a2", dev="b1 c1", test="d1")
     assert (

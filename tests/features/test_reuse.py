@@ -306,6 +306,20 @@ def test_seeds_share_a_cached_sliding_evaluation(run: Run, alone: Alone, tmp_pat
     assert outcome(second) == alone(seed=1, **weights)
 
 
+def test_runs_on_a_fraction_of_the_images_share_nothing_with_others(
+    run: Run, alone: Alone, tmp_path: Path, budget: Path, always_pays: None
+) -> None:
+    half = tmp_path / "half.yaml"
+    half.write_text(yaml.safe_dump({**yaml.safe_load(budget.read_text()), "train_fraction": 0.5}))
+    whole = run(tmp_path, GIGABYTE, expected_reuses=9)
+    first = run(tmp_path, GIGABYTE, budget=str(half), expected_reuses=9)
+    second = run(tmp_path, GIGABYTE, budget=str(half), settings={"head_lr": 0.5})
+    assert [reuse(one)["training"] for one in (whole, first, second)] == [0, 0, 1]
+    assert outcome(first) == alone(budget=str(half)) != outcome(whole)
+    counts = [one.read_result().provenance.data["images_to_train_on"] for one in (whole, first)]
+    assert counts[1] == -(-counts[0] // 2)
+
+
 def _weights(folder: Path) -> Path:
     """In a file, so that they do not depend on the seed."""
     from safetensors.torch import save_file
