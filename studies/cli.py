@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cells.request import Request
+from harness.cli.ending import Stopped
 from harness.cli.folders import check_writable
 from harness.cli.options import Json, Quiet, Without, read_pairs, with_options
 from harness.engine.options import ExecutionOptions
@@ -211,5 +212,4 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say("stopped; run the command again to resume")
-        raise typer.Exit(130) from None
+        raise Stopped("stopped; run the command again to resume") from None
