@@ -318,11 +318,10 @@ def ui(
 @with_options(example="harness doctor --data ~/datasets")
 def doctor(options: Annotated[ExecutionOptions, Only("runs", "data")], json_: Json = False) -> None:
     """Check what is installed, which weights and datasets are available, and how to get the rest. Changes nothing."""
-    from harness.cli.doctor import examine
-    from harness.cli.tables import print_table
+    from harness.cli.doctor import examine, print_findings
 
     findings = examine(options.runs, options.data)
-    _show(json_, findings, lambda: print_table(findings))
+    _show(json_, findings, lambda: print_findings(findings))
     raise typer.Exit(1 if any(finding["state"] == "broken" for finding in findings) else 0)
 
 
