@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +23,7 @@ from harness.util.progress import say, warn
 from studies import shipped_studies
 
 if TYPE_CHECKING:
+    from harness.runs.store import RunStore
     from studies.plan import Plan
 
 Storage = Annotated[
@@ -79,10 +82,10 @@ def compare(
     if plan:
         from studies.power import seeds_needed
 
-        store = options.open_store()
-        planned = make_plan(chosen, store, options.data, ask_support=True)
-        show = say if json_ else print
-        show("\n".join([*progress.describe(planned), *(f"  {one}" for one in seeds_needed(planned, store))]))
+        with _store_to_read(options.runs) as store:
+            planned = make_plan(chosen, store, options.data, ask_support=True)
+            lines = [*progress.describe(planned), *(f"  {one}" for one in seeds_needed(planned, store))]
+        (say if json_ else print)("\n".join(lines))
     else:
         check_writable("--runs", options.runs)
         with _stoppable():
@@ -98,6 +101,18 @@ def compare(
     else:
         good = all(cell.state in ("done", "unsupported") for cell in planned.cells)
     raise typer.Exit(0 if good else 1)
+
+
+@contextmanager
+def _store_to_read(runs: Path) -> Iterator[RunStore]:
+    """The runs under `runs`. Where that folder does not exist it is not created for what is cached."""
+    from harness.runs.store import RunStore
+
+    if runs.exists():
+        yield RunStore(runs)
+        return
+    with TemporaryDirectory(prefix="harness-plan-") as cache:
+        yield RunStore(runs, cache=Path(cache))
 
 
 def _rehearse(planned: Plan, options: ExecutionOptions, launcher: LauncherChoice, json_: bool) -> int:
