@@ -161,11 +161,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """The known names that are similar, the most similar first."""
+    return difflib.get_close_matches(name, sorted(known), n=limit, cutoff=0.6)
+
+
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """A hint that offers the nearest of the known names, or lists them where there are few."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=limit, cutoff=0.6)
-    if near:
+    if near := nearest(name, known, limit):
         return f"did you mean {' or '.join(near)}?"
     if len(known) <= 30:
         return f"known: {', '.join(known) or 'none'}"

@@ -6,15 +6,18 @@ Neither this module nor the top of a shipped method imports torch, so that a stu
 from __future__ import annotations
 
 import math
+import os
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
-from harness.errors import UserError, did_you_mean, invalid
+from harness.errors import UserError, did_you_mean, invalid, shown
 from harness.spec import Budget
 from harness.util.registry import Registry
 
@@ -23,7 +26,17 @@ if TYPE_CHECKING:
 
     from harness.models.backbones.backbone import StagedBackbone
 
-methods: Registry[type[Method]] = Registry("method", group="harness.methods")
+
+def _in_a_file(name: str, near: bool) -> str:
+    """The hint at `--plugin`: for a file of the method's name, or where no known method is near."""
+    file = Path(f"{name}.py")
+    if os.path.isfile(file):
+        loaded = {getattr(module, "__file__", None) for module in sys.modules.values()}
+        return "" if str(file.resolve()) in loaded else f" (or load {shown(file)} with --plugin {shown(file)})"
+    return "" if near else " (or load its file with --plugin FILE)"
+
+
+methods: Registry[type[Method]] = Registry("method", group="harness.methods", elsewhere=_in_a_file)
 
 
 def hyperparameter(default: Any, help: str, *, search: Any = None, later: bool = False, **bounds: Any) -> Any:

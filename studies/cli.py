@@ -6,11 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cells.request import Request
+from harness.cli.ending import Stopped
 from harness.cli.folders import check_writable
 from harness.cli.options import Json, Quiet, Without, read_pairs, with_options
 from harness.engine.options import ExecutionOptions
@@ -20,6 +23,7 @@ from harness.util.progress import say, warn
 from studies import shipped_studies
 
 if TYPE_CHECKING:
+    from harness.runs.store import RunStore
     from studies.plan import Plan
 
 Storage = Annotated[
@@ -78,10 +82,10 @@ def compare(
     if plan:
         from studies.power import seeds_needed
 
-        store = options.open_store()
-        planned = make_plan(chosen, store, options.data, ask_support=True)
-        show = say if json_ else print
-        show("\n".join([*progress.describe(planned), *(f"  {one}" for one in seeds_needed(planned, store))]))
+        with _store_to_read(options.runs) as store:
+            planned = make_plan(chosen, store, options.data, ask_support=True)
+            lines = [*progress.describe(planned), *(f"  {one}" for one in seeds_needed(planned, store))]
+        (say if json_ else print)("\n".join(lines))
     else:
         check_writable("--runs", options.runs)
         with _stoppable():
@@ -97,6 +101,18 @@ def compare(
     else:
         good = all(cell.state in ("done", "unsupported") for cell in planned.cells)
     raise typer.Exit(0 if good else 1)
+
+
+@contextmanager
+def _store_to_read(runs: Path) -> Iterator[RunStore]:
+    """The runs under `runs`. Where that folder does not exist it is not created for what is cached."""
+    from harness.runs.store import RunStore
+
+    if runs.exists():
+        yield RunStore(runs)
+        return
+    with TemporaryDirectory(prefix="harness-plan-") as cache:
+        yield RunStore(runs, cache=Path(cache))
 
 
 def _rehearse(planned: Plan, options: ExecutionOptions, launcher: LauncherChoice, json_: bool) -> int:
@@ -211,5 +227,4 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say("stopped; run the command again to resume")
-        raise typer.Exit(130) from None
+        raise Stopped("stopped; run the command again to resume") from None

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.cells.resolve import Cell, Request, Resolver
-from harness.data.base import SegmentationDataset
+from harness.data.base import NoData, SegmentationDataset
 from harness.errors import UserError
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
@@ -32,7 +32,7 @@ class PlannedCell:
     label: str
     request: Request
     spec: Spec | None
-    """None if a search must end first, or if the request is invalid (then `state` is `failed`)."""
+    """None if a search must end first, or if the request is invalid (then `state` is `failed` or `no data`)."""
     state: RunState
     reason: str | None = None
     miou: float | None = None
@@ -105,7 +105,7 @@ class Plan:
     heads: list[PlannedSearch] = field(default_factory=list)
     """The searches of the head's learning rate, which come first."""
     datasets: list[SegmentationDataset] = field(default_factory=list)
-    """Those whose files are there and valid; the cells of the others have failed."""
+    """Those whose files are there and valid; the cells of the others have failed or have no data."""
 
     def count(self) -> Counter[RunState]:
         return Counter(cell.state for cell in self.cells)
@@ -197,7 +197,7 @@ def _plan_search(
         resolve(searched)
         _define(planned, resolve, store)
     except UserError as error:
-        return [PlannedCell(label, seed, None, RunState.FAILED, str(error)) for seed in seeds]
+        return [_invalid(label, seed, error) for seed in seeds]
     recorded = [_plan_cell(label, seed, resolve, store) for seed in seeds]
     if all(cell.state is RunState.UNSUPPORTED for cell in recorded) or (head is None and not space):
         return recorded
@@ -245,10 +245,15 @@ def _plan_cell(label: str, request: Request, resolve: Resolver, store: RunStore)
     try:
         spec = resolve(request).spec
     except UserError as error:
-        return PlannedCell(label, request, None, RunState.FAILED, str(error))
+        return _invalid(label, request, error)
     cell = PlannedCell(label, request, spec, RunState.TO_DO)
     refresh(cell, store)
     return cell
+
+
+def _invalid(label: str, request: Request, error: UserError) -> PlannedCell:
+    state = RunState.NO_DATA if isinstance(error, NoData) else RunState.FAILED
+    return PlannedCell(label, request, None, state, str(error))
 
 
 def refresh(cell: PlannedCell, store: RunStore) -> None:

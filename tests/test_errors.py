@@ -130,7 +130,7 @@ def test_wrong_field_of_a_dataset_is_of_its_file(tmp_path: Path) -> None:
 def test_missing_dataset_only_fails_its_own_cells(tmp_path: Path, colours: Path, tiny: Path) -> None:
     study = write_study(tmp_path / "s.yaml", colours, tiny, datasets=["ade20k", str(colours)], methods=["linear"])
     plan = make_plan(load_study(study), RunStore(tmp_path / "runs"), tmp_path)
-    assert [cell.state for cell in plan.cells] == ["failed", "to do"]
+    assert [cell.state for cell in plan.cells] == ["no data", "to do"]
     assert str(plan.cells[0].reason).startswith(f"dataset ade20k: not found under {tmp_path}")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -17,6 +20,7 @@ from harness.cells.plugins import loaded_files
 from harness.cells.resolve import Cell
 from harness.method import Hyperparameters, methods
 from harness.util.files import sha256
+from harness.util.fork_server import fork_context
 from harness.util.json_cache import cached_json, read_cached_json
 
 Question = tuple[str, dict[str, Any], str]
@@ -51,8 +55,7 @@ def _key(cell: Cell) -> list[Any]:
 
 def _ask(questions: list[Question]) -> list[str | None]:
     """One answer per question; an empty list if the process died: the runs themselves then report the reason."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.launch.preload"])
+    context = fork_context("harness.launch.preload")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(send, questions, [str(path) for path in loaded_files()]))
     process.start()
@@ -62,11 +65,13 @@ def _ask(questions: list[Question]) -> list[str | None]:
     except EOFError:
         return []
     finally:
+        process.kill()  # it has answered, or Ctrl-C came, which does not reach it
         process.join()
 
 
 def _answer(send: Connection, questions: list[Question], plugin_files: list[str]) -> None:
     """Runs in the separate process: sends one answer per question."""
+    threading.Thread(target=_end_with_the_asker, daemon=True).start()
     from harness.models.backbones import families  # torch is only imported in this process
 
     load_plugins(plugin_files)
@@ -81,4 +86,13 @@ def _answer(send: Connection, questions: list[Question], plugin_files: list[str]
             answers.append(None if supported else f"{method} on {backbone}: {supported}")
         except Exception:  # not an answer: the run will fail in the same way and record it
             answers.append(None)
-    send.send(answers)
+    with contextlib.suppress(BrokenPipeError):
+        send.send(answers)
+
+
+def _end_with_the_asker() -> None:
+    """A process that is ended while it starts this one can no longer kill it."""
+    asker = multiprocessing.parent_process()
+    assert asker is not None
+    asker.join()
+    os._exit(1)

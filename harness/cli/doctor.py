@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
+import textwrap
+from itertools import zip_longest
 from pathlib import Path
 
+from harness.cli.tables import print_table
 from harness.data.catalog import dataset_names
+from harness.errors import printable
 from harness.method import methods
 from harness.models.backbones.packaged import PACKAGED
 from harness.util.provenance import PACKAGES, package_version
@@ -32,6 +38,34 @@ def examine(runs: Path, data: Path) -> list[Finding]:
         findings.append(_finding(f"dataset {entry.name}", entry.present, str(entry.location), remedy))
     findings.append(_folder(runs))
     return findings
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """A table as wide as the terminal, with each remedy in a line of its own; elsewhere one line for each finding."""
+    if not sys.stdout.isatty():
+        print_table(findings)
+        return
+    columns = shutil.get_terminal_size().columns
+    rows = [{name: printable(text) for name, text in finding.items()} for finding in findings]
+    what = min(max(len(row["what"]) for row in rows), max(28, columns // 3))
+    state = max(len(row["state"]) for row in rows)
+    left = what + state + 4
+    for row in ({"what": "what", "state": "state", "detail": "detail", "remedy": ""}, *rows):
+        names, details = _folded(row["what"], what), _folded(row["detail"], columns - left)
+        for number, (name, detail) in enumerate(zip_longest(names, details, fillvalue="")):
+            print(f"{name:{what}}  {row['state'] if number == 0 else '':{state}}  {detail}".rstrip())
+        for line in _folded(row["remedy"], columns - 2):
+            print(f"  {line}")
+
+
+class _Folder(textwrap.TextWrapper):
+    """Breaks lines at spaces and after the slashes of a path."""
+
+    wordsep_simple_re = re.compile(r"(\s+|(?<=/))")
+
+
+def _folded(text: str, width: int) -> list[str]:
+    return _Folder(max(width, 20), break_on_hyphens=False).wrap(text)
 
 
 def _finding(what: str, ok: bool, detail: str, remedy: str, otherwise: str = "absent") -> Finding:

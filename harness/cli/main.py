@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import entry_points
@@ -16,11 +14,11 @@ import typer
 
 import harness
 from harness.cells.request import Request
+from harness.cli.ending import ending, ending_as_recorded
 from harness.cli.folders import check_writable
 from harness.cli.options import Command, Group, Json, Only, Quiet, Without, given_fields, read_path, with_options
 from harness.engine.options import ExecutionOptions
 from harness.errors import UserError
-from harness.util.files import is_disk_full
 from harness.util.option import environment_number
 from harness.util.progress import say
 
@@ -99,9 +97,10 @@ def run(
         force = True
     if force or again or result is None:
         check_writable("--runs", options.runs)
-        from harness.engine.run import execute
+        with ending_as_recorded(store, folder):
+            from harness.engine.run import execute
 
-        execute(cell, options.open_store(), options, force=force or again, quiet=quiet)
+            execute(cell, options.open_store(), options, force=force or again, quiet=quiet)
     if environment_number("RANK", 0) == 0:
         listed = ListedRun.of(folder, store)
         if json_:
@@ -319,11 +318,10 @@ def ui(
 @with_options(example="harness doctor --data ~/datasets")
 def doctor(options: Annotated[ExecutionOptions, Only("runs", "data")], json_: Json = False) -> None:
     """Check what is installed, which weights and datasets are available, and how to get the rest. Changes nothing."""
-    from harness.cli.doctor import examine
-    from harness.cli.tables import print_table
+    from harness.cli.doctor import examine, print_findings
 
     findings = examine(options.runs, options.data)
-    _show(json_, findings, lambda: print_table(findings))
+    _show(json_, findings, lambda: print_findings(findings))
     raise typer.Exit(1 if any(finding["state"] == "broken" for finding in findings) else 0)
 
 
@@ -346,55 +344,7 @@ def _add_commands() -> None:
 
 
 def main() -> None:
-    """The entry point. Exit codes: 2 for a user error (one line), 1 for a failed run, 130 for Ctrl-C and SIGTERM.
-
-    Ctrl-C and SIGTERM end the process without a traceback at any time, even if a library that is being imported turns
-    the interrupt into an error of its own.
-    """
-    interrupted = False
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
-        signal.signal(signal.SIGINT, interrupt)
-    try:
+    """The entry point; how it ends is in `ending.py`."""
+    with ending():
         _add_commands()
         app(prog_name="harness", standalone_mode=True)
-    except UserError as error:
-        _exit(2, f"error: {error.for_command_line()}")
-    except KeyboardInterrupt:
-        _exit(130, "stopped")
-    except Exception as error:
-        if interrupted:
-            _exit(130, "stopped")
-        if is_disk_full(error):
-            _exit(
-                2, f"error: {error.filename or 'the disk'}: {error.strerror}; free some space and run the command again"
-            )
-        code = _code_of(error)
-        if code is None:
-            raise
-        _exit(code, f"{error}; the same command resumes" if code == 130 else f"error: {error}")
-    finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C while the interpreter shuts down
-
-
-def _exit(code: int, message: str) -> None:
-    say(message)
-    sys.exit(code)
-
-
-def _code_of(error: Exception) -> int | None:
-    """The exit code of a run that ended without a result; None for a bug, whose traceback is needed."""
-    if "harness.runs.state" not in sys.modules:
-        return None
-    from harness.runs.state import RunEnded, RunState
-
-    if not isinstance(error, RunEnded):
-        return None
-    return 130 if error.outcome.state is RunState.INTERRUPTED else 1

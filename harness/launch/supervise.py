@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -28,6 +28,7 @@ from harness.launch.worker import GRACE, output_file, run_job
 from harness.runs.locks import AlreadyLocked
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
+from harness.util.fork_server import fork_context
 
 ATTEMPTS = 3
 """How often a cell is started if its process dies without a result (killed, crashed); it resumes from a checkpoint."""
@@ -175,16 +176,12 @@ class _Worker:
     def __init__(self, job: Job):
         self.timed_out = False
         self._time_limit = job.options.time_limit_seconds
-        context = multiprocessing.get_context("forkserver")
-        # The server imports what every job needs once, and forks; it never uses an accelerator itself.
-        context.set_forkserver_preload(["harness.launch.preload"])
+        context = fork_context("harness.launch.preload")  # that process never uses an accelerator itself
         self._results, send = context.Pipe(duplex=False)
         lifeline, self._lifeline = context.Pipe(duplex=False)
         self.process = context.Process(target=run_job, args=(job, send, lifeline), name=job.name)
         with _starting:
-            resource_tracker.ensure_running()  # unblocks the signals that were blocked for the child
-            with _signals_blocked():
-                self.process.start()
+            self.process.start()
         send.close()
         lifeline.close()
         assert self.process.pid is not None
@@ -231,20 +228,7 @@ class _Worker:
 
 
 _starting = threading.Lock()
-"""The first start also starts the server that forks."""
-
-_SENT_TO_ALL = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-"""Signals that a batch system sends to every process of a job: the server must outlive its jobs."""
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes that are started inside inherit the blocked signals."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SENT_TO_ALL)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+"""multiprocessing is not made for starts in several threads at once."""
 
 
 def _signal(process: BaseProcess, number: int) -> None:

@@ -29,9 +29,10 @@ GRACE = 30.0
 def run_job(job: Job, results: Connection, lifeline: Connection) -> None:
     """The body of the process. Sends one `JobResult` per cell, in order, to `results`."""
     os.setsid()  # the launcher handles Ctrl-C in its terminal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops a Ctrl-C from before
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_the_launcher, args=(lifeline,), daemon=True).start()
     output = output_file(job, os.getpid())
     _redirect_output(output)

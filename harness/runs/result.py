@@ -105,7 +105,9 @@ class RunResult(_Part):
     delta_bytes: int = Field(ge=0, description="size of `delta.safetensors`")
     steps: int = Field(ge=0, description="optimiser steps")
     images: int = Field(ge=0, description="training images seen, with repetitions")
-    train_seconds: float = Field(ge=0, description="without evaluation, as if nothing had been cached")
+    train_seconds: float = Field(
+        ge=0, description="without evaluation; what was read from a cache counts the time of the run that computed it"
+    )
     images_per_second: float = Field(ge=0, description="of the training, as `train_seconds`")
     data_wait: float = Field(ge=0, description="share of the training time that the step waited for data")
     peak_memory_bytes: int | None = Field(description="during training; None: not measured")

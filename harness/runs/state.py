@@ -21,13 +21,15 @@ class RunState(enum.StrEnum):
     UNSUPPORTED = "unsupported"
     """The method does not support the backbone."""
 
-    # Derived from the folder and never written to it.
+    # Derived and never written to a folder.
     DAMAGED = "damaged"
     """Its files cannot be read; it will be rerun."""
     TO_DO = "to do"
     """Never started."""
     WAITING = "waiting"
     """Waits for its search, which selects its hyperparameters."""
+    NO_DATA = "no data"
+    """Cannot be started: the files of its dataset are not on this machine."""
 
     @property
     def final(self) -> bool:
@@ -37,7 +39,9 @@ class RunState(enum.StrEnum):
     @property
     def failed(self) -> bool:
         """Whether the run ended without an expected result."""
-        return self in (RunState.FAILED, RunState.TIMED_OUT, RunState.DIVERGED, RunState.OUT_OF_MEMORY)
+        return self in (
+            RunState.FAILED, RunState.TIMED_OUT, RunState.DIVERGED, RunState.OUT_OF_MEMORY, RunState.NO_DATA
+        )  # fmt: skip
 
     @property
     def mlflow(self) -> str:

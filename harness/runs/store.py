@@ -21,14 +21,16 @@ FINGERPRINT_LENGTH = 16
 class RunStore:
     """The run folders under `root` (`--runs`)."""
 
-    def __init__(self, root: Path, listener: Listener | None = None):
+    def __init__(self, root: Path, listener: Listener | None = None, cache: Path | None = None):
         """`listener` is called after every state that is written to a run folder of this store; see `tracked_store`.
+
+        `cache`: the folder for what is computed once, by default `.cache` under `root`.
 
         Raises `UserError` for an invalid HARNESS_LEASE, before anything is started.
         """
         locks.lease_seconds()
         self.root = root
-        self.cache = root / ".cache"
+        self.cache = cache or root / ".cache"
         self._locks = root / ".locks"
         self._listener = listener
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, nearest
 
 T = TypeVar("T")
 
@@ -14,12 +14,16 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Factories of one kind by name. `kind` names it in errors, and is their field.
 
-    With `group`, the entry points of that group are registered too; each is imported on first use.
+    With `group`, the entry points of that group are registered too; each is imported on first use. `elsewhere`: where
+    else an unknown name may come from, as the end of a hint; called with the name and whether a known one is near.
     """
 
-    def __init__(self, kind: str, group: str | None = None):
+    def __init__(
+        self, kind: str, group: str | None = None, elsewhere: Callable[[str, bool], str] = lambda name, near: ""
+    ):
         self.kind = kind
         self.group = group
+        self._elsewhere = elsewhere
         self._known: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -42,7 +46,8 @@ class Registry(Generic[T]):
             return self._known[name]
         declared = self._declared()
         if name not in declared:
-            hint = did_you_mean(name, self.names())
+            known = self.names()
+            hint = did_you_mean(name, known) + self._elsewhere(name, bool(nearest(name, known)))
             raise UserError(f"no such {self.kind}", field=self.kind, value=name, hint=hint)
         if len(declared[name]) > 1:
             values = " and ".join(sorted(point.value for point in declared[name]))

@@ -6,7 +6,7 @@ Nothing is computed here but means over datasets; `formats.py` writes the files.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -90,7 +90,7 @@ def result_tables(
                 [TableCell(label, "text"), *(cell(label) for _, cell in block.columns(layout.columns))]
                 for label in block.labels(layout.sort)
             ],
-            block.caption,
+            block.caption(layout.columns),
             [*block.footnotes.lines(), *(f"Warning: {text}" for text in block.warnings)],
         )
         for number, block in enumerate(blocks, 1)
@@ -140,8 +140,7 @@ class _Block:
             else:
                 yield self._cost_column(COLUMNS[choice])
 
-    @property
-    def caption(self) -> str:
+    def caption(self, choices: Collection[str]) -> str:
         spread = {0: "No finished run", 1: "One seed"}.get(
             max(self.seeds, default=0),
             f"Mean ± standard deviation over {self.seeds[0] if len(self.seeds) == 1 else 'n'} seeds",
@@ -151,6 +150,7 @@ class _Block:
             "best in bold, second underlined",
             *self._about_ties(),
             *(["costs are means over the datasets"] if len(self.datasets) > 1 else []),
+            *(["time counts what was read from a cache as when it was computed"] if "time" in choices else []),
         ]
         return "; ".join(sentences) + "."
 

@@ -106,3 +106,19 @@ def test_method_origin_identifies_the_code(scale: Path) -> None:
     shipped = plugins.method_origin(methods.get("spm"))
     assert shipped["module"] == "methods.spm" and shipped["package"] == "segmentation-tuning-harness"
     assert "sha256" not in shipped and plugins.outside_digest(methods.get("spm")) == ""
+
+
+def test_unknown_method_gets_a_hint_at_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def hint(name: str) -> str:
+        with pytest.raises(UserError) as caught:
+            methods.get(name)
+        return caught.value.hint or ""
+
+    assert hint("zzz").startswith("known: ") and hint("zzz").endswith(" (or load its file with --plugin FILE)")
+    assert hint("linea") == "did you mean linear?"
+    (tmp_path / "linea.py").write_text(SCALE)
+    assert hint("linea") == "did you mean linear? (or load linea.py with --plugin linea.py)"
+    plugins.load(["linea.py"])  # its method has another name
+    assert hint("linea") == "did you mean linear?"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+from harness.cli.doctor import examine, print_findings
 from tests.support.in_process import call, refusal
 
 
@@ -38,3 +40,21 @@ def test_broken_plugin_is_named_and_others_work(tmp_path: Path, monkeypatch: pyt
     listed = next(line for line in call("list", "methods").out.splitlines() if line.startswith("theirs "))
     assert "broken: " in listed and "no_such_package:Theirs failed to import" in listed
     assert refusal("run", "--method", "theirs").startswith("--method theirs: no_such_package:Theirs failed to import")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("columns", [80, 100])
+def test_table_is_as_wide_as_the_terminal_and_loses_nothing(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    findings = examine(Path("runs"), tmp_path / "a folder of data sets" / ("long" * 30))
+    print_findings(findings)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    lines = [line for line in lines if not line.startswith("weights")]  # one of these names takes two lines
+    shown = "".join("".join(lines).split())
+    for finding in findings:
+        if not finding["what"].startswith("weights"):
+            assert "".join("".join(finding.values()).split()) in shown

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import harness
-from tests.support.in_process import call, refusal
-from tests.support.tiny_cell import environment, fresh_python
+from tests.support.in_process import call, refusal, runs_in
+from tests.support.tiny_cell import environment, fresh_python, run_arguments
 
 COMMANDS = (
     "run", "predict", "export", "list", "check", "new-method", "sync", "ui", "doctor", "compare", "search", "report",
@@ -118,9 +118,12 @@ def test_wrong_usage_names_flag_value_and_problem(arguments: tuple[str, ...], me
     assert refusal(*arguments).startswith(message)
 
 
+STOPPED = "stopped; the same command runs it again\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.05, 0.15, 0.4])
-def test_early_signal_ends_quietly(number: signal.Signals, seconds: float) -> None:
+def test_early_signal_ends_with_one_line(number: signal.Signals, seconds: float) -> None:
     code = "import harness.__main__ as m; print('ready', flush=True); m.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "list", "backbones"],
@@ -130,5 +133,30 @@ def test_early_signal_ends_quietly(number: signal.Signals, seconds: float) -> No
     time.sleep(seconds)
     process.send_signal(number)
     _, errors = process.communicate(timeout=300)
-    assert "Traceback" not in errors
-    assert process.returncode in (130, 0 if errors == "" else 130)
+    assert (process.returncode, errors) in ((130, STOPPED), (0, ""))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["harness.cells.resolve.resolve", "harness.engine.run.load_backbone"])
+def test_run_stopped_before_its_first_step_says_so(
+    number: signal.Signals, moment: str, colours: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moment, lambda *_: signal.raise_signal(number))
+    output = call(*run_arguments(colours, tiny, tmp_path / "runs"))
+    assert (output.code, output.out, output.err) == (130, "", STOPPED)
+    assert runs_in(tmp_path / "runs") == []
+
+
+def test_run_stopped_while_it_evaluates_says_that_it_resumes(
+    colours: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.engine.run.confusion_matrices", lambda *_: signal.raise_signal(signal.SIGINT))
+    output = call(*run_arguments(colours, tiny, tmp_path / "runs"))
+    assert (output.code, output.out) == (130, "")
+    assert output.err.endswith("\ninterrupted: stopped; the same command resumes\n")
+
+
+def test_compare_stopped_while_it_reads_the_study_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studies.study.load_study", lambda *_: signal.raise_signal(signal.SIGINT))
+    output = call("compare", "demo")
+    assert (output.code, output.out, output.err) == (130, "", STOPPED)

@@ -18,6 +18,7 @@ from tests.support.tiny_cell import make_budget, run_arguments
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "method": (("--method", "spn"), r"--method spn: no such method; did you mean spm\?$"),
+    "method like no other": (("--method", "zzz"), r"zzz: no such method; known: .* with --plugin FILE\)$"),
     "backbone": (("--backbone", "resnet110"), r"--backbone resnet110: unknown; did you mean .*resnet101"),
     "backbone of no family": (
         ("--backbone", "densenet121"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from harness.deploy.predict import _windows
 from harness.engine.evaluation import confusion
 from harness.runs.metrics import load_confusions
 from tests.support.in_process import call, refusal, train
-from tests.support.tiny_cell import COLOURS
+from tests.support.tiny_cell import COLOURS, environment
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +361,19 @@ def test_ambiguous_or_unknown_fingerprint_is_refused(
     monkeypatch.setenv("HARNESS_RUNS", str(runs))
     assert refusal("predict", "ab", image) == f"run ab: 2 runs in {runs} start with it; use more digits"
     assert refusal("predict", "cd", image) == f"run cd: no such run in {runs}; `harness list runs` prints them"
+
+
+def test_missing_run_or_image_is_named_without_torch(run: Path, colours: Path, tmp_path: Path) -> None:
+    image, absent = colours / "images/test/0.png", tmp_path / "absent.png"
+    code = 'import sys; from harness.cli.main import main\ntry: main()\nfinally: assert "torch" not in sys.modules'
+    for given, line, exit_code in (
+        ((run.parent / "absent", image), f"error: run {run.parent / 'absent'}: no such run in runs; ", 2),
+        ((run, absent), f"error: {absent}: not a readable image: No such file or directory\n", 1),
+    ):
+        command = [sys.executable, "-c", code, "predict", *given]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment())
+        assert done.stderr.startswith(line) and done.returncode == exit_code
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unfinished_run_has_no_delta(run: Path, colours: Path, tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def test_cells_have_mean_and_standard_deviation(tmp_path: Path) -> None:
     mean, spread = summary.loc[("linear", "town"), ["mean", "std"]]
     assert row(table, "linear")["town, mIoU (%)"].text == f"{100 * mean:.2f} ± {100 * spread:.2f}"
     assert table.caption.startswith("Mean ± standard deviation over 2 seeds")
+    about_time = "; time counts what was read from a cache as when it was computed"
+    assert about_time in table.caption
+    assert about_time not in results(comparison, TableLayout(columns=("score", "trained"))).caption
 
 
 def test_each_backbone_has_a_table(tmp_path: Path) -> None:

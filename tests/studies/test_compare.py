@@ -155,6 +155,40 @@ def test_stopped_and_killed_study_ends_with_the_same_results(
     assert results_of(runs) == results_of(uninterrupted)
 
 
+SLOW = """
+    import pathlib, time
+    from harness.method import Method
+
+    class Slow(Method):
+        name, summary, source = "slow", "takes long to say whether it supports a backbone", "this test"
+        head_only = True
+
+        def attach(self, backbone, num_classes):
+            pass
+
+        def parameter_count(self, backbone, num_classes):
+            return 0
+
+        def supports(self, backbone):
+            pathlib.Path(__file__).with_suffix(".asked").touch()
+            time.sleep(3600)
+"""
+
+
+def test_study_stopped_while_it_checks_support_ends_with_one_line(begin: Begin, colours: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(textwrap.dedent(SLOW))
+    study = write_study(tmp_path / "s.yaml", colours, methods=["slow"], seeds=1)
+    stopped = begin(study, tmp_path / "runs", "--plugin", plugin)
+    assert stopped.wait_until(lambda: plugin.with_suffix(".asked").exists()) is None, stopped.stderr
+    stopped.signal_group(signal.SIGINT)
+    assert stopped.wait() == 130, stopped.stderr
+    assert stopped.stderr.splitlines() == [
+        "checking which methods support which backbones",
+        "stopped; run the command again to resume",
+    ]
+
+
 def is_running(run: RunFolder) -> bool:
     status = run.status()
     return status is not None and status.state == "running" and RunStore(run.path.parent).lock_owner(run) is not None

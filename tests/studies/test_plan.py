@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_plan_command_prints_parts_and_warnings(videos: Path, tmp_path: Path) ->
     output = call("compare", study, "--plan", "--runs", tmp_path / "runs")
     assert output.code == 0
     assert "  videos: train 8 images" in output.out and "  warning: videos: train and test share" in output.out
+
+
+def test_plan_of_a_dataset_that_is_not_there_says_what_to_do(colours: Path, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "s.yaml", colours, methods=["linear"], datasets=["ade20k", str(colours)], seeds=2)
+    output = call("compare", study, "--plan", "--runs", tmp_path / "runs", "--data", tmp_path)
+    assert output.code == 1
+    assert "  2 no data, 2 to do\n" in output.out
+    assert re.search(r"^  no data \(2\): dataset ade20k: not found .*; set --data or HARNESS_DATA$", output.out, re.M)
+    assert [line.split()[-2:] for line in output.out.splitlines()[-2:]] == [["no", "data"], ["to", "do"]]
+
+
+def test_plan_creates_no_run_folder_and_caches_in_one_that_is_there(colours: Path, tmp_path: Path) -> None:
+    study, runs = write_study(tmp_path / "s.yaml", colours, methods=["linear"], seeds=1), tmp_path / "runs"
+    first = call("compare", study, "--plan", "--runs", runs)
+    assert first.code == 0 and not runs.exists()
+    runs.mkdir()
+    assert call("compare", study, "--plan", "--runs", runs) == first
+    assert any(path.name.startswith("support-") for path in (runs / ".cache").iterdir())
 
 
 def test_dataset_that_windows_do_not_fit_fails_its_own_cells_alone(colours: Path, tmp_path: Path) -> None:
