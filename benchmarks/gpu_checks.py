@@ -119,7 +119,7 @@ def _repeats_of(plan: Plan, dataset: Path, backbone: str, method: str) -> list[s
     second = runs.execute(runs.cell(method), place / "second")
     resumed, stopped_at = runs.interrupted(runs.cell(method), place / "resumed")
     cells = [runs.cell(method), runs.cell(method, head_lr=2e-3)]
-    store = RunStore(place / "together")
+    store = runs.store(place / "together")
     execute_side_by_side(cells, store, runs.options(place / "together"), quiet=True)
     warned = re.findall(r"warning: (\w+) does not repeat", first.log_path.read_text(encoding="utf-8"))
     return [
@@ -200,6 +200,15 @@ class _Runs:
         fields = {"steps": plan.small_steps, "batch_size": BATCH, "crop": [SIDE, SIDE], "warmup": 5, "precision": kind}
         self._budget = budget_from(fields, "gpu check")
 
+    def store(self, place: Path) -> RunStore:
+        """A store of its own, but with the counted costs of steps of all: counting takes longer than a step."""
+        place.mkdir(parents=True, exist_ok=True)
+        counted = self._dataset.parent / f"resolved-{os.getpid()}" / ".cache"
+        counted.mkdir(parents=True, exist_ok=True)
+        if not (place / ".cache").exists():
+            (place / ".cache").symlink_to(counted, target_is_directory=True)
+        return RunStore(place)
+
     def cell(self, method: str, **settings: float) -> Cell:
         resolver = Resolver(RunStore(self._dataset.parent / f"resolved-{os.getpid()}"), self._dataset.parent)
         return resolver(
@@ -221,7 +230,7 @@ class _Runs:
         )
 
     def execute(self, cell: Cell, place: Path) -> RunFolder:
-        return execute(cell, RunStore(place), self.options(place), quiet=True)
+        return execute(cell, self.store(place), self.options(place), quiet=True)
 
     def interrupted(self, cell: Cell, place: Path) -> tuple[RunFolder, int]:
         """A run that was interrupted by Ctrl-C and resumed, and the step that it had reached."""

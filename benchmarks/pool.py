@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from harness.util.option import environment_number
+
 
 class Pool:
     """Processes that check at the same time; a measurement of time has the device alone under `alone`."""
@@ -17,6 +19,7 @@ class Pool:
         """`deadline`: by `time.monotonic`."""
         self._deadline = deadline
         threads = max(1, (os.cpu_count() or 1) // processes)
+        threads = min(threads, environment_number("OMP_NUM_THREADS", threads) or threads)
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(processes, context, _initialise, (context.Lock(), threads))
 

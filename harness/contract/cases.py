@@ -69,6 +69,11 @@ class Case:
         """Two equal networks; the first has been trained for a few steps."""
         return ShortTraining.of(self)
 
+    @cached_property
+    def plain_gradients(self) -> tuple[float, dict[str, Tensor]]:
+        """The loss and the gradients of the trained network in deterministic mode, that others are compared with."""
+        return gradients_of(deterministic_mode(self.short_training.network))
+
 
 @dataclass
 class ShortTraining:
@@ -119,7 +124,7 @@ class ShortTraining:
 
 def train_briefly(network: Segmenter, on_backward: Callable[[], object] = lambda: None) -> list[float]:
     images, masks = four_images(device_of(network))
-    optimizer = torch.optim.AdamW([parameter for _, parameter in network.trained_parameters()], lr=1e-3)
+    optimizer = torch.optim.AdamW([parameter for _, parameter in network.trained_parameters()], lr=1e-3, fused=True)
     network.train()
     losses = []
     for step in range(STEPS):

@@ -188,17 +188,16 @@ def is_rebuilt_from_its_delta(case: Case) -> None:
 
 def accumulates_gradients(case: Case) -> None:
     """Two half batches give the gradient of the whole."""
-    network = deterministic_mode(case.short_training.network)
-    _, whole = gradients_of(network)
-    _, halves = gradients_of(network, parts=2)
+    _, whole = case.plain_gradients
+    _, halves = gradients_of(deterministic_mode(case.short_training.network), parts=2)
     if different := first_difference(halves, whole):
         raise ContractBroken(f"two half batches give a different gradient than the whole batch: {different}")
 
 
 def works_with_checkpointed_activations(case: Case) -> None:
     """Recomputing the stages in the backward pass gives the same gradient."""
+    _, plain = case.plain_gradients
     network = deterministic_mode(case.short_training.network)
-    _, plain = gradients_of(network)
     with checkpointed(network.backbone.stages):
         _, recomputed = gradients_of(network)
     if different := first_difference(recomputed, plain):
@@ -220,9 +219,8 @@ def checkpointed(stages: Iterable[nn.Module]) -> Iterator[None]:
 
 def works_in_mixed_precision(case: Case) -> None:
     """Under bfloat16 autocast the loss is close to the one in full precision, and gradients are finite."""
-    network = deterministic_mode(case.short_training.network)
-    full, _ = gradients_of(network)
-    mixed, gradients = gradients_of(network, autocast=True)
+    full, _ = case.plain_gradients
+    mixed, gradients = gradients_of(deterministic_mode(case.short_training.network), autocast=True)
     if not abs(mixed - full) <= 0.1 * abs(full):
         raise ContractBroken(f"the loss under bfloat16 autocast is {mixed:.4g}, and {full:.4g} in full precision")
     if bad := [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]:
@@ -247,7 +245,7 @@ def overfits_four_images(case: Case) -> None:
     head = {id(parameter) for parameter in network.head.parameters()}
     for group in groups:
         group["lr"] = 1e-2 if id(group["params"][0]) in head else group["base_lr"]
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     first = lowest = None
     for step in range(OVERFIT_STEPS):
         torch.manual_seed(step)

@@ -20,7 +20,7 @@ from harness.models.backbones import families
 from harness.models.network import MethodError, UnsupportedMethod
 from harness.util.text import describe
 
-TWO_PROCESSES_ON = ("resnet10t", "test_vit")
+TWO_PROCESSES_ON = ("test_resnet", "test_vit")
 """The networks that are checked with two processes: one CNN and one ViT, since the check is slow."""
 
 CheckStatus = Literal["ok", "unsupported", "broken"]

@@ -25,7 +25,8 @@ class ProcessPair:
     current: ProcessPair | None = None
 
     def __init__(self) -> None:
-        context = torch.multiprocessing.get_context("spawn")
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["harness.launch.preload"])  # the same as of jobs: there is one server
         self.folder = tempfile.TemporaryDirectory()
         self.pipes, self.processes = [], []
         for rank in range(2):

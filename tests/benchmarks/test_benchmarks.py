@@ -13,7 +13,7 @@ from tests.support.tiny_cell import environment
 pytestmark = pytest.mark.processes
 
 LOOPS = "The loop: images per second"
-METHODS = "Methods relative to full: resnet10t"
+METHODS = "Methods relative to full: test_resnet"
 SHARING = "Runs of `linear` that share frozen features"
 OPTIONS = "A step with an option over the plain step"
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def benchmarks(*arguments: str | Path, module: str = "benchmarks") -> subprocess
 def tables(colours, tmp_path_factory) -> dict[str, list[dict[str, str]]]:
     """The rows of every table of one command, by the table's title; `below` is what stands below the table."""
     file = tmp_path_factory.mktemp("benchmarks") / "tables.md"
-    cell = ["--backbone", "resnet10t", "--head", "fpn:16", "--dataset", colours, "--crop", "32", "--batch", "4"]
+    cell = ["--backbone", "test_resnet", "--head", "fpn:16", "--dataset", colours, "--crop", "32", "--batch", "4"]
     size = ["--steps", "2", "--rounds", "1", "--trials", "2", "--workers", "0"]
     chosen = ["--methods", "spm,vpt_deep", "--options", "channels-last,bf16"]
     done = benchmarks(*cell, *size, *chosen, "--markdown", file)
@@ -59,7 +59,7 @@ def test_three_loops_train_the_same_tensors(tables):
 
 def test_unsupported_method_is_listed_with_the_reason(tables):
     for title in (LOOPS, METHODS, OPTIONS):
-        assert tables[title][0]["below"].startswith("vpt_deep on resnet10t: ")
+        assert tables[title][0]["below"].startswith("vpt_deep on test_resnet: ")
 
 
 def test_methods_are_compared_with_full(tables):

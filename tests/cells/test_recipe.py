@@ -56,7 +56,7 @@ def test_spec_that_resolves_to_another_run_is_a_warning(done: RunFolder, tmp_pat
     changed = make_dataset(tmp_path / "colours", ignored_rows=0)
     spec = done.spec()
     other = resolve(
-        Request("spm", "resnet10t", "random", str(changed), "fpn:16", str(tiny)), RunStore(tmp_path), tmp_path
+        Request("spm", "test_resnet", "random", str(changed), "fpn:16", str(tiny)), RunStore(tmp_path), tmp_path
     ).spec.fingerprint
     said = call("run", "--from", done.path / "spec.yaml", "--dataset", changed, "--runs", tmp_path, "--tracking", "off")
     assert said.code == 0

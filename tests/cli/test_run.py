@@ -23,14 +23,14 @@ def test_run_prints_results_to_stdout_and_progress_to_stderr(colours: Path, tiny
     assert output.code == 0
     head, row, path = output.out.splitlines()
     assert head.split()[:6] == ["run", "method", "backbone", "dataset", "head", "budget"]
-    assert row.split()[:7] == [Path(path).name, "linear", "resnet10t", "colours", "fpn:16", "tiny", "0"]
+    assert row.split()[:7] == [Path(path).name, "linear", "test_resnet", "colours", "fpn:16", "tiny", "0"]
     assert row.endswith("done")
     assert (Path(path) / "result.json").is_file()
     assert runs_in(tmp_path / "runs") == [Path(path).name]
     first, normalisation, *steps, last = output.err.splitlines()
     assert normalisation.startswith("images are normalised with mean ")
     assert first.startswith(
-        "linear on resnet10t (weights random), colours: training on 8 images, evaluating on 5 (test); "
+        "linear on test_resnet (weights random), colours: training on 8 images, evaluating on 5 (test); "
     )
     figures = r"step \d+/12  loss \d\.\d{3}  lr \d\.\de-\d\d  train mIoU 0\.\d{3}  [\d.]+ img/s  \d+ s left"
     assert all(re.fullmatch(figures, line) or line.startswith("evaluate ") for line in steps)
@@ -132,7 +132,7 @@ def test_unsupported_method_is_listed_with_the_reason(colours: Path, tiny: Path,
     output = call(*run_arguments(colours, tiny, tmp_path / "runs", "--set", "gaps=9"))
     assert (output.code, output.out) == (1, "")
     assert output.err.endswith("gap 9 does not exist: there are 3 gaps between 4 stages\n")
-    assert "unsupported: spm on resnet10t: gap 9" in call("list", "runs", "--runs", tmp_path / "runs").out
+    assert "unsupported: spm on test_resnet: gap 9" in call("list", "runs", "--runs", tmp_path / "runs").out
 
 
 def test_progress_bar_on_a_terminal(start: Starter, colours: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_folders_from_environment_variables(
         "--method",
         "linear",
         "--backbone",
-        "resnet10t",
+        "test_resnet",
         "--weights",
         "random",
         "--head",

@@ -58,7 +58,7 @@ def scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_method_in_one_short_file_passes(scale: Path, backbone: str) -> None:
     assert len(SCALE.splitlines()) < 40
     with loaded(scale):
@@ -277,11 +277,11 @@ def knobs(**fields: object) -> type[Method]:
     return type("Knobs", (Good,), {"Hyperparameters": own})
 
 
-def verdict(cls: type[Method], backbone: str = "resnet10t") -> list[str]:
+def verdict(cls: type[Method], backbone: str = "test_resnet") -> list[str]:
     return [f"{outcome.check}: {outcome.detail}" for outcome in broken(check_method(cls, [backbone]))]
 
 
-@pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_good_method_passes_every_check(backbone: str) -> None:
     outcomes = check_method(Good, [backbone])
     assert [outcome.check for outcome in outcomes[1:]] == [check.__name__.replace("_", " ") for check in CHECKS]
@@ -293,7 +293,7 @@ def test_good_method_passes_every_check(backbone: str) -> None:
     [
         (
             Unfrozen,
-            "trains the declared number of parameters: good on resnet10t: trains 0 parameters, but its closed form",
+            "trains the declared number of parameters: good on test_resnet: trains 0 parameters, but its closed form",
         ),
         (
             MovesStatistics,
@@ -301,11 +301,11 @@ def test_good_method_passes_every_check(backbone: str) -> None:
         ),
         (
             WrongCount,
-            "trains the declared number of parameters: good on resnet10t: trains 4160 parameters, but its closed",
+            "trains the declared number of parameters: good on test_resnet: trains 1056 parameters, but its closed",
         ),
         (
             RightForOneNumberOfClasses,
-            "trains the declared number of parameters: good on resnet10t: trains 4160 parameters",
+            "trains the declared number of parameters: good on test_resnet: trains 1056 parameters",
         ),
         (Shared, "shares no state between instances: training one instance changes another: backbone.gaps.0.mix"),
         (Nothing, "trains the declared number of parameters: trains nothing here; return Unsupported"),
@@ -392,7 +392,7 @@ def test_run_check_prints_the_matrix_and_sets_the_exit_code(
 
 
 def test_reason_shared_by_families_is_printed_once() -> None:
-    row = matrix.MatrixRow("a", "resnet", "resnet10t", "broken", "trains: crashes", 0.0, [])
+    row = matrix.MatrixRow("a", "resnet", "test_resnet", "broken", "trains: crashes", 0.0, [])
     other = matrix.MatrixRow("a", "deit", "deit_tiny", "broken", "trains: crashes", 0.0, [])
     assert matrix.matrix([row, other])[-1] == "broken: a on resnet, deit: trains: crashes"
 

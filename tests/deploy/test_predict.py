@@ -38,7 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, colours: Path, tiny: Path, weights: Path) -> Path:
     """The folder of a finished run on weights from a file. Not to be changed."""
-    return train(colours, tiny, tmp_path_factory.mktemp("predicted"), "--weights", weights)
+    return train(colours, tiny, tmp_path_factory.mktemp("predicted"), "--backbone", "resnet10t", "--weights", weights)
 
 
 @pytest.fixture

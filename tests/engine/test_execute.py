@@ -162,7 +162,7 @@ def test_allocation_failures_of_torch_and_numpy_are_out_of_memory() -> None:
 
 @pytest.mark.parametrize(
     ("left", "where"),
-    [(0, "folder"), pytest.param(40_000, "checkpoint", marks=pytest.mark.exhaustive), (1_400_000, "delta")],
+    [(0, "folder"), pytest.param(40_000, "checkpoint", marks=pytest.mark.exhaustive), (1_150_000, "delta")],
     ids=["for nothing", "for no checkpoint", "for no delta"],
 )
 def test_full_disk_is_a_one_line_error_and_the_run_resumes(

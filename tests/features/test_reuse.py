@@ -52,7 +52,7 @@ def budget(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cell(colours: Path, budget: Path) -> Callable[..., tuple[Cell, RunStore]]:
     def make(runs: Path, **fields: Any) -> tuple[Cell, RunStore]:
-        common = {"backbone": "resnet10t", "weights": "random", "head": "fpn:16", "method": "linear"}
+        common = {"backbone": "test_resnet", "weights": "random", "head": "fpn:16", "method": "linear"}
         request = Request(**{"dataset": str(colours), "budget": str(budget), **common, **fields})
         step_costs.lend(runs)
         store = RunStore(runs)
@@ -120,8 +120,8 @@ METHODS = [
 @pytest.mark.parametrize(
     ("backbone", "number"),
     [
-        ("resnet10t", 3),
-        pytest.param("resnet10t", len(METHODS), marks=pytest.mark.exhaustive),
+        ("test_resnet", 3),
+        pytest.param("test_resnet", len(METHODS), marks=pytest.mark.exhaustive),
         pytest.param("vit_tiny_patch16_224", 2, marks=pytest.mark.exhaustive),
     ],
 )
@@ -327,8 +327,8 @@ def _weights(folder: Path) -> Path:
     from harness.models.backbones.families import create
 
     torch.manual_seed(0)
-    save_file(create("resnet10t").state_dict(), folder / "resnet10t.safetensors")
-    return folder / "resnet10t.safetensors"
+    save_file(create("test_resnet").state_dict(), folder / "test_resnet.safetensors")
+    return folder / "test_resnet.safetensors"
 
 
 @pytest.mark.exhaustive

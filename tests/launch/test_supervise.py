@@ -20,6 +20,7 @@ from harness.launch.local import LocalLauncher
 from harness.launch.supervise import Stop, supervise
 from harness.runs.state import Outcome
 from harness.runs.store import RunStore
+from tests.support import step_costs
 from tests.support.tiny_cell import environment
 from tests.support.tiny_jobs import (
     SLOW,
@@ -77,6 +78,7 @@ def execute_all(jobs: list[Job]) -> dict[str, Ended]:
     with LauncherChoice("local", min(2, len(os.sched_getaffinity(0))), "cpu").open() as launcher:
         results = run_all(launcher, jobs)
         assert launcher.free == launcher.slots
+    step_costs.keep(jobs[0].options.runs)
     return {
         cell.request.method: Ended(replace(job, cells=(cell,)), results[cell.fingerprint].outcome)
         for job in jobs

@@ -124,8 +124,10 @@ def test_run_and_prediction_use_and_record_the_norm_of_the_file(colours: Path, t
     save_file(tensors, tmp_path / "plain.safetensors")
     metadata = {name: json.dumps(values) for name, values in zip(("mean", "std"), STATED, strict=True)}
     save_file(tensors, tmp_path / "stated.safetensors", metadata)
-    plain, stated = (train(colours, tiny, runs, "--weights", tmp_path / f"{name}.safetensors")
-                     for name in ("plain", "stated"))  # fmt: skip
+    plain, stated = (
+        train(colours, tiny, runs, "--backbone", "resnet10t", "--weights", tmp_path / f"{name}.safetensors")
+        for name in ("plain", "stated")
+    )
     lines = [(run / "log.txt").read_text() for run in (plain, stated)]
     assert "with mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225, as timm's resnet10t.c3_in1k" in lines[0]
     assert "images are normalised with mean 0.1, 0.2, 0.3 and std 0.4, 0.5, 0.6, as stated.safetensors" in lines[1]
@@ -148,7 +150,8 @@ def test_cached_features_of_equal_tensors_are_not_shared_between_norms(
     save_file(tensors, tmp_path / "stated.safetensors", metadata)
 
     def counts(name: str, runs: str, cache_size: str) -> list[int]:
-        more = ["--weights", tmp_path / f"{name}.safetensors", "--method", "linear", "--cache-size", cache_size]
+        more = ["--backbone", "resnet10t", "--weights", tmp_path / f"{name}.safetensors"]
+        more += ["--method", "linear", "--cache-size", cache_size]
         run = RunFolder(train(colours, tiny, tmp_path / runs, *more))
         return load_confusions(run.confusions_path).matrices.sum(0).ravel().tolist()
 

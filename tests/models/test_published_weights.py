@@ -343,7 +343,7 @@ def test_lightnings_training_checkpoint_is_loaded_without_its_settings(
 
 def test_log_says_what_was_matched(tmp_path: Path, colours: Path, tiny: Path) -> None:
     file = saved(tmp_path, {"model": under("backbone.", timm.create_model(RESNET).state_dict())})
-    output = call(*run_arguments(colours, tiny, tmp_path / "runs", "--weights", file))
+    output = call(*run_arguments(colours, tiny, tmp_path / "runs", "--backbone", RESNET, "--weights", file))
     assert output.code == 0, output.err
     log = (Path(output.out.splitlines()[-1]) / "log.txt").read_text()
     for line in (r"weights from w\.pth, entry model: all \d+ tensors matched", "images are normalised with mean 0.485"):
@@ -426,7 +426,7 @@ def test_tensors_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, case: s
 
 def test_mismatch_is_refused_before_there_is_a_run(tmp_path: Path, colours: Path, tiny: Path) -> None:
     file, runs = saved(tmp_path, {"teacher": under("module.", vit_with())}), tmp_path / "runs"
-    line = refusal(*run_arguments(colours, tiny, runs, "--weights", file))
+    line = refusal(*run_arguments(colours, tiny, runs, "--backbone", RESNET, "--weights", file))
     assert re.search(r"does not fit resnet10t \(0 of \d+ tensors do\): missing: conv1.0.weight", line)
     assert runs_in(runs) == []
 

@@ -141,7 +141,7 @@ def test_pickle_with_code_is_refused_and_its_code_not_run(
 ) -> None:
     dump(Malicious(tmp_path / "proof"), tmp_path / name)
     runs = tmp_path / "runs"
-    line = refusal(*run_arguments(colours, tiny, runs, "--weights", tmp_path / name))
+    line = refusal(*run_arguments(colours, tiny, runs, "--backbone", BACKBONE, "--weights", tmp_path / name))
     assert line.startswith(f"--weights {tmp_path / name}: ")
     assert ("not a safetensors file" if name.endswith(".safetensors") else "refused: not a file of plain") in line
     assert not (tmp_path / "proof").exists()
@@ -198,7 +198,7 @@ def test_mismatched_weights_are_a_one_line_error_without_a_run(
 ) -> None:
     make, complaint = REFUSED[case]
     file, runs = make(tmp_path, state), tmp_path / "runs"
-    line = refusal(*run_arguments(colours, tiny, runs, "--weights", file))
+    line = refusal(*run_arguments(colours, tiny, runs, "--backbone", BACKBONE, "--weights", file))
     assert line.startswith(f"--weights {file}: ")
     assert re.search(complaint, line), line
     assert runs_in(runs) == []
@@ -284,7 +284,7 @@ def test_unavailable_weights_are_an_error_with_remedies(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     runs = tmp_path / "runs"
-    line = refusal(*run_arguments(colours, tiny, runs, "--weights", "auto"))
+    line = refusal(*run_arguments(colours, tiny, runs, "--backbone", BACKBONE, "--weights", "auto"))
     assert line.startswith("--weights auto: resnet10t.c3_in1k is not cached and cannot be downloaded from the hub")
     assert all(remedy in line for remedy in REMEDIES)
     assert runs_in(runs) == []
@@ -305,7 +305,8 @@ def test_unreachable_hub_is_reported_within_seconds(tmp_path: Path, colours: Pat
         "TORCH_HOME": str(tmp_path / "torch"),
     }
     began = time.monotonic()
-    done = harness(*run_arguments(colours, tiny, tmp_path / "runs", "--weights", "auto"), env=kept)
+    cell = run_arguments(colours, tiny, tmp_path / "runs", "--backbone", BACKBONE, "--weights", "auto")
+    done = harness(*cell, env=kept)
     assert time.monotonic() - began < 150  # the imports on busy cores included; the hub's own retries take many minutes
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()

@@ -10,6 +10,7 @@ import yaml
 
 from harness.data import mmseg_catalog
 from harness.data.mmseg_catalog import entry
+from harness.engine import rehearsal
 from studies import shipped_studies
 from tests.support.in_process import call
 from tests.support.tiny_files import labels, picture, save
@@ -34,7 +35,11 @@ def make_stand_in(data: Path, name: str) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Evaluated at the stand-ins' own size: a catalog's scale would enlarge them to that of the real images."""
+    """Evaluated at the stand-ins' own size: a catalog's scale would enlarge them to that of the real images.
+
+    A rehearsal executes two steps and two images: the first, and one that is timed.
+    """
+    monkeypatch.setattr(rehearsal, "STEPS", 2)
     monkeypatch.setattr(mmseg_catalog, "entry", lambda name: entry(name).model_copy(update={"scale": (SIDE, SIDE)}))
     for name in PAPER["datasets"]:
         make_stand_in(tmp_path, name)
@@ -44,7 +49,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("backbone", "methods", "datasets", "unsupported"),
     [
-        ("resnet10t", PAPER["methods"], PAPER["datasets"][:1], {"vpt_deep", "adaptformer"}),
+        ("test_resnet", PAPER["methods"], PAPER["datasets"][:1], {"vpt_deep", "adaptformer"}),
         ("test_vit", ["spm", "vpt_deep"], PAPER["datasets"][1:], set()),
     ],
 )

@@ -220,7 +220,7 @@ def test_trials_with_a_pruner_have_jobs_of_their_own(place: Place) -> None:
 
 
 def search_arguments(place: Place, *more: str) -> list[str | Path]:
-    cell = ["--method", "spm", "--backbone", "resnet10t", "--weights", "random", "--head", "fpn:16"]
+    cell = ["--method", "spm", "--backbone", "test_resnet", "--weights", "random", "--head", "fpn:16"]
     places = ["--dataset", place.dataset, "--budget", place.budget, "--runs", place.root, "--data", place.root]
     return ["search", *cell, *places, "--device", "cpu", "--workers", "0", "--tracking", "off", *more]
 

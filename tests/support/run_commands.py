@@ -48,7 +48,7 @@ def finished(start: Starter, dataset: Path, budget_file: Path, runs: Path, *more
 
 def request(dataset: Path, budget_file: Path, **fields: Any) -> Request:
     """The tiny cell, as `run_arguments` has it."""
-    cell = {"method": "spm", "backbone": "resnet10t", "weights": "random", "head": "fpn:16", **fields}
+    cell = {"method": "spm", "backbone": "test_resnet", "weights": "random", "head": "fpn:16", **fields}
     return Request(dataset=str(dataset), budget=str(budget_file), **cell)
 
 

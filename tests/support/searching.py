@@ -57,7 +57,7 @@ class Place:
     @property
     def request(self) -> Request:
         dataset, budget = str(self.dataset), str(self.budget)
-        return Request("spm", "resnet10t", "random", dataset, "fpn:16", budget, part="dev")
+        return Request("spm", "test_resnet", "random", dataset, "fpn:16", budget, part="dev")
 
     def open(self, trials: int, space: dict[str, Range] = SPACE, **options: Any) -> Search:
         options = {"storage": self.storage, "warn": self.warnings.append, **options}

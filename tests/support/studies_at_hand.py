@@ -19,7 +19,7 @@ def write_study(path: Path, dataset: Path, **fields: Any) -> Path:
     values = {
         "budget": BUDGET,
         "methods": ["linear", "spm"],
-        "backbones": [{"backbone": "resnet10t", "weights": "random"}],
+        "backbones": [{"backbone": "test_resnet", "weights": "random"}],
         "datasets": [str(dataset)],
         "heads": ["fpn:16"],
         "seeds": 2,

@@ -56,7 +56,7 @@ def harness(*arguments: str | Path, **options: Any) -> subprocess.CompletedProce
 
 def run_arguments(dataset: Path, budget: Path, runs: Path, *more: str | Path) -> list[str | Path]:
     """`run` of the tiny cell, everything given; what comes in `more` goes before it."""
-    cell = ["--method", "spm", "--backbone", "resnet10t", "--weights", "random", "--head", "fpn:16"]
+    cell = ["--method", "spm", "--backbone", "test_resnet", "--weights", "random", "--head", "fpn:16"]
     places = ["--dataset", dataset, "--budget", budget, "--runs", runs, "--device", "cpu", "--workers", "0"]
     return ["run", *cell, *places, "--tracking", "off", *more]
 

@@ -155,7 +155,7 @@ class Cells:
         """`options`: fields of `ExecutionOptions`."""
         step_costs.lend(runs)
         request = Request(
-            method, "resnet10t", "random", str(self.dataset), head, str(self.budget), seed, settings=settings or {}
+            method, "test_resnet", "random", str(self.dataset), head, str(self.budget), seed, settings=settings or {}
         )
         fingerprint = resolve(request, RunStore(runs), self.dataset).spec.fingerprint
         usual = {"device": "cpu", "tracking": "off", "workers": 0, "threads": 1, "plugins": (self.plugin,)}

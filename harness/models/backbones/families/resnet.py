@@ -14,7 +14,7 @@ class ResNet(Family):
     other blocks Res2Net (1904.01169), ResNeSt (2004.08955) and SKNet (1903.06586)."""
 
     modules = {
-        "resnet": TinyNetwork("resnet10t"),
+        "resnet": TinyNetwork("test_resnet"),
         "res2net": TinyNetwork("res2net50_14w_8s", {"layers": (1, 1, 1, 1)}),
         "resnest": TinyNetwork("resnest14d"),
         "sknet": TinyNetwork("skresnet18", {"layers": (1, 1, 1, 1)}),
