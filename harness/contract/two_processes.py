@@ -14,6 +14,7 @@ from torch import nn
 from harness.cells import plugins
 from harness.contract.cases import Case, ContractBroken, four_images
 from harness.method import Method, methods
+from harness.util.fork_server import SENT_TO_ALL, fork_context
 from harness.util.text import describe
 
 TWO_PROCESSES_SECONDS = 180.0
@@ -25,8 +26,7 @@ class ProcessPair:
     current: ProcessPair | None = None
 
     def __init__(self) -> None:
-        context = torch.multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["harness.launch.preload"])  # the same as of jobs: there is one server
+        context = fork_context("harness.launch.preload")  # the same as of jobs: there is one server
         self.folder = tempfile.TemporaryDirectory()
         self.pipes, self.processes = [], []
         for rank in range(2):
@@ -86,8 +86,10 @@ class ProcessPair:
 def _serve(rank: int, pipe: connection.Connection, rendezvous: str) -> None:
     """One of the two processes: takes jobs and answers with digests until the parent ends."""
     import os
+    import signal
     import socket
 
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT_TO_ALL)
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host name may not resolve
     torch.set_num_threads(1)
