@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
-from functools import cache
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from harness.errors import UserError, did_you_mean, nearest
 
 T = TypeVar("T")
-
-
-@cache
-def entry_points(group: str) -> frozenset[EntryPoint]:
-    """Those that installed packages declare, read once a process: that takes a hundredth of a second."""
-    return frozenset(importlib.metadata.entry_points(group=group))
 
 
 class Registry(Generic[T]):
@@ -71,6 +63,6 @@ class Registry(Generic[T]):
     def _declared(self) -> dict[str, list[EntryPoint]]:
         found: dict[str, list[EntryPoint]] = {}
         if self.group is not None:
-            for point in entry_points(self.group):
+            for point in set(entry_points(group=self.group)):
                 found.setdefault(point.name, []).append(point)
         return found
