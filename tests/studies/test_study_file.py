@@ -54,7 +54,7 @@ def test_rows_of_one_method_only_differ_in_their_settings(tmp_path: Path, colour
 
 def test_override_changes_matching_cells_only(tmp_path: Path, colours: Path) -> None:
     overrides = [
-        {"method": "lin*", "backbone": "resnet*", "settings": {"head_lr": 0.5}},
+        {"method": "lin*", "backbone": "*resnet", "settings": {"head_lr": 0.5}},
         {"backbone": "*", "method": "s*", "settings": {"hidden": 8}},
     ]
     path = write_study(tmp_path / "s.yaml", colours, overrides=overrides, seeds=1)

@@ -290,7 +290,7 @@ def test_pruned_trial_counts_with_its_steps(place: Place) -> None:
     assert status.reason == trial.reason == f"pruned by search {search.spec.name} at step 1"
 
 
-@pytest.mark.parametrize(("pruner", "trials"), [("median", 9), ("hyperband", 5), ("successive_halving", 4)])
+@pytest.mark.parametrize(("pruner", "trials"), [("median", 9), ("hyperband", 8), ("successive_halving", 4)])
 def test_pruning_depends_on_the_curve_and_not_on_the_clock(
     place: Place, another: Place, pruner: str, trials: int
 ) -> None:
