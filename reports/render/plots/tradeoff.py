@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from adjustText import adjust_text
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -144,12 +145,22 @@ def _spread_labels(figure: Figure, texts: Mapping[Axes, list[Text]]) -> None:
         axes.plot(*zip(start, end, strict=True), color=MUTED, linewidth=0.4, zorder=1.2, scalex=False, scaley=False)
 
 
+def _along_bars(axes: Axes) -> Iterator[np.ndarray]:
+    """Points [9, 2] along each error bar."""
+    for collection in axes.collections:
+        if isinstance(collection, LineCollection):
+            for segment in collection.get_segments():
+                if len(segment) and np.isfinite(segment).all():  # one seed has no bar
+                    yield np.linspace(segment[0], segment[-1], 9)
+
+
 def _spread(axes: Axes, texts: list[Text]) -> Iterator[tuple[Axes, np.ndarray, np.ndarray]]:
     if not texts:
         return
     points = np.array([text.get_position() for text in texts])
+    avoided = np.concatenate([points, *_along_bars(axes)])
     adjust_text(
-        texts, ax=axes, x=points[:, 0], y=points[:, 1], iter_lim=100, expand=(1.2, 1.5), force_text=(0.2, 0.35),
+        texts, ax=axes, x=avoided[:, 0], y=avoided[:, 1], iter_lim=100, expand=(1.2, 1.5), force_text=(0.2, 0.35),
         max_move=(12, 12), prevent_crossings=False,
     )  # fmt: skip
     for text, point in zip(texts, points, strict=True):
