@@ -202,12 +202,7 @@ class _Runs:
 
     def store(self, place: Path) -> RunStore:
         """A store of its own, but with the counted costs of steps of all: counting takes longer than a step."""
-        place.mkdir(parents=True, exist_ok=True)
-        counted = self._dataset.parent / f"resolved-{os.getpid()}" / ".cache"
-        counted.mkdir(parents=True, exist_ok=True)
-        if not (place / ".cache").exists():
-            (place / ".cache").symlink_to(counted, target_is_directory=True)
-        return RunStore(place)
+        return RunStore(place, cache=self._dataset.parent / f"resolved-{os.getpid()}" / ".cache")
 
     def cell(self, method: str, **settings: float) -> Cell:
         resolver = Resolver(RunStore(self._dataset.parent / f"resolved-{os.getpid()}"), self._dataset.parent)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from harness.util.option import environment_number
+from harness.util.cores import threads_each
 
 
 class Pool:
@@ -18,10 +17,8 @@ class Pool:
     def __init__(self, processes: int, deadline: float):
         """`deadline`: by `time.monotonic`."""
         self._deadline = deadline
-        threads = max(1, (os.cpu_count() or 1) // processes)
-        threads = min(threads, environment_number("OMP_NUM_THREADS", threads) or threads)
         context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(processes, context, _initialise, (context.Lock(), threads))
+        self._executor = ProcessPoolExecutor(processes, context, _initialise, (context.Lock(), threads_each(processes)))
 
     def __enter__(self) -> Pool:
         return self

@@ -41,7 +41,6 @@ Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**31)]
 _LARGEST_SIDE = 16_384  # pixels
 _SCALES = 0.01, 20.0
-_ABSENT = object()
 _ADDED: Mapping[str, Any] = {"train_fraction": 1.0}
 """Fields of the budget that were added since protocol 2, with the value that stands for how it was before."""
 
@@ -144,7 +143,7 @@ class Budget(BaseModel):
         """The fields that can change a score, as plain values: all but the name, and but for those that a later version
         added and that are at their defaults."""
         fields = self.model_dump(mode="json", exclude={"name"})
-        return {name: value for name, value in fields.items() if _ADDED.get(name, _ABSENT) != value}
+        return {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
 
     def learning_rate_factor(self, step: int) -> float:
         """The factor on the base learning rate at `step` (0-based): linear warm-up, then polynomial decay."""

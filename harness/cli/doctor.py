@@ -15,6 +15,7 @@ from harness.data.catalog import dataset_names
 from harness.errors import printable
 from harness.method import methods
 from harness.models.backbones.packaged import PACKAGED
+from harness.util.cores import cores
 from harness.util.provenance import PACKAGES, package_version
 
 Finding = dict[str, str]
@@ -88,8 +89,7 @@ def _devices() -> list[Finding]:
         import torch
     except Exception as error:
         return [_finding("torch", False, f"import failed: {error}", "reinstall torch and torchvision", "broken")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = [_finding("device cpu", True, f"{cores} cores", "")]
+    found = [_finding("device cpu", True, f"{len(cores())} cores", "")]
     if torch.cuda.is_available():
         found += [
             _finding(f"device cuda:{index}", True, torch.cuda.get_device_name(index), "")

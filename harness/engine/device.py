@@ -12,6 +12,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from harness.engine.options import check_device_name
 from harness.errors import UserError
 from harness.spec import Precision
+from harness.util.cores import cores
 from harness.util.option import environment_number
 
 _PRECISIONS: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
@@ -64,5 +65,5 @@ def default_workers(threads: int | None) -> int:
 
     `threads`: cores that the run may use; None: all of this process.
     """
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = len(cores())
     return min(8, min(available, threads or available) // 2)

@@ -15,7 +15,7 @@ from harness.launch.job import Job, JobResult
 from harness.launch.launcher import Launcher
 from harness.launch.supervise import Stop, supervise
 from harness.runs.state import Outcome, RunState
-from harness.util.option import environment_number
+from harness.util.cores import cores, threads_each
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ def make_slots(jobs: int | None, device: str) -> list[Slot]:
     count = jobs or len(devices) or 1
     if count == 1:
         return [Slot(devices[0] if devices else "cpu")]
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    if count > len(cores) and not devices:
-        raise UserError(f"--jobs {count}: there are only {len(cores)} cores; use at most one job per core")
-    each = max(1, len(cores) // count)
-    threads = min(each, environment_number("OMP_NUM_THREADS", each) or each)
+    threads = threads_each(count)
     if devices:  # a job on a GPU also has processes that load data: it is not held to its cores
         return [Slot(devices[index % len(devices)], threads=threads) for index in range(count)]
-    return [Slot("cpu", tuple(cores[i * each : (i + 1) * each]), threads) for i in range(count)]
+    available = cores()
+    each = len(available) // count
+    if not each:
+        raise UserError(f"--jobs {count}: there are only {len(available)} cores; use at most one job per core")
+    return [Slot("cpu", tuple(available[i * each : (i + 1) * each]), threads) for i in range(count)]
 
 
 def visible_gpus() -> list[int]:

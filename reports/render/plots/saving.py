@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from harness.util.cores import cores
 from harness.util.files import atomically
 from reports.render.plots.context import Plot
 
@@ -67,9 +67,8 @@ def saving(sources: Sequence[Source], folder: Path, formats: Sequence[str]) -> I
     Yields a function that waits for them and returns them in the order of their sources.
     """
     global _sources
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     folder.mkdir(parents=True, exist_ok=True)
-    executor = ProcessPoolExecutor(min(cores, max(len(sources), 1)), multiprocessing.get_context("fork"))
+    executor = ProcessPoolExecutor(min(len(cores()), max(len(sources), 1)), multiprocessing.get_context("fork"))
     try:
         _sources = sources
         waiting = [executor.submit(_save_source, number, folder, formats) for number in range(len(sources))]
