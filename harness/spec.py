@@ -37,6 +37,7 @@ def _no_boolean(value: Any) -> Any:
 
 
 Integer = Annotated[int, BeforeValidator(_no_boolean)]
+Real = Annotated[float, BeforeValidator(_no_boolean)]
 """pydantic reads true as 1."""
 Seed = Annotated[Integer, Field(ge=0, lt=2**31)]
 _LARGEST_SIDE = 16_384  # pixels
@@ -56,15 +57,15 @@ class Budget(BaseModel):
     accumulate: Integer = Field(1, ge=1, description="forward passes that the images of a step are divided into")
     crop: tuple[Integer, Integer] = Field(description="height, width of a training crop, pixels")
     resize: tuple[float, float] = Field((0.5, 2.0), description="random scale before the crop, uniform")
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    flip: Real = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     photometric: bool = Field(True, description="random brightness, contrast, saturation and hue")
     warmup: Integer = Field(0, ge=0, description="steps of linear warm-up")
-    power: float = Field(0.9, gt=0, le=100, description="exponent of the polynomial decay of the learning rate to zero")
-    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm over all trained tensors; 0: no clipping")
-    drop_path: float = Field(
+    power: Real = Field(0.9, gt=0, le=100, description="exponent of the polynomial decay of the learning rate to zero")
+    clip_norm: Real = Field(0.0, ge=0, description="largest gradient norm over all trained tensors; 0: no clipping")
+    drop_path: Real = Field(
         0.0, ge=0, lt=1, description="stochastic depth of the last block, rising from 0 at the first; for every method"
     )
-    auxiliary_head: float = Field(
+    auxiliary_head: Real = Field(
         0.0,
         ge=0,
         le=10,
@@ -80,10 +81,10 @@ class Budget(BaseModel):
         description="memory layout of feature maps in CNNs; selects other kernels, faster on most devices, that differ "
         "in the last bits",
     )
-    dev_fraction: float = Field(
+    dev_fraction: Real = Field(
         0.2, gt=0, lt=1, description="share of train that is held out as dev, if the dataset has no dev split"
     )
-    train_fraction: float = Field(
+    train_fraction: Real = Field(
         1.0,
         gt=0,
         le=1,
