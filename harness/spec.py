@@ -42,7 +42,7 @@ Real = Annotated[float, BeforeValidator(_no_boolean)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**31)]
 _LARGEST_SIDE = 16_384  # pixels
 _SCALES = 0.01, 20.0
-_ADDED: Mapping[str, Any] = {"train_fraction": 1.0}
+_ADDED: Mapping[str, Any] = {"train_fraction": 1.0, "compile": False}
 """Fields of the budget that were added since protocol 2, with the value that stands for how it was before."""
 
 
@@ -80,6 +80,11 @@ class Budget(BaseModel):
         False,
         description="memory layout of feature maps in CNNs; selects other kernels, faster on most devices, that differ "
         "in the last bits",
+    )
+    compile: bool = Field(
+        False,
+        description="training steps through torch.compile, which takes up to minutes at the start of a run and selects "
+        "other kernels that differ in the last bits; outputs of frozen stages are then neither cached nor shared",
     )
     dev_fraction: Real = Field(
         0.2, gt=0, lt=1, description="share of train that is held out as dev, if the dataset has no dev split"

@@ -51,7 +51,7 @@ class SPM(Method):
             "pixels of the image per cell of a matcher; finer maps are pooled to it",
             ge=1,
             le=256,
-            search=[8, 16, 32],
+            search=[4, 8, 16, 32],
         )
         share_weights: bool = hyperparameter(True, "one recurrent cell for all iterations, not one each")
         guidance: bool = hyperparameter(True, "feed the semantic map back into the recurrence", search=[True, False])

@@ -73,6 +73,8 @@ OF_FIELDS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("b7dd5e42b0415c92", {}, {"dev_fraction": 0.5}),
     ("2aa2f40088ad4b91", {}, {"train_fraction": 0.5}),
     (BASE, {}, {"train_fraction": 1}),
+    ("5713203963696926", {}, {"compile": True}),
+    (BASE, {}, {"compile": False}),
     ("ef26007104ebc998", {}, {"evaluation": "slide", "stride": [128, 128]}),
     (
         "afe277f8f4ca2a98",
@@ -131,8 +133,8 @@ def test_fingerprint_of_fields(recorded: str, fields: dict[str, Any], budget_fie
 
 def test_every_field_but_names_changes_the_fingerprint() -> None:
     counts = Counter(recorded for recorded, _, _ in OF_FIELDS)
-    # the base, reordered hyperparameters, another name of dataset and of budget, a default that was added later
-    assert counts.pop(BASE) == 5
+    # the base, reordered hyperparameters, another name of dataset and of budget, two defaults that were added later
+    assert counts.pop(BASE) == 6
     assert set(counts.values()) == {1}
 
 

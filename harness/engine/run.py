@@ -108,7 +108,8 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
         attempt=attempt,
         backbone=backbone,
         network=network,
-        frozen_stages=backbone.count_frozen_stages(network.backbone),
+        # Compiled kernels have other last bits: frozen stages would not be the same if some runs computed them plainly.
+        frozen_stages=0 if spec.budget.compile else backbone.count_frozen_stages(network.backbone),
         train_samples=train_samples,
         evaluation_samples=evaluation_samples,
         stream=TrainStream(dataset, train_samples, spec.budget, derive(spec.seed, "data"), copy.mean, copy.std),
@@ -197,12 +198,14 @@ def _peak_memory(prepared: Prepared, meters: Meters, alone: bool) -> int | None:
     """Bytes: on a GPU measured by its allocator, on a CPU computed from the shapes of a step.
 
     None if the number would not be the method's own: on a GPU with other networks or with cached features, on a CPU in
-    another precision than float32, which the computation assumes.
+    another precision than float32 or compiled, where the computation does not hold.
     """
-    device, precision = prepared.attempt.fabric.device, prepared.attempt.cell.spec.budget.precision
+    device, budget = prepared.attempt.fabric.device, prepared.attempt.cell.spec.budget
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) if alone and not meters.reused else None
-    return prepared.step_cost.peak_bytes if prepared.step_cost and precision == "fp32" else None
+    if prepared.step_cost is None or budget.precision != "fp32" or budget.compile:
+        return None
+    return prepared.step_cost.peak_bytes
 
 
 class RunCallbacks(TrainCallbacks):
