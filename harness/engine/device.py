@@ -60,6 +60,16 @@ def make_reproducible() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raises `UserError` if `torch.compile` does not work on the device: on a CPU it needs a C++ compiler."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        problem = f"torch.compile does not work here: {reason}"
+        raise UserError(problem, field="budget", hint="leave `compile` out of the budget") from error
+
+
 def default_workers(threads: int | None) -> int:
     """Data-loading processes of a run: none where they would compete with the network for the only core.
 

@@ -21,7 +21,7 @@ from harness.data.splits import drawn, split_samples
 from harness.engine import cost, training
 from harness.engine.attempt import RunAttempt
 from harness.engine.batches import BatchSource
-from harness.engine.device import default_workers, make_reproducible
+from harness.engine.device import check_compiler, default_workers, make_reproducible
 from harness.engine.evaluation import Predictor, confusion_matrices
 from harness.engine.options import ExecutionOptions
 from harness.engine.phases import Evaluated, Prepared, Trained
@@ -93,6 +93,8 @@ def prepare(attempt: RunAttempt, backbone: PretrainedBackbone) -> Prepared:
     """
     cell = attempt.cell
     spec, dataset = cell.spec, cell.dataset
+    if spec.budget.compile:
+        check_compiler(attempt.fabric.device)
     all_train_samples, evaluation_samples = split_samples(dataset, spec.part, spec.budget.dev_fraction)
     train_samples = drawn(all_train_samples, spec.budget.train_fraction, spec.seed)
     copy = backbone.copy()

@@ -14,8 +14,9 @@ from harness.engine.options import ExecutionOptions
 from harness.engine.run import execute
 from harness.engine.side_by_side import execute_side_by_side
 from harness.runs.store import RunStore
+from tests.support.in_process import runs_in
 from tests.support.run_commands import assert_same, request
-from tests.support.tiny_cell import make_budget
+from tests.support.tiny_cell import environment, harness, make_budget, run_arguments
 
 pytestmark = [
     pytest.mark.exhaustive,  # compiling a network takes half a minute
@@ -54,3 +55,13 @@ def test_compiled_runs_are_close_to_plain_ones_and_the_same_side_by_side(
     ours, theirs = ([point["loss"] for point in folder.curve()] for folder in (alone[0], plain))
     assert ours != theirs
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
+def test_missing_compiler_is_one_line_and_leaves_no_run(colours: Path, tmp_path: Path) -> None:
+    compiled, runs = make_budget(tmp_path / "compiled.yaml", compile=True), tmp_path / "runs"
+    variables = environment(CXX="no-compiler", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "inductor"))
+    done = harness(*run_arguments(colours, compiled, runs), env=variables)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "torch.compile does not work here: " in done.stderr and "no-compiler" in done.stderr
+    assert runs_in(runs) == []
