@@ -27,8 +27,8 @@ torch.set_num_threads(1)  # for networks this small
 
 CNN, VIT = "resnet", "vision_transformer"
 VARIANTS = {"dora", "hra", "ia3", "loha", "lokr", "oft"}
-"""They share `lora`'s module, which represents them on the CNN, and one of them the others on the ViT."""
-ONE_VARIANT = {"lokr"}
+"""They share `lora`'s module, which represents them on the CNN, and two of them the others on the ViT."""
+TWO_VARIANTS = {"dora", "lokr"}
 ON_ONE = {"adaptformer": VIT, "convpass": VIT, "fact": VIT, "repadapter": VIT, "vpt_deep": VIT, "vpt_shallow": VIT,
           "conv_adapter": CNN}  # fmt: skip
 """Methods that answer on the other with a reason."""
@@ -40,7 +40,7 @@ def _pairs() -> Iterator[Any]:
     at_length = {(name, (CNN, VIT)[place % 2]) for place, name in enumerate(both)}
     for name in methods.names():
         for family in (VIT,) if name in VARIANTS else (CNN, VIT):
-            late = (name, family) in at_length or name in VARIANTS - ONE_VARIANT
+            late = (name, family) in at_length or name in VARIANTS - TWO_VARIANTS
             marks = [pytest.mark.exhaustive] if late else []
             yield pytest.param(name, family, marks=marks)
 

@@ -49,14 +49,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("backbone", "methods", "datasets", "unsupported"),
     [
-        ("test_resnet", ["full", "spm", "vpt_deep", "conv_adapter"], PAPER["datasets"][:1], {"vpt_deep"}),
-        pytest.param(
-            "test_resnet",
-            PAPER["methods"],
-            PAPER["datasets"][:1],
-            {"vpt_deep", "adaptformer"},
-            marks=pytest.mark.exhaustive,
-        ),
+        ("test_resnet", PAPER["methods"], PAPER["datasets"][:1], {"vpt_deep", "adaptformer"}),
         ("test_vit", ["spm", "vpt_deep"], PAPER["datasets"][1:], set()),
     ],
 )
