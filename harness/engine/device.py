@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
+from torch import nn
 
 from harness.engine.options import check_device_name
 from harness.errors import UserError
@@ -68,6 +69,18 @@ def check_compiler(device: torch.device) -> None:
         reason = str(error).strip().partition("\n")[0]
         problem = f"torch.compile does not work here: {reason}"
         raise UserError(problem, field="budget", hint="leave `compile` out of the budget") from error
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """`network` with a compiled forward and backward pass.
+
+    torch compiles a limited number of networks in one process and executes further ones as they are, with other last
+    bits. Here it must compile them all, or fail.
+    """
+    torch._dynamo.config.recompile_limit = 10_000
+    torch._dynamo.config.accumulated_recompile_limit = 10_000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(network, dynamic=False)
 
 
 def default_workers(threads: int | None) -> int:

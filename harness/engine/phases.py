@@ -25,7 +25,7 @@ class Prepared:
     backbone: PretrainedBackbone
     network: Segmenter
     frozen_stages: int
-    """Number of first stages of the backbone whose outputs can be shared: that the method does not change."""
+    """Number of first stages of the backbone that the method does not change; 0 in a compiled run: it shares none."""
     train_samples: Sequence[Sample]
     evaluation_samples: Sequence[Sample]
     stream: TrainStream

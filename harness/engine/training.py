@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from harness.engine.batches import Batch, BatchSource
+from harness.engine.device import compiled
 from harness.engine.evaluation import confusion
 from harness.engine.repeatable import strict_mode
 from harness.method import HeadHyperparameters
@@ -177,7 +178,7 @@ class TrainState:
             fabric.strategy.precision.load_state_dict(state["precision"])
             self.meters = Meters(**state["meters"])
         self.callbacks.on_start(self.step)
-        self._model, self._optimizer = fabric.setup(_compiled(network) if self.budget.compile else network, optimizer)
+        self._model, self._optimizer = fabric.setup(compiled(network) if self.budget.compile else network, optimizer)
         self._model.train()
         self._saved = time.monotonic()
 
@@ -312,18 +313,6 @@ def train(
                 raise interrupted(step + 1)
             if all(state.finished for state in training):
                 return
-
-
-def _compiled(network: Segmenter) -> nn.Module:
-    """`network` with a compiled forward and backward pass.
-
-    torch compiles a limited number of networks in one process and executes further ones as they are, with other last
-    bits. Here it must compile them all, or fail.
-    """
-    torch._dynamo.config.recompile_limit = 10_000
-    torch._dynamo.config.accumulated_recompile_limit = 10_000
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return torch.compile(network, dynamic=False)
 
 
 def interrupted(step: int) -> RunEnded:

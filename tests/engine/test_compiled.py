@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.cells.resolve import resolve
+from harness.cells.resolve import Cell, resolve
 from harness.engine.options import ExecutionOptions
 from harness.engine.run import execute
 from harness.engine.side_by_side import execute_side_by_side
@@ -33,7 +33,7 @@ def test_compiled_runs_are_close_to_plain_ones_and_the_same_side_by_side(
     def options(runs: Path) -> ExecutionOptions:
         return ExecutionOptions(runs=runs, device="cpu", workers=0, tracking="off")
 
-    def cells(budget: Path, runs: Path) -> list:
+    def cells(budget: Path, runs: Path) -> list[Cell]:
         fields = [{"settings": {"head_lr": rate}} for rate in (0.003, 0.01)]
         return [resolve(request(colours, budget, method="spm", **one), RunStore(runs), runs) for one in fields]
 
