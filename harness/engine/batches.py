@@ -40,6 +40,8 @@ class Batch:
     stage_seconds: tuple[float, ...] = ()
     cached: bool = False
     """Whether the prefix was read from the cache."""
+    timed: bool = False
+    """Whether the stages are timed, for which the device is waited for."""
     spent: float = 0.0
     """Seconds that making this batch actually took."""
 
@@ -87,7 +89,13 @@ class BatchSource:
         self._prefix: CachedPrefix | None = None
         if deepest.frozen_stages and (len(trainees) > 1 or features is not None):
             self._prefix = CachedPrefix(
-                deepest.backbone, deepest.frozen_stages, fabric.device, features, policy, inputs=("masks",)
+                deepest.backbone,
+                deepest.frozen_stages,
+                fabric.device,
+                features,
+                policy,
+                inputs=("masks",),
+                shared=len(trainees) > 1,
             )
         self._needs_images = any(trainee.frozen_stages == 0 for trainee in trainees)
         size = budget.batch_size // budget.accumulate
@@ -165,7 +173,7 @@ class BatchSource:
 
 
 def _behind(found: CachedPass, masks: Tensor, images: Tensor | None, waited: float) -> Batch:
-    return Batch(masks, images, found.outputs, waited, found.seconds, cached=found.cached > 0)
+    return Batch(masks, images, found.outputs, waited, found.seconds, found.cached > 0, found.timed)
 
 
 def _ignore_interrupts(worker: int) -> None:

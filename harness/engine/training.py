@@ -208,8 +208,8 @@ class TrainState:
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._unread.append(mean_loss)
-        # A batch source that times frozen stages waits for the device: a step that it waited for would not be timed.
-        timed = any(batch.prefix is not None for batch in batches)
+        # To time frozen stages the batch source waits for the device: a step still queued then would not be counted.
+        timed = any(batch.timed for batch in batches)
         is_due = to_point == 0 or math.isnan(self._loss) or len(self._unread) == UNREAD_STEPS
         if self._reads_at_once or timed or is_due:
             self._read_losses()

@@ -5,6 +5,7 @@ Used for training and for evaluation. A policy decides whether outputs are also 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,11 +24,14 @@ class CachedPass:
 
     outputs: StageOutputs
     seconds: tuple[float, ...]
-    """Seconds that computing each stage took, here or where it was computed first."""
+    """Seconds that computing each stage took, here or where it was computed first. If the pass was not `timed`, on a
+    GPU they are those to start it."""
     cached: int
     """Number of stages that were read from the cache."""
     inputs: Mapping[str, CachedTensor]
     """The tensors that were read with them: see `inputs` of `CachedPrefix`."""
+    timed: bool = False
+    """Whether the device is waited for after each stage that is computed."""
 
 
 class CachedPrefix:
@@ -44,13 +48,22 @@ class CachedPrefix:
         stream: FeatureStream | None = None,
         policy: WritePolicy | None = None,
         inputs: tuple[str, ...] = (),
+        shared: bool = False,
     ):
         """`inputs`: names of other tensors that a pass needs, such as the labels; stored with its first stage.
+        `shared`: several networks use the passes, and each needs the seconds of its own stages.
 
-        Without a stream everything is computed; without a policy nothing is written.
+        Without a stream everything is computed; without a policy nothing is written. Only passes that are shared or
+        written are timed stage by stage: on a GPU, waiting for each stage costs time.
         """
         self.backbone, self.stages, self.device = backbone, stages, device
-        self._stream, self._policy, self._inputs = stream, policy, inputs
+        self._stream, self._policy, self._inputs, self._shared = stream, policy, inputs, shared
+
+    @property
+    def _writer(self) -> tuple[FeatureStream, WritePolicy] | None:
+        """Where to write and what decides it, while anything is written."""
+        stream, policy = self._stream, self._policy
+        return (stream, policy) if stream is not None and policy is not None and policy.writes else None
 
     def has(self, index: int) -> bool:
         """Whether pass `index` can start from the cache, without its images."""
@@ -86,20 +99,23 @@ class CachedPrefix:
         outputs = start.outputs if isinstance(start, CachedPass) else start
         seconds = list(known.seconds) if known else []
         computed = dict(inputs or {})
+        writer = self._writer
+        timed = self._shared or writer is not None
         for stage in range(len(seconds), self.stages):
-            started = clock(self.device)
+            started = clock(self.device) if timed else time.perf_counter()
             outputs = self.backbone.prefix(outputs, stage + 1)
-            seconds.append(clock(self.device) - started)
+            seconds.append((clock(self.device) if timed else time.perf_counter()) - started)
             computed[f"stage{stage}"] = outputs.outputs[stage], seconds[stage]
         assert isinstance(outputs, StageOutputs)
-        if computed and self._stream is not None and self._policy is not None and self._policy.writes:
-            self._policy.write(self._stream, index, computed)
-        return CachedPass(outputs, tuple(seconds), known.cached if known else 0, known.inputs if known else {})
+        if computed and writer is not None:
+            stream, policy = writer
+            policy.write(stream, index, computed)
+        return CachedPass(outputs, tuple(seconds), known.cached if known else 0, known.inputs if known else {}, timed)
 
     def finish(self) -> None:
         """Complete a stream whose number of passes was unknown: see `FeatureStream.finish`."""
-        if self._stream is not None and self._policy is not None and self._policy.writes:
-            self._stream.finish()
+        if self._writer is not None:
+            self._writer[0].finish()
 
     def close(self) -> None:
         if self._stream is not None:

@@ -14,8 +14,6 @@ from tests.support.tiny_cell import run_arguments
 
 EXPLOSIVE = ["--method", "full", "--head", "linear", "--set", "statistics=frozen", "--set", "lr=10"]
 EXPLOSIVE += ["--set", "head_lr=10"]
-ALONE = ["--cache-size", "0"]
-"""Without frozen stages that are timed: a step that they wait for is read at once."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +46,7 @@ def read_at_once(colours: Path, tiny: Path, tmp_path_factory: pytest.TempPathFac
 def test_run_is_the_same_when_losses_are_read_late(
     colours: Path, tiny: Path, tmp_path: Path, read_at_once: Path, read_late: list[int]
 ) -> None:
-    assert call(*run_arguments(colours, tiny, tmp_path, *ALONE)).code == 0
+    assert call(*run_arguments(colours, tiny, tmp_path)).code == 0
     assert [count for count in read_late if count] == [1, 3, 3, 1, 3, 1]  # the first, and at points 4, 8 and 12
     assert_same(only_run(tmp_path), only_run(read_at_once / "whole"))
 
@@ -56,7 +54,7 @@ def test_run_is_the_same_when_losses_are_read_late(
 def test_step_of_a_loss_that_is_not_finite_is_named_although_it_is_read_late(
     colours: Path, tiny: Path, tmp_path: Path, read_at_once: Path, read_late: list[int]
 ) -> None:
-    found = call(*run_arguments(colours, tiny, tmp_path, *ALONE, *EXPLOSIVE))
+    found = call(*run_arguments(colours, tiny, tmp_path, *EXPLOSIVE))
     assert found.code == 1 and max(read_late) > 1
     now, expected = only_run(tmp_path).status(), only_run(read_at_once / "diverged").status()
     assert now is not None and expected is not None
@@ -77,7 +75,7 @@ def test_checkpoint_holds_the_losses_of_all_its_steps(
     with monkeypatch.context() as patch:
         patch.setattr(TrainState, "learn", stopped)
         patch.setattr(TrainState, "save_if_due", lambda state, stopping: state.save())
-        assert call(*run_arguments(colours, tiny, tmp_path, *ALONE)).code != 0
-    assert call(*run_arguments(colours, tiny, tmp_path, *ALONE)).code == 0
+        assert call(*run_arguments(colours, tiny, tmp_path)).code != 0
+    assert call(*run_arguments(colours, tiny, tmp_path)).code == 0
     assert "resuming from step 5" in only_run(tmp_path).log_path.read_text()
     assert_same(only_run(tmp_path), only_run(read_at_once / "whole"))
