@@ -5,6 +5,7 @@ Used for training and for evaluation. A policy decides whether outputs are also 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,10 +102,11 @@ class CachedPrefix:
         computed = dict(inputs or {})
         writer = self._writer
         timed = self._shared or writer is not None
+        now = functools.partial(clock, self.device) if timed else time.perf_counter
         for stage in range(len(seconds), self.stages):
-            started = clock(self.device) if timed else time.perf_counter()
+            started = now()
             outputs = self.backbone.prefix(outputs, stage + 1)
-            seconds.append((clock(self.device) if timed else time.perf_counter()) - started)
+            seconds.append(now() - started)
             computed[f"stage{stage}"] = outputs.outputs[stage], seconds[stage]
         assert isinstance(outputs, StageOutputs)
         if computed and writer is not None:
