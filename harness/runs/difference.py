@@ -277,19 +277,26 @@ class Variances:
 
     def power(self, true: float, seeds: int) -> float:
         """The probability that a true difference is significant, before any correction for several methods."""
-        error = math.sqrt(self.of_seeds / seeds + self.of_images)
-        if error == 0:
-            return 1.0
-        freedom = _satterthwaite(self.of_seeds / seeds, seeds, self.of_images, self.groups)
-        beyond, shift = float(stats.t.ppf((1 + LEVEL) / 2, freedom)), abs(true) / error
-        other_tail = float(stats.nct.cdf(-beyond, freedom, shift))  # NaN where scipy cannot tell it from zero
-        return float(stats.nct.sf(beyond, freedom, shift)) + (0.0 if math.isnan(other_tail) else other_tail)
+        return float(self._powers(true, [seeds])[0])
+
+    def _powers(self, true: float, seeds: Sequence[int]) -> np.ndarray:
+        """At each number of seeds. A call of scipy's distributions takes as long for a hundred values as for one."""
+        if self.of_seeds == self.of_images == 0:
+            return np.ones(len(seeds))
+        of_seeds = [self.of_seeds / number for number in seeds]
+        pairs = zip(of_seeds, seeds, strict=True)
+        freedom = np.array([_satterthwaite(part, number, self.of_images, self.groups) for part, number in pairs])
+        shift = abs(true) / np.sqrt(np.array(of_seeds) + self.of_images)
+        beyond = stats.t.ppf((1 + LEVEL) / 2, freedom)
+        other_tail = np.nan_to_num(stats.nct.cdf(-beyond, freedom, shift))  # NaN where scipy cannot tell it from zero
+        return np.asarray(stats.nct.sf(beyond, freedom, shift) + other_tail)
 
     def seeds_for(self, true: float) -> int | None:
         """The fewest seeds, of at most `MOST_SEEDS`, at which a true difference is significant with probability
         `POWER`; None if there is no such number. With few groups of images, more seeds can have less power.
         """
-        return next((seeds for seeds in range(2, MOST_SEEDS + 1) if self.power(true, seeds) >= POWER), None)
+        seeds = range(2, MOST_SEEDS + 1)
+        return next((one for one, power in zip(seeds, self._powers(true, seeds), strict=True) if power >= POWER), None)
 
     def detectable(self, seeds: int) -> float:
         """The true difference that is significant with probability `POWER`, before any correction for several methods.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -24,38 +24,37 @@ def answers(comparison: Comparison, write: Callable[[float], str]) -> list[tuple
 
 
 def _sentences(here: pd.DataFrame, comparison: Comparison, write: Callable[[float], str]) -> Iterator[str]:
-    rows = here.sort_values(["mean", "label"], ascending=[False, True])
-    of = {verdict: rows[rows["to_best"] == verdict] for verdict in (BEST, TIED, WORSE, NO_VERDICT, NOT_COMPARABLE)}
-    names = {verdict: ", ".join(found["label"]) for verdict, found in of.items()}
-    tested = pd.concat([of[TIED], of[WORSE]])
-    (best,) = rows_of(of[BEST])
+    rows = list(rows_of(here.sort_values(["mean", "label"], ascending=[False, True])))
+    verdicts = (BEST, TIED, WORSE, NO_VERDICT, NOT_COMPARABLE)
+    of = {verdict: [row for row in rows if row.to_best == verdict] for verdict in verdicts}
+    tested = [*of[TIED], *of[WORSE]]
+    (best,) = of[BEST]
     score = f"{best.label} has the highest {comparison.metric}, {write(best.mean)}"
-    about_labels = comparison.about_labels(rows["setting"].iloc[0])
+    about_labels = comparison.about_labels(best.setting)
     if len(rows) == 1:
         yield f"{score}; there is no other method."
         yield from about_labels
         return
-    if tested.empty:
-        reasons = sorted(set(rows["to_best_reason"]) - {""})
+    if not tested:
+        reasons = sorted({row.to_best_reason for row in rows} - {""})
         yield f"{score}, but there is no verdict: {'; '.join(reasons)}."
         yield from about_labels
         return
     yield f"{score}."
-    if names[TIED]:
-        candidates = pd.concat([of[BEST], of[TIED]])
-        cheapest = candidates[candidates["trained_method"] == candidates["trained_method"].min()]
-        size = _size(next(rows_of(cheapest)))
-        yield f"Not distinguishable from it: {names[TIED]}."
-        if len(cheapest) == 1:
-            yield f"The cheapest of these {len(candidates)} is {cheapest['label'].iloc[0]}, which trains {size}."
-        else:
-            yield f"The cheapest of these {len(candidates)} are {', '.join(cheapest['label'])}, which train {size}."
-    if names[WORSE]:
-        yield f"Worse: {names[WORSE]}."
+    if of[TIED]:
+        candidates = [best, *of[TIED]]
+        least = min(row.trained_method for row in candidates)
+        cheapest = [row for row in candidates if row.trained_method == least]
+        yield f"Not distinguishable from it: {_labels(of[TIED])}."
+        be, train = ("is", "trains") if len(cheapest) == 1 else ("are", "train")
+        yield f"The cheapest of these {len(candidates)} {be} {_labels(cheapest)}, which {train} {_size(least)}."
+    if of[WORSE]:
+        yield f"Worse: {_labels(of[WORSE])}."
     for verdict in (NO_VERDICT, NOT_COMPARABLE):
-        for reason, here in of[verdict].groupby("to_best_reason"):
-            yield f"{verdict.capitalize()}: {', '.join(here['label'])} ({reason})."
-    if (tested["to_best_seeds"] == 2).any():
+        for reason in sorted({row.to_best_reason for row in of[verdict]}):
+            labels = _labels(row for row in of[verdict] if row.to_best_reason == reason)
+            yield f"{verdict.capitalize()}: {labels} ({reason})."
+    if any(row.to_best_seeds == 2 for row in tested):
         yield "With two seeds, verdicts are wrong more often than the nominal 5 %."
     if 0 < best.groups < FEW_GROUPS:
         yield f"The test images are only {counted(best.groups, 'group')}."
@@ -64,6 +63,9 @@ def _sentences(here: pd.DataFrame, comparison: Comparison, write: Callable[[floa
     yield from about_labels
 
 
-def _size(row: Any) -> str:
-    trained = int(row.trained_method)
-    return f"{trained:,} parameters besides the head" if trained else "the head alone"
+def _labels(rows: Iterable[Any]) -> str:
+    return ", ".join(row.label for row in rows)
+
+
+def _size(trained: float) -> str:
+    return f"{int(trained):,} parameters besides the head" if trained else "the head alone"

@@ -107,7 +107,7 @@ class _Block:
         if len(set(self.datasets.values())) < len(self.datasets):  # versions of one dataset's files
             self.datasets = {row.setting: f"{row.dataset} ({row.data_digest[:8]})" for row in rows_of(settings)}
         self.rows = {(row.setting, row.label): row for row in rows_of(rows)}
-        self.runs = dict(list(comparison.runs.groupby(["setting", "label"])))
+        self.runs = dict(list(comparison.runs.fillna({"reason": ""}).groupby(["setting", "label"])))
         measured = published[published["setting"].isin(set(self.datasets))].dropna(subset="measured_label")
         self.published = dict(list(measured.groupby(["setting", "measured_label"])))
         self.to_best = list(rows["to_best"])
@@ -165,16 +165,19 @@ class _Block:
         if (setting, label) not in self.rows:
             return TableCell(DASH)
         row, runs = self.rows[setting, label], self.runs[setting, label]
-        undone = runs[runs["value"].isna()].fillna({"reason": ""})
+        undone = [run for run in rows_of(runs) if math.isnan(run.value)]
+        reasons: dict[tuple[str, str], list[int]] = {}
+        for run in undone:
+            reasons.setdefault((run.state, run.reason), []).append(run.seed)
         notes = sorted(
-            self.footnotes.letter(_why(state, reason, group["seed"], of=len(runs)))
-            for (state, reason), group in undone.groupby(["state", "reason"])
+            self.footnotes.letter(_why(state, reason, seeds, of=len(runs)))
+            for (state, reason), seeds in sorted(reasons.items())
         )
         edges = sorted({text for text in runs["at_edge"] if text})
         notes += [self.footnotes.letter(f"at the edge of its search: {text} that was tried") for text in edges]
         notes += [self.footnotes.letter(about_unlabelled(row.unlabelled))] if row.unlabelled else []
         if not row.seeds:
-            states = [_state(state) for state in dict.fromkeys(undone["state"])]
+            states = [_state(state) for state in dict.fromkeys(run.state for run in undone)]
             text = DASH if states == [RunState.UNSUPPORTED.label] else ", ".join(states)
             return TableCell(text, notes=",".join(notes))
         text = self.numbers.score(row.mean)
