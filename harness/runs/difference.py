@@ -280,7 +280,7 @@ class Variances:
         return float(self._powers(true, [seeds])[0])
 
     def _powers(self, true: float, seeds: Sequence[int]) -> np.ndarray:
-        """At each number of seeds. A call of scipy's distributions takes as long for a hundred values as for one."""
+        """At each number of seeds, in one call of scipy's distributions: 99 values take three times as long as one."""
         if self.of_seeds == self.of_images == 0:
             return np.ones(len(seeds))
         of_seeds = [self.of_seeds / number for number in seeds]

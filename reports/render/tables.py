@@ -107,7 +107,8 @@ class _Block:
         if len(set(self.datasets.values())) < len(self.datasets):  # versions of one dataset's files
             self.datasets = {row.setting: f"{row.dataset} ({row.data_digest[:8]})" for row in rows_of(settings)}
         self.rows = {(row.setting, row.label): row for row in rows_of(rows)}
-        self.runs = dict(list(comparison.runs.fillna({"reason": ""}).groupby(["setting", "label"])))
+        runs = comparison.runs[comparison.runs["setting"].isin(set(self.datasets))].fillna({"reason": ""})
+        self.runs = dict(list(runs.groupby(["setting", "label"])))
         measured = published[published["setting"].isin(set(self.datasets))].dropna(subset="measured_label")
         self.published = dict(list(measured.groupby(["setting", "measured_label"])))
         self.to_best = list(rows["to_best"])
