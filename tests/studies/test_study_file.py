@@ -145,7 +145,7 @@ def test_command_line_replaces_lists_and_reuses_described_rows(tmp_path: Path, c
 
 @pytest.mark.parametrize("name", shipped_studies())
 def test_every_shipped_study_can_be_planned(name: str, tmp_path: Path) -> None:
-    for described in ("camvid", "hrf_half"):  # no catalogue has them
+    for described in ("camvid", "cwfid", "hrf_half"):  # no catalogue has them
         folder = tmp_path / "data" / described
         folder.mkdir(parents=True)
         (folder / "dataset.yaml").write_text("classes: [road, sky]\n")
