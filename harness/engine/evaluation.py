@@ -23,10 +23,21 @@ from harness.spec import Budget
 
 
 def confusion(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
-    """int64 [classes, classes], rows labels, columns predictions; both maps of one shape; ignored pixels left out."""
-    counted = mask != IGNORE_INDEX
-    index = mask[counted].long() * classes + prediction[counted].long()
-    return torch.bincount(index, minlength=classes**2).reshape(classes, classes)
+    """int64 [classes, classes], rows labels, columns predictions; both maps of one shape; ignored pixels left out.
+
+    Ignored pixels are counted in rows of their own: to leave them out first takes ten times as long on a CPU.
+    """
+    pairs = mask.int() * classes + prediction
+    counts = torch.bincount(pairs.flatten(), minlength=(IGNORE_INDEX + 1) * classes)
+    return counts[: classes**2].reshape(classes, classes)
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """Logits [..., K, H, W] -> the class of the largest, the first of equals: int64 [..., H, W].
+
+    As `argmax`, which takes several times as long as `max` on a CPU across a dimension that is not the innermost.
+    """
+    return logits.max(-3).indices
 
 
 LOADERS = 4
@@ -54,7 +65,7 @@ class Predictor:
         batch = torch.stack([torch.from_numpy(prepare(image, self.scale, self.mean, self.std)) for image in images])
         # One image at a time: at 150 classes the upsampled logits of a single large image are a gigabyte.
         logits = self._logits(batch.to(self.device))
-        return [upsample(one[None], (height, width))[0].argmax(0).byte() for one in logits]
+        return [most_likely(upsample(one[None], (height, width))[0]).byte() for one in logits]
 
     def _logits(self, images: Tensor) -> Iterator[Tensor]:
         """[K, H, W] of each image, at the size of the network's input."""

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from harness.engine.batches import Batch, BatchSource
 from harness.engine.device import compiled
-from harness.engine.evaluation import confusion
+from harness.engine.evaluation import confusion, most_likely
 from harness.engine.repeatable import strict_mode
 from harness.method import HeadHyperparameters
 from harness.models.losses import labels_at
@@ -326,7 +326,7 @@ def _count(meters: Meters, logits: Tensor, masks: Tensor) -> None:
     if meters.matrix.numel() == 0:
         meters.matrix = torch.zeros(classes, classes, dtype=torch.int64)
     meters.matrix = meters.matrix.to(logits.device)
-    meters.matrix += confusion(logits.argmax(1), labels_at(masks, (logits.shape[-2], logits.shape[-1])), classes)
+    meters.matrix += confusion(most_likely(logits), labels_at(masks, (logits.shape[-2], logits.shape[-1])), classes)
 
 
 def _point(step: int, lr: float, meters: Meters) -> CurvePoint:

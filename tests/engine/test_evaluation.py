@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.data.base import IGNORE_INDEX, Pair, Sample, SegmentationDataset, Split, WorkingSizes
-from harness.engine.evaluation import Predictor, confusion, confusion_matrices
+from harness.engine.evaluation import Predictor, confusion, confusion_matrices, most_likely
 from harness.models.losses import upsample
 from harness.runs.metrics import load_confusions, metrics, save_confusions
 from harness.spec import Budget
@@ -52,6 +52,27 @@ def test_confusion_has_labels_as_rows_and_skips_ignored_pixels() -> None:
     mask = torch.tensor([[0, 1], [1, IGNORE_INDEX]], dtype=torch.uint8)
     prediction = torch.tensor([[1, 1], [0, 1]], dtype=torch.uint8)
     assert confusion(prediction, mask, 2).tolist() == [[0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("classes", [2, 19, IGNORE_INDEX])
+def test_confusion_counts_every_pair_of_labels(classes: int) -> None:
+    prediction, mask = maps(0, classes)
+    assert (mask == IGNORE_INDEX).any()
+    expected = torch.zeros(classes, classes, dtype=torch.int64)
+    for row, column in zip(mask.flatten().tolist(), prediction.flatten().tolist(), strict=True):
+        if row != IGNORE_INDEX:
+            expected[row, column] += 1
+    assert torch.equal(confusion(prediction, mask, classes), expected)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_most_likely_class_is_the_first_of_equals_and_nan_above_all(memory_format: torch.memory_format) -> None:
+    logits = torch.randint(0, 3, (2, 5, 7, 9)).float()  # most pixels have equal logits
+    logits[0, 3, 2, 2] = logits[0, 1, 2, 2] = float("nan")
+    found = most_likely(logits.contiguous(memory_format=memory_format))
+    assert torch.equal(found, logits.argmax(1))
+    assert found[0, 2, 2] == 1
+    np.testing.assert_array_equal(found.numpy(), np.argmax(logits.numpy(), axis=1))
 
 
 @pytest.mark.parametrize(("classes", "absent"), [(2, ()), (5, (3,)), (19, (0, 18)), (150, range(40, 150))])
