@@ -19,23 +19,12 @@ def labels_at(masks: Tensor, size: tuple[int, int]) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over labelled pixels, in float32: logits [B, K, h, w], labels [B, h, w]. 0 where no pixel is labelled.
 
-    The pixels are flattened because the two-dimensional kernel has no deterministic form on a GPU. On a CPU it takes a
-    quarter of the time with few classes, and is used where it has the same bits: see `_same_in_two_dimensions`.
+    The pixels are flattened because the two-dimensional kernel has no deterministic form on a GPU.
     """
-    logits, labels = logits.float(), labels.long()
-    if not _same_in_two_dimensions(logits):
-        logits, labels = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]), labels.reshape(-1)
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    flat = logits.float().permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
+    labels = labels.reshape(-1).long()
+    total = F.cross_entropy(flat, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
-
-
-def _same_in_two_dimensions(logits: Tensor) -> bool:
-    """Whether torch adds up the K exponentials of a pixel in one order with pixels flattened and not.
-
-    A CPU's vectors have 8 or 16 numbers. With fewer classes both kernels add one after the other; and no pixel must be
-    left over from vectors across pixels, since single numbers have another exponential.
-    """
-    return logits.device.type == "cpu" and logits.shape[1] < 8 and logits.shape[-2:].numel() % 16 == 0
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
