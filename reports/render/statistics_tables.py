@@ -154,8 +154,8 @@ def dev_test_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table
         tau = rows["tau"].iloc[0]
         order = "" if math.isnan(tau) else f"Kendall's τ between the two orders: {numbers.plain(tau)}. "
         caption = (
-            f"{order}Dev: the trial that was chosen, so its score is the best of several and too high; it trains on "
-            "less than the runs that are tested, which use the same hyperparameters."
+            f"{order}Dev: the trial that was chosen, so its score is the best of several and too high. The runs "
+            "that are tested use its hyperparameters, and train on more where dev is held out of train."
         )
         tables.append(Table(f"dev-test-{number}", name, header, cells, caption, footnotes.lines()))
     return tables
