@@ -25,11 +25,14 @@ from harness.spec import Budget
 def confusion(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
     """int64 [classes, classes], rows labels, columns predictions; both maps of one shape; ignored pixels left out.
 
-    Ignored pixels are counted in rows of their own: to leave them out first takes ten times as long on a CPU.
+    Ignored pixels are counted in a row of their own: to leave them out first takes ten times as long on a CPU.
+    Raises `ValueError` for a label of no class.
     """
     pairs = mask.int() * classes + prediction
-    counts = torch.bincount(pairs.flatten(), minlength=(IGNORE_INDEX + 1) * classes)
-    return counts[: classes**2].reshape(classes, classes)
+    counts = torch.bincount(pairs.flatten(), minlength=(IGNORE_INDEX + 1) * classes).reshape(-1, classes)
+    if counts[classes:IGNORE_INDEX].any():
+        raise ValueError(f"a mask has labels that are neither below {classes} nor {IGNORE_INDEX}")
+    return counts[:classes]
 
 
 def most_likely(logits: Tensor) -> Tensor:

@@ -65,6 +65,12 @@ def test_confusion_counts_every_pair_of_labels(classes: int) -> None:
     assert torch.equal(confusion(prediction, mask, classes), expected)
 
 
+def test_label_of_no_class_is_refused() -> None:
+    mask = torch.tensor([[0, 2], [1, IGNORE_INDEX]], dtype=torch.uint8)
+    with pytest.raises(ValueError, match="labels that are neither below 2 nor 255"):
+        confusion(torch.zeros_like(mask), mask, 2)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_most_likely_class_is_the_first_of_equals_and_nan_above_all(memory_format: torch.memory_format) -> None:
     logits = torch.randint(0, 3, (2, 5, 7, 9)).float()  # most pixels have equal logits
