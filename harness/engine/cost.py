@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
 from harness.cells.resolve import Cell
 from harness.errors import UserError
@@ -88,16 +88,16 @@ def step_cost(network: Segmenter, budget: Budget) -> StepCost:
         )
         loss.backward()
 
-    own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:  # it decomposes operations: not below
-        one_pass()
-    shape_only.zero_grad(set_to_none=True)
-    with _as_on_a_cpu(), PeakMemoryMode([*shape_only.parameters(), *shape_only.buffers()]) as memory:
-        for _ in range(min(2, budget.accumulate)):  # from the second pass on, gradients already exist
+    with _whole_interpolation():
+        with FlopMode() as counter:
             one_pass()
+        shape_only.zero_grad(set_to_none=True)
+        with _whole_attention(), PeakMemoryMode([*shape_only.parameters(), *shape_only.buffers()]) as memory:
+            for _ in range(min(2, budget.accumulate)):  # from the second pass on, gradients already exist
+                one_pass()
     trained = [parameter for parameter in shape_only.parameters() if parameter.requires_grad]
     state = 2 * sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    return StepCost(counter.get_total_flops() * budget.accumulate, memory.peak + state)
+    return StepCost(counter.total * budget.accumulate, memory.peak + state)
 
 
 def _convolution_backward_flops(
@@ -118,11 +118,43 @@ def _convolution_backward_flops(
     return (wanted[0] + wanted[1]) * conv_flop_count(list(x), list(weight), list(gradient), transposed)
 
 
-@contextlib.contextmanager
-def _as_on_a_cpu() -> Iterator[None]:
-    """Keep fused operations whole on meta tensors: attention, which would otherwise store the matrix of all pairs, and
-    interpolation, whose deterministic form only a GPU needs.
+class FlopMode(TorchDispatchMode):
+    """Adds up the FLOPs of the operations that torch counts.
+
+    As torch's `FlopCounterMode`, which however takes an interpolation apart into hundreds of operations without FLOPs.
     """
+
+    formulas: ClassVar = flop_registry | {
+        torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward_flops)
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        formula = self.formulas.get(getattr(operation, "_overloadpacket", None))
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+@contextlib.contextmanager
+def _whole_interpolation() -> Iterator[None]:
+    """Keep interpolation one operation on meta tensors: only a GPU needs its deterministic form, of many."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+
+
+@contextlib.contextmanager
+def _whole_attention() -> Iterator[None]:
+    """Keep attention one operation on meta tensors, as on a CPU: else it would store the matrix of all pairs."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
@@ -132,14 +164,8 @@ def _as_on_a_cpu() -> Iterator[None]:
         return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
     decomposed = F.scaled_dot_product_attention
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        with mock.patch.object(F, "scaled_dot_product_attention", attend):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+    with mock.patch.object(F, "scaled_dot_product_attention", attend):
+        yield
 
 
 class PeakMemoryMode(TorchDispatchMode):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.costs import peak_bytes
-from harness.engine.cost import PeakMemoryMode, _convolution_backward_flops, step_cost
+from harness.engine.cost import FlopMode, PeakMemoryMode, _convolution_backward_flops, step_cost
 from harness.engine.training import parameter_groups
 from harness.method import methods
 from harness.models.backbones.families import create, cut
@@ -89,12 +89,26 @@ def test_convolution_gradients_cost_as_much_as_the_convolution(groups: int, tran
     made = nn.ConvTranspose2d if transposed else nn.Conv2d
     convolution = made(16, 16, 3, groups=groups)
     x = torch.rand(2, 16, 8, 8, requires_grad=True)
-    own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=own) as forward:
+    with FlopMode() as forward:
         y = convolution(x)
-    with FlopCounterMode(display=False, custom_mapping=own) as backward:
+    with FlopMode() as backward:
         y.sum().backward()
-    assert backward.get_total_flops() == 2 * forward.get_total_flops() > 0
+    assert backward.total == 2 * forward.total > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [("spm", "resnet10t"), ("lora", "vit_tiny_patch16_224"), ("full", "swinv2_tiny_window8_256")],
+)
+def test_flops_are_those_of_torchs_own_counter(method: str, backbone: str) -> None:
+    network = network_of(method, backbone).to("meta").train()
+    images, masks = torch.empty(2, 3, 64, 64, device="meta"), torch.zeros(2, 64, 64, dtype=torch.uint8, device="meta")
+    own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopMode() as ours:
+        network(images, masks)[0].backward()
+    with FlopCounterMode(display=False, custom_mapping=own) as theirs:
+        network(images, masks)[0].backward()
+    assert ours.total == theirs.get_total_flops() > 0
 
 
 def test_accumulation_needs_the_same_flops_and_less_memory() -> None:
