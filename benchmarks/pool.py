@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from harness.util.cores import threads_each
+from harness.util.fork_server import SENT_TO_ALL, fork_context
 
 
 class Pool:
@@ -17,7 +18,7 @@ class Pool:
     def __init__(self, processes: int, deadline: float):
         """`deadline`: by `time.monotonic`."""
         self._deadline = deadline
-        context = multiprocessing.get_context("spawn")
+        context = fork_context("harness.launch.preload")  # a process each that starts by itself imports for seconds
         self._executor = ProcessPoolExecutor(processes, context, _initialise, (context.Lock(), threads_each(processes)))
 
     def __enter__(self) -> Pool:
@@ -42,6 +43,7 @@ class Pool:
 def _initialise(lock: Any, threads: int) -> None:
     global alone
     alone = lock
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT_TO_ALL)
     import torch
 
     torch.set_num_threads(threads)
