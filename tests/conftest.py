@@ -18,7 +18,7 @@ from tests.support import step_costs
 from tests.support.made_once import made_once
 from tests.support.run_commands import only_run
 from tests.support.tiny_cell import harness, make_budget, make_dataset, run_arguments
-from tests.support.warm_start import Starter
+from tests.support.warm_start import Starter, fork_the_fork_server
 
 TESTS = Path(__file__).parent
 
@@ -64,6 +64,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Exempt what was imported from garbage collection: it stays to the end, and forked processes need not copy it."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_fork_server() -> None:
+    """Jobs of this process are forked from a server without a cold start of its own, which takes six seconds."""
+    fork_the_fork_server()
 
 
 @pytest.fixture(scope="session")

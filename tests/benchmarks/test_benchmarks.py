@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-from tests.support.tiny_cell import environment
 
 pytestmark = pytest.mark.processes
 
@@ -16,29 +10,17 @@ LOOPS = "The loop: images per second"
 METHODS = "Methods relative to full: test_resnet"
 SHARING = "Runs of `linear` that share frozen features"
 OPTIONS = "A step with an option over the plain step"
-ROOT = Path(__file__).parents[2]
-
-
-def benchmarks(*arguments: str | Path, module: str = "benchmarks") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
 
 
 @pytest.fixture(scope="module")
-def tables(colours, tmp_path_factory) -> dict[str, list[dict[str, str]]]:
+def tables(start, colours, tmp_path_factory) -> dict[str, list[dict[str, str]]]:
     """The rows of every table of one command, by the table's title; `below` is what stands below the table."""
     file = tmp_path_factory.mktemp("benchmarks") / "tables.md"
     cell = ["--backbone", "test_resnet", "--head", "fpn:16", "--dataset", colours, "--crop", "32", "--batch", "4"]
     size = ["--steps", "2", "--rounds", "1", "--trials", "2", "--workers", "0"]
     chosen = ["--methods", "spm,vpt_deep", "--options", "channels-last,bf16"]
-    done = benchmarks(*cell, *size, *chosen, "--markdown", file)
-    assert done.returncode == 0, done.stderr
+    done = start(*cell, *size, *chosen, "--markdown", file, module="benchmarks")
+    assert done.wait() == 0, done.stderr
     assert done.stderr == ""
     assert file.read_text(encoding="utf-8") == done.stdout.removesuffix("\n") + "\n"
     return {part.partition("\n")[0]: rows_of(part) for part in done.stdout.split("### ")[1:]}
@@ -94,9 +76,9 @@ def test_step_options_state_whether_results_change(tables):
         (["--rounds", "0"], "error: --rounds 0: use 1 or more"),
     ],
 )
-def test_wrong_argument_is_a_one_line_error(arguments, expected):
-    done = benchmarks(*arguments)
-    assert done.returncode == 2
+def test_wrong_argument_is_a_one_line_error(start, arguments, expected):
+    done = start(*arguments, module="benchmarks")
+    assert done.wait() == 2
     assert done.stderr.startswith(expected)
     assert done.stderr.count("\n") == 1
 

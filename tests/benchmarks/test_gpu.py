@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 import torch
 
-from tests.benchmarks.test_benchmarks import benchmarks, rows_of
+from tests.benchmarks.test_benchmarks import rows_of
+from tests.support.warm_start import Starter
 
-
-def _gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return benchmarks(*arguments, module="benchmarks.gpu")
+MODULE = "benchmarks.gpu"
 
 
 def _tables(text: str) -> list[list[dict[str, str]]]:
     return [rows_of(part) for part in text.split("### ")[1:]]
 
 
-def test_rehearsal_of_runs_and_steps() -> None:
-    done = _gpu("--rehearse", "--only", "repeats,steps")
-    assert done.returncode == 0, done.stderr
+def test_rehearsal_of_runs_and_steps(start: Starter) -> None:
+    done = start("--rehearse", "--only", "repeats,steps", module=MODULE)
+    assert done.wait() == 0, done.stderr
     runs, steps = _tables(done.stdout)
     [run] = runs
     assert (run["repeated"], run["side by side"]) == ("equal", "equal")
@@ -30,9 +27,9 @@ def test_rehearsal_of_runs_and_steps() -> None:
 
 
 @pytest.mark.exhaustive
-def test_rehearsal_of_everything_else() -> None:
-    done = _gpu("--rehearse", "--only", "contract,precision,study,compiled")
-    assert done.returncode == 0, done.stderr
+def test_rehearsal_of_everything_else(start: Starter) -> None:
+    done = start("--rehearse", "--only", "contract,precision,study,compiled", module=MODULE)
+    assert done.wait() == 0, done.stderr
     contract, precision, study, compiled = _tables(done.stdout)
     assert [row["broken"] for row in contract] == ["0"]
     assert [row["mIoU, fp32"] for row in precision] == [row["mIoU, tf32"] for row in precision]
@@ -41,7 +38,7 @@ def test_rehearsal_of_everything_else() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_rehearsal_is_named() -> None:
-    done = _gpu()
-    assert done.returncode == 2
+def test_without_a_gpu_the_rehearsal_is_named(start: Starter) -> None:
+    done = start(module=MODULE)
+    assert done.wait() == 2
     assert done.stderr == "error: no CUDA device is available; --rehearse executes the same on a CPU\n"

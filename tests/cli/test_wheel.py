@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import step_costs
 from tests.support.tiny_cell import environment, run_arguments
 
 CHECKOUT = Path(__file__).parents[2]
@@ -69,5 +70,6 @@ def test_cell_runs_from_the_wheel(python: Path, colours: Path, tiny: Path, tmp_p
     code = "import harness, methods; print(harness.__file__, methods.__file__)"
     where = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment())
     assert str(CHECKOUT) not in where.stdout and where.stdout.count("site-packages") == 2
+    step_costs.lend(tmp_path / "runs")
     assert "done" in harness(*run_arguments(colours, tiny, tmp_path / "runs"))
     assert "3 to do" in harness("compare", "demo", "--plan")

@@ -20,6 +20,7 @@ from harness.runs.store import RunStore
 from tests.support import step_costs
 from tests.support.run_commands import assert_same, finished, only_run, outcome, request
 from tests.support.tiny_cell import STEPS, environment, make_budget, run_arguments
+from tests.support.tracked_runs import free_port
 from tests.support.warm_start import Starter
 
 
@@ -52,15 +53,32 @@ def test_accumulated_step_equals_a_single_larger_batch(
     assert_close(run, probe)
 
 
-def test_two_processes_share_batch_and_evaluation(labelled: Path, tiny: Path, probe: RunFolder, tmp_path: Path) -> None:
+def by_torchrun(start: Starter, arguments: list[str | Path]) -> str:
+    """What two processes print."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harness"]
-    arguments = run_arguments(labelled, tiny, tmp_path, "--method", "linear", "--head", "linear")
-    done = subprocess.run(
-        [*torchrun, *map(str, arguments)], capture_output=True, text=True, env=environment(), timeout=900
-    )
+    command = [*torchrun, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=900)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def with_torchruns_variables(start: Starter, arguments: list[str | Path]) -> str:
+    """As `by_torchrun`, without the imports of three cold starts."""
+    size = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = [start(*arguments, RANK=rank, LOCAL_RANK=rank, **size, **place) for rank in "01"]
+    for process in started:
+        assert process.wait() == 0, process.stderr
+    return "".join(process.stdout for process in started)
+
+
+@pytest.mark.parametrize("launch", [pytest.param(by_torchrun, marks=pytest.mark.exhaustive), with_torchruns_variables])
+def test_two_processes_share_batch_and_evaluation(
+    start: Starter, labelled: Path, tiny: Path, probe: RunFolder, tmp_path: Path, launch: Callable[..., str]
+) -> None:
+    printed = launch(start, run_arguments(labelled, tiny, tmp_path, "--method", "linear", "--head", "linear"))
     run = only_run(tmp_path)
-    assert done.stdout.splitlines()[-1] == str(run.path) and done.stdout.count(str(run.path)) == 1
+    assert printed.splitlines()[-1] == str(run.path) and printed.count(str(run.path)) == 1
     result, expected = run.result(), probe.result()
     assert result is not None and expected is not None
     assert run.fingerprint == probe.fingerprint and result.provenance.processes == 2

@@ -47,7 +47,7 @@ def undisturbed(cells: Cells, longer_cells: Cells, plugin: Path, shared: Path) -
 
     def make(runs: Path) -> None:
         with loaded(plugin), LocalLauncher(min(2, len(os.sched_getaffinity(0))), "cpu", {}) as launcher:
-            jobs = [cells.job(runs, seed=seed) for seed in range(3)] + [longer_cells.job(runs, SLOW)]
+            jobs = [cells.job(runs, seed=seed) for seed in range(2)] + [longer_cells.job(runs, SLOW)]
             ended = run_all(launcher, jobs)
         assert {state(result) for result in ended.values()} == {"done"}, ended
         (runs / "results.pickle").write_bytes(pickle.dumps({job.name: results_of(job) for job in jobs}))

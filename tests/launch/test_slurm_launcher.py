@@ -77,6 +77,7 @@ def test_unknown_cluster_is_refused() -> None:
         SlurmLauncher(None, "auto", options(cluster="debug"))
 
 
+@pytest.mark.exhaustive
 def test_job_gives_the_results_of_the_local_launcher(
     launcher: SlurmLauncher, cells: Cells, undisturbed: dict[str, dict], tmp_path: Path
 ) -> None:

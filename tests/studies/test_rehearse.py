@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,16 @@ def test_step_is_timed_with_the_threads_of_one_job(
 ) -> None:
     seen = []
     learn = TrainState.learn
-    monkeypatch.setattr(TrainState, "learn", lambda *given: (seen.append(torch.get_num_threads()), learn(*given)))
+
+    def learn_on_one_thread(*given: Any) -> Any:  # two threads wait for each other actively where a core is busy
+        seen.append(threads := torch.get_num_threads())
+        torch.set_num_threads(1)
+        try:
+            return learn(*given)
+        finally:
+            torch.set_num_threads(threads)
+
+    monkeypatch.setattr(TrainState, "learn", learn_on_one_thread)
     study = write_study(tmp_path / "s.yaml", colours, methods=["linear"], seeds=1)
     common = ["--rehearse", "--runs", tmp_path / "runs", "--data", tmp_path, "--device", "cpu", "--tracking", "off"]
     torch.set_num_threads(2)

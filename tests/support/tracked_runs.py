@@ -125,8 +125,8 @@ def wait_for(happened: Callable[[], bool], seconds: float = 900) -> None:
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[str]:
-    """A tracking server, which is killed when the block ends."""
+def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A tracking server, the leader of a process group, which is killed when the block ends."""
     folder.mkdir(exist_ok=True)
     uri = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
@@ -145,7 +145,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
                 return False
 
         wait_for(healthy)
-        yield uri
+        yield server
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

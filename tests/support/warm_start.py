@@ -1,4 +1,4 @@
-"""`python -m harness` in a process of its own, without its imports each time: a process that has them forks.
+"""A command such as `harness` in a process of its own, without its imports: a process that has them forks.
 
 Imports are nine tenths of a tiny run. A command started here has its own process group, signals, environment and exit
 code, and behaves as after a cold start; so does the server from which it forks its jobs. One process forks for all
@@ -11,13 +11,14 @@ import gc
 import itertools
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from multiprocessing import connection, util
+from multiprocessing import connection, forkserver, util
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,16 @@ class Starter:
         with FileLock(f"{place}.lock"):
             self._socket = _connect(place) or self._start(place)
 
-    def __call__(self, *arguments: str | Path, terminal: int | None = None, **variables: str) -> Started:
-        """`harness ARGUMENTS`. `terminal`: its stderr. `variables`: of its environment, over those that are there."""
+    def __call__(
+        self, *arguments: str | Path, module: str = "harness", terminal: int | None = None, **variables: str
+    ) -> Started:
+        """`python -m MODULE ARGUMENTS`. `terminal`: its stderr. `variables`: of its environment, over those there."""
         self._count += 1
         outputs = self._outputs / str(self._count)
         runs = Path(arguments[arguments.index("--runs") + 1]) if "--runs" in arguments else None
         if runs is not None and not (runs / ".cache").exists():  # nothing is written beside finished runs
             step_costs.lend(runs)
-        asked = {"start": list(map(str, arguments)), "outputs": str(outputs), "variables": variables}
+        asked = {"module": module, "start": list(map(str, arguments)), "outputs": str(outputs), "variables": variables}
         return Started(self, self.ask(asked, [] if terminal is None else [terminal]), outputs, runs)
 
     def ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> Any:
@@ -164,7 +167,7 @@ def _serve(listener: socket.socket, place: Path) -> None:
                         return None
 
 
-def _become(asked: dict[str, Any], terminal: int | None = None) -> None:
+def _become(asked: dict[str, Any], terminal: int | None = None) -> object:
     """Execute the command in this new process."""
     import harness.__main__
 
@@ -178,10 +181,17 @@ def _become(asked: dict[str, Any], terminal: int | None = None) -> None:
         os.dup2(terminal, 2)
         os.close(terminal)
     os.environ.update(asked["variables"])
-    sys.argv = ["harness", *asked["start"]]
+    sys.argv = [asked["module"], *asked["start"]]
+    fork_the_fork_server()
+    if asked["module"] != "harness":
+        return runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
     sys.modules["__main__"] = harness.__main__
-    util.spawnv_passfds = _fork_server
     harness.__main__.main()
+
+
+def fork_the_fork_server() -> None:
+    """Have `multiprocessing` fork its server of forks from this process, which has imported what the server needs."""
+    util.spawnv_passfds = _fork_server
 
 
 def _fork_server(path: bytes, arguments: list[str], passed: Iterable[int], *, spawn: Any = util.spawnv_passfds) -> int:
@@ -192,6 +202,8 @@ def _fork_server(path: bytes, arguments: list[str], passed: Iterable[int], *, sp
     if pid := os.fork():
         return pid
     code = 1
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest's have files of their own, which are closed here
+    vars(forkserver._forkserver).update(vars(forkserver.ForkServer()))  # a new one: this one's lock is held
     try:
         kept = [2, *sorted(passed), os.sysconf("SC_OPEN_MAX")]
         for lower, upper in itertools.pairwise(kept):

@@ -65,7 +65,10 @@ def test_broken_database_fails_at_once(runs: Path, tmp_path: Path) -> None:
 # Servers
 
 
-def test_server_outage_costs_warnings_and_no_metrics(fresh: Path, tmp_path: Path) -> None:
+def test_server_outage_costs_warnings_and_no_metrics(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     early, late = MadeRun(fresh, 0), MadeRun(fresh, 1)
@@ -83,7 +86,7 @@ def test_server_outage_costs_warnings_and_no_metrics(fresh: Path, tmp_path: Path
     with pytest.raises(UserError, match="cannot be reached"):
         sync(fresh, uri)
 
-    with mlflow_server(tmp_path / "server", port):
+    with mlflow_server(tmp_path / "server", port) as server:
         mirror = Mirror(fresh, uri, warnings.append)
         late.curve(10)
         assert mirror.update(late.path)
@@ -92,13 +95,14 @@ def test_server_outage_costs_warnings_and_no_metrics(fresh: Path, tmp_path: Path
         shown = {run.info.run_name[-5:]: run.info.status for run in Mirrored(fresh, uri).runs()}
         assert shown == {"seed0": "FINISHED", "seed1": "KILLED"}, "no process executes the second"
 
-    for step in (20, 30):
-        late.curve(step)
-        assert not mirror.update(late.path)
-    assert len(warnings) == 2
-    late.finish()
+        os.killpg(server.pid, signal.SIGSTOP)
+        for step in (20, 30):
+            late.curve(step)
+            assert not mirror.update(late.path)
+        assert len(warnings) == 2 and "timed out" in warnings[1]
+        late.finish()
 
-    with mlflow_server(tmp_path / "server", port):
+        os.killpg(server.pid, signal.SIGCONT)  # which then carries out what it was asked meanwhile
         assert mirror.update(late.path, final=True)
         assert len(warnings) == 2
         mirrored = Mirrored(fresh, uri)
