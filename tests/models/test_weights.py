@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import time
@@ -20,7 +21,7 @@ from harness.models.backbones.packaged import PACKAGED, display_name
 from harness.models.backbones.tensor_files import read_tensors
 from harness.models.backbones.weights import find_weights, load_backbone, tensors_digest
 from tests.support.in_process import refusal, runs_in
-from tests.support.tiny_cell import environment, harness, run_arguments
+from tests.support.tiny_cell import run_arguments
 
 BACKBONE = "resnet10t"
 State = dict[str, Tensor]
@@ -276,15 +277,22 @@ def test_packaged_weights_have_their_own_display_name() -> None:
 REMEDIES = (".safetensors or .pth file", "or random", "HF_HOME")
 
 
-def test_unavailable_weights_are_an_error_with_remedies(
-    tmp_path: Path, colours: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("offline", [True, False], ids=["offline", "unreachable"])
+def test_unavailable_weights_are_an_error_with_remedies_within_seconds(
+    tmp_path: Path, colours: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
 ) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in os.environ.keys() & {"https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY"}:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     runs = tmp_path / "runs"
+    began = time.monotonic()
     line = refusal(*run_arguments(colours, tiny, runs, "--backbone", BACKBONE, "--weights", "auto"))
+    assert time.monotonic() - began < 60  # the hub's own retries take many minutes
     assert line.startswith("--weights auto: resnet10t.c3_in1k is not cached and cannot be downloaded from the hub")
     assert all(remedy in line for remedy in REMEDIES)
     assert runs_in(runs) == []
@@ -293,23 +301,3 @@ def test_unavailable_weights_are_an_error_with_remedies(
 def test_backbone_without_weights_in_timm_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights auto: timm has no weights for resnet200; choose one of .* or give a"):
         find_weights("resnet200", "auto", tmp_path)
-
-
-def test_unreachable_hub_is_reported_within_seconds(tmp_path: Path, colours: Path, tiny: Path) -> None:
-    proxies = ("http_proxy", "https_proxy", "all_proxy")
-    kept = {name: value for name, value in environment().items() if name.lower() not in proxies}
-    kept = {name: value for name, value in kept.items() if not name.startswith("HF_")}
-    kept |= {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HOME": str(tmp_path / "hf"),
-        "TORCH_HOME": str(tmp_path / "torch"),
-    }
-    began = time.monotonic()
-    cell = run_arguments(colours, tiny, tmp_path / "runs", "--backbone", BACKBONE, "--weights", "auto")
-    done = harness(*cell, env=kept)
-    assert time.monotonic() - began < 150  # the imports on busy cores included; the hub's own retries take many minutes
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: --weights auto: resnet10t.c3_in1k is not cached")
-    assert all(remedy in line for remedy in REMEDIES)
-    assert runs_in(tmp_path / "runs") == []

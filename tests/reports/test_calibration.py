@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.runs.difference import LEVEL, of_one_table, score
+from harness.runs.difference import LEVEL, difference, of_one_table, score
 from reports.analysis.statistics import holm
 from tests.support.simulated import WORLDS, World, first_protocol
 
@@ -53,8 +53,9 @@ def wrong_tables(world: World, seeds: int, methods: int, experiments: int) -> tu
     for _ in range(experiments):
         counts = world.draw(seeds, draw, methods)
         best = int(np.argmax(score(counts.sum(2)).mean(1)))
+        runs = world.resampled(counts)
         to_first, to_best = (
-            of_one_table({str(other): world.compare(counts, one, other) for other in range(methods) if other != one})
+            of_one_table({str(other): difference(runs[one], runs[other]) for other in range(methods) if other != one})
             for one in (0, best)
         )
         verdicts = holm([one.p for one in to_first.values()]) < 1 - LEVEL

@@ -19,8 +19,8 @@ from harness.runs.difference import (
     LEVEL,
     Difference,
     Interval,
+    Resampled,
     difference,
-    grouped,
     image_counts,
     resample,
     score,
@@ -74,12 +74,15 @@ class World:
             gains.append(score(with_offset) - score(without))
         return float(np.mean(gains))
 
-    def compare(self, counts: np.ndarray, a: int = 0, b: int = 1, resamples: int = 200) -> Difference:
-        """The difference of two of `draw`'s methods, as a report tests it that has no others."""
-        groups = [str(image // self.images_per_group) for image in range(counts.shape[2])]
-        return difference(
-            *([resample(grouped(run, groups), resamples=resamples) for run in counts[method]] for method in (a, b))
-        )
+    def resampled(self, counts: np.ndarray, resamples: int = 200) -> list[list[Resampled]]:
+        """Each of `draw`'s runs by method and seed."""
+        methods, seeds, _, *rest = counts.shape
+        of_groups = counts.reshape(methods, seeds, self.groups, self.images_per_group, *rest).sum(3)
+        return [[resample(run, resamples=resamples) for run in runs] for runs in of_groups]
+
+    def compare(self, counts: np.ndarray, resamples: int = 200) -> Difference:
+        """The difference of two methods, as a report tests it that has no others."""
+        return difference(*self.resampled(counts, resamples))
 
 
 WORLDS = {
