@@ -3,7 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.harness-installed
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Python's bytecode is kept: else each worker rewrites the assertions of every test file again.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: demo docs lint test test-fast test-all clean
 

@@ -202,7 +202,9 @@ def test_trials_share_a_job_without_changing_what_is_proposed(place: Place) -> N
     assert one_by_one == trials
 
 
-@pytest.mark.parametrize(("sampler", "at_once"), [("random", 3), ("qmc", 3), ("tpe", 1)])
+@pytest.mark.parametrize(
+    ("sampler", "at_once"), [("random", 3), pytest.param("qmc", 3, marks=pytest.mark.exhaustive), ("tpe", 1)]
+)
 def test_trials_run_at_once_where_scores_do_not_matter(place: Place, sampler: str, at_once: int) -> None:
     trials, launcher = searched(place, 6, together=1, slots=3, sampler=sampler)
     assert launcher.most_at_once == at_once

@@ -103,7 +103,9 @@ def test_killed_search_makes_the_same_trials(place: Place, another: Place, trial
     assert len(set(another.executed)) == trials
 
 
-@pytest.mark.parametrize("sampler", ["random", "qmc", "nsgaii", "grid"])
+@pytest.mark.parametrize(
+    "sampler", ["random", "grid", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("qmc", "nsgaii"))]
+)
 def test_proposals_do_not_depend_on_the_process(place: Place, another: Place, sampler: str) -> None:
     """Nor, within a generation, on which trials have ended by then."""
     space = GRID if sampler == "grid" else SPACE
@@ -290,7 +292,10 @@ def test_pruned_trial_counts_with_its_steps(place: Place) -> None:
     assert status.reason == trial.reason == f"pruned by search {search.spec.name} at step 1"
 
 
-@pytest.mark.parametrize(("pruner", "trials"), [("median", 9), ("hyperband", 8), ("successive_halving", 4)])
+@pytest.mark.parametrize(
+    ("pruner", "trials"),
+    [("median", 9), pytest.param("hyperband", 8, marks=pytest.mark.exhaustive), ("successive_halving", 4)],
+)
 def test_pruning_depends_on_the_curve_and_not_on_the_clock(
     place: Place, another: Place, pruner: str, trials: int
 ) -> None:
