@@ -102,7 +102,8 @@ def _runs(setting: Setting, backbone: str, trials: int) -> tuple[list[tuple[floa
     ratio = (HIGHEST_LR / LOWEST_LR) ** (1 / max(1, trials - 1))
     cells = [setting.cell(backbone, METHOD, head_lr=LOWEST_LR * ratio**trial) for trial in range(max(2, trials))]
     # Counted once for all runs of a study, and not part of what is compared: `_store` copies it.
-    cached_step_cost(cells[0], setting.network(cells[0]), _counted(setting))
+    if cached_step_cost(cells[0], setting.network(cells[0]), _counted(setting)) is None:
+        raise RuntimeError(f"a step of {METHOD} on {backbone} fails")
     rounds = []
     for _ in range(setting.rounds):
         with _store(setting) as store:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.runs.folder import RunFolder
+from harness.util.fork_server import fork_context
 from tests.support import step_costs
 from tests.support.made_once import made_once
 from tests.support.run_commands import only_run
@@ -61,15 +62,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.processes)
 
 
-def pytest_collection_finish() -> None:
-    """Exempt what was imported from garbage collection: it stays to the end, and forked processes need not copy it."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Exempt what was imported from garbage collection: it stays to the end, and forked processes need not copy it.
+
+    Then start the server that jobs of this process are forked from, before any test can leave something in it.
+    """
     gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def warm_fork_server() -> None:
-    """Jobs of this process are forked from a server without a cold start of its own, which takes six seconds."""
-    fork_the_fork_server()
+    if any(item.get_closest_marker("processes") for item in session.items):
+        fork_the_fork_server()
+        fork_context("harness.launch.preload")
 
 
 @pytest.fixture(scope="session")

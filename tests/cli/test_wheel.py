@@ -73,5 +73,7 @@ def test_cell_runs_from_the_wheel(python: Path, colours: Path, tiny: Path, tmp_p
     assert str(CHECKOUT) not in where and where.count("site-packages") == 2
     step_costs.lend(tmp_path / "runs")
     assert "done" in printed("-m", "harness", *run_arguments(colours, tiny, tmp_path / "runs"))
-    code = "from studies.study import load_study; print(load_study('demo').title)"
+    code = (
+        "import reports.report, studies.compare; from studies.study import load_study; print(load_study('demo').title)"
+    )
     assert printed("-c", code) == f"{load_study('demo').title}\n"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.costs import peak_bytes
-from harness.engine.cost import FlopMode, PeakMemoryMode, _convolution_backward_flops, step_cost
+from harness.engine.cost import FlopMode, PeakMemoryMode, _convolution_backward_flops, _whole_interpolation, step_cost
 from harness.engine.training import parameter_groups
 from harness.method import methods
 from harness.models.backbones.families import create, cut
@@ -104,7 +104,7 @@ def test_flops_are_those_of_torchs_own_counter(method: str, backbone: str) -> No
     network = network_of(method, backbone).to("meta").train()
     images, masks = torch.empty(2, 3, 64, 64, device="meta"), torch.zeros(2, 64, 64, dtype=torch.uint8, device="meta")
     own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    with FlopMode() as ours:
+    with _whole_interpolation(), FlopMode() as ours:
         network(images, masks)[0].backward()
     with FlopCounterMode(display=False, custom_mapping=own) as theirs:
         network(images, masks)[0].backward()

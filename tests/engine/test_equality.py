@@ -20,6 +20,7 @@ from harness.runs.store import RunStore
 from tests.support import step_costs
 from tests.support.run_commands import assert_same, finished, only_run, outcome, request
 from tests.support.tiny_cell import STEPS, environment, make_budget, run_arguments
+from tests.support.tiny_jobs import wait_until
 from tests.support.tracked_runs import free_port
 from tests.support.warm_start import Starter
 
@@ -67,8 +68,12 @@ def with_torchruns_variables(start: Starter, arguments: list[str | Path]) -> str
     size = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = [start(*arguments, RANK=rank, LOCAL_RANK=rank, **size, **place) for rank in "01"]
-    for process in started:
-        assert process.wait() == 0, process.stderr
+    try:
+        wait_until(lambda: None not in (codes := [process.poll() for process in started]) or any(codes))
+        assert [process.poll() for process in started] == [0, 0], "".join(process.stderr for process in started)
+    finally:
+        for process in started:  # one waits for the other
+            process.kill()
     return "".join(process.stdout for process in started)
 
 

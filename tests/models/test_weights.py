@@ -283,12 +283,14 @@ def test_unavailable_weights_are_an_error_with_remedies_within_seconds(
 ) -> None:
     from huggingface_hub import constants
 
-    for name in os.environ.keys() & {"https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY"}:
+    for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere := "http://127.0.0.1:9")
+    address = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     runs = tmp_path / "runs"
     began = time.monotonic()
     line = refusal(*run_arguments(colours, tiny, runs, "--backbone", BACKBONE, "--weights", "auto"))

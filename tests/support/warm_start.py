@@ -7,6 +7,7 @@ workers of a test session, until the last has closed its connection. Run as a sc
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import itertools
 import json
@@ -190,7 +191,11 @@ def _become(asked: dict[str, Any], terminal: int | None = None) -> object:
 
 
 def fork_the_fork_server() -> None:
-    """Have `multiprocessing` fork its server of forks from this process, which has imported what the server needs."""
+    """Have `multiprocessing` fork its server of forks from this process, which has imported what the server needs.
+
+    A cold start takes six seconds. To be started early: it keeps what this process is when it forks. Its jobs cannot
+    use a GPU if this process has asked for one.
+    """
     util.spawnv_passfds = _fork_server
 
 
@@ -202,6 +207,7 @@ def _fork_server(path: bytes, arguments: list[str], passed: Iterable[int], *, sp
     if pid := os.fork():
         return pid
     code = 1
+    faulthandler.disable()  # pytest's writes to a descriptor that is closed here
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest's have files of their own, which are closed here
     vars(forkserver._forkserver).update(vars(forkserver.ForkServer()))  # a new one: this one's lock is held
     try:
