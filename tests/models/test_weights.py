@@ -288,9 +288,9 @@ def test_unavailable_weights_are_an_error_with_remedies_within_seconds(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "ENDPOINT", nowhere := "http://127.0.0.1:9")
-    address = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", nowhere)
+    address = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, nowhere := "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
     runs = tmp_path / "runs"
     began = time.monotonic()
     line = refusal(*run_arguments(colours, tiny, runs, "--backbone", BACKBONE, "--weights", "auto"))
