@@ -16,11 +16,12 @@ from typing import Any
 from harness.cells.resolve import Cell, Request, Resolver
 from harness.data.base import NoData, SegmentationDataset
 from harness.errors import UserError
+from harness.method import methods
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from harness.spec import Spec
-from studies.search.spec import Range, SearchFolder, SearchSpec
+from studies.search.spec import Range, SearchFolder, SearchSpec, declared_space
 from studies.study import Row, Study
 from studies.tune import HEAD_LR, HEAD_METHOD, Tune
 
@@ -85,6 +86,17 @@ class PlannedSearch:
         ranges = self.space | ({} if self.head is None else self.head.space)
         found = ((name, value, ranges[name].edge(value)) for name, value in (self.chosen or {}).items())
         return [f"{name}={value:g} is the {edge}" for name, value, edge in found if edge]
+
+    def undeclared(self) -> list[str]:
+        """The searched values outside of their declared ranges: `full: lr=0.01 is outside its declared range …`."""
+        declared = declared_space(methods.get(self.request.method))
+        beyond = {name: range_.beyond(declared[name]) for name, range_ in self.space.items() if name in declared}
+        return [
+            f"{self.label}: {name}={', '.join(f'{value:g}' for value in values)} is outside its declared range "
+            f"{declared[name]}"
+            for name, values in beyond.items()
+            if values
+        ]
 
     def reason_for_none(self) -> str:
         """Why there are no chosen hyperparameters although the search has ended."""

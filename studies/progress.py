@@ -54,9 +54,13 @@ def describe(plan: Plan) -> list[str]:
             searches = [search for search in searches if search.space]
             if searches:
                 ended = sum(search.ended for search in searches)
-                each = f"{searches[0].trials} trials" + (f" of {len(seeds)} seeds" if len(seeds) > 1 else "")
+                trials = sorted({search.trials for search in searches})
+                each = " to ".join(map(str, dict.fromkeys((trials[0], trials[-1])))) + " trials"
+                each += f" of {len(seeds)} seeds" if len(seeds) > 1 else ""
                 number = counted(len(searches), "search", "searches")
                 lines.append(f"  {number} {what}, {each} on the dev split, {ended} trials ended")
+        beyond = [text for search in (*plan.heads, *plan.searches) for text in search.undeclared()]
+        lines += [f"  warning: {text}" for text in dict.fromkeys(beyond)]
     for dataset in plan.datasets:
         lines.append(f"  {describe_parts(dataset, budget.dev_fraction, budget.train_fraction)}")
         lines += [f"  warning: {text}" for text in warnings(dataset, budget)]
@@ -152,13 +156,16 @@ def _trials(search: PlannedSearch) -> str:
 
 
 def _remarks(search: PlannedSearch | None) -> str:
-    """What makes a search's choice doubtful: values at the edge of their range, or trials that all score the same."""
+    """What makes a search's choice doubtful: trials with equal scores, or values at the edge of their range."""
     if search is None:
         return ""
     values = [trial.values[0] for trial in (search.folder.trials() if search.folder else []) if trial.values]
     if len(values) > 1 and len(set(values)) == 1:
         return f", all {len(values)} trials score the same"
-    return "".join(f", {edge} tried" for edge in search.edges())
+    # To the last digit: what was varied changes nothing here.
+    repeated = len(values) - len(set(values))
+    equal = f", {repeated} of {len(values)} trials score as another does" if repeated else ""
+    return equal + "".join(f", {edge} tried" for edge in search.edges())
 
 
 class Live:

@@ -79,6 +79,13 @@ class Range(BaseModel):
         position = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
         return "lowest" if position <= slack else "highest" if position >= 1 - slack else None
 
+    def beyond(self, declared: Range) -> list[Setting]:
+        """The numbers of this range that lie outside `declared`: its ends, or those of its choices."""
+        if declared.low is None or declared.high is None:
+            return []
+        own = (self.low, self.high) if self.choices is None else self.choices
+        return [value for value in own if isinstance(value, int | float) and not declared.low <= value <= declared.high]
+
     @property
     def grid(self) -> tuple[Setting, ...] | None:
         """All values; None for a continuous range."""

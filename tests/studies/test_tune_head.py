@@ -13,7 +13,7 @@ from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from reports.read.collect import collect
 from studies.plan import Plan, make_plan
-from studies.progress import table
+from studies.progress import describe, table
 from studies.search.search import Search
 from studies.search.spec import Range, SearchFolder, Trial, TrialState
 from studies.study import Replacements, load_study
@@ -83,12 +83,31 @@ def test_rows_wait_for_the_learning_rate_of_the_head(tmp_path: Path, colours: Pa
 
 
 def test_equal_trials_are_reported(tmp_path: Path, colours: Path) -> None:
-    tune = {"head": {"trials": 2, "space": [0.001, 0.1]}, "trials": 2, "parameters": ["lr"]}
+    tune = {"head": {"trials": 2, "space": [0.001, 0.1]}, "trials": 3, "parameters": ["lr"]}
     study, store = load_study(write_study(tmp_path / "s.yaml", colours, tune=tune)), RunStore(tmp_path)
     (head,) = make_plan(study, store, tmp_path).heads
     assert head.folder is not None
     end_trials(head.folder, [0.3, 0.3], [{"head_lr": 0.001}, {"head_lr": 0.1}])
     assert table(make_plan(study, store, tmp_path))[0]["state"] == "done, all 2 trials score the same"
+
+    *_, spm = make_plan(study, store, tmp_path).searches
+    assert spm.folder is not None
+    end_trials(spm.folder, [0.4, 0.5, 0.4], [{"lr": 0.001}, {"lr": 0.002}, {"lr": 0.003}])
+    *_, line = table(make_plan(study, store, tmp_path))
+    assert ", 1 of 3 trials score as another does" in line["state"]
+
+
+def test_plan_warns_of_values_outside_of_declared_ranges(tmp_path: Path, colours: Path) -> None:
+    head, space = {"trials": 2, "space": [0.001, 0.5]}, {"lr": "1e-4:0.1"}
+    tune = {"head": head, "trials": 2, "parameters": ["lr"], "space": space}
+    study = load_study(write_study(tmp_path / "s.yaml", colours, tune=tune))
+    warned = [line for line in describe(make_plan(study, RunStore(tmp_path), tmp_path)) if "declared" in line]
+    assert warned == [
+        "  warning: head_lr, with linear: head_lr=0.5 is outside its declared range 0.0001:0.1:log",
+        "  warning: spm: lr=0.1 is outside its declared range 0.0001:0.03:log",
+    ]
+    study = load_study(write_study(tmp_path / "s.yaml", colours, tune=tune | {"space": {}, "head": {"trials": 2}}))
+    assert "declared" not in "".join(describe(make_plan(study, RunStore(tmp_path), tmp_path)))
 
 
 def test_rows_fail_with_the_reason_if_no_trial_of_the_head_is_complete(tmp_path: Path, colours: Path) -> None:
