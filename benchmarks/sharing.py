@@ -29,6 +29,7 @@ from harness.features.cached_prefix import CachedPrefix, EvaluationPrefix
 from harness.features.keys import FeatureCache
 from harness.features.policy import EvaluationCachePolicy
 from harness.models.backbones.weights import tensors_digest
+from harness.runs.state import RunState
 from harness.runs.store import RunStore
 
 METHOD = "linear"
@@ -89,7 +90,7 @@ def run_cells(
             for cell in cells:
                 execute(cell, store, options, quiet=True, expected_reuses=expected_reuses)
         seconds = setting.clock() - started
-    if any(store.folder(cell.spec).result() is None for cell in cells):
+    if any(store.outcome(store.folder(cell.spec)).state is not RunState.DONE for cell in cells):
         raise RuntimeError(f"a run of the benchmark failed: {output.getvalue()}")
     return seconds
 

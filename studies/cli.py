@@ -19,6 +19,7 @@ from harness.cli.options import Json, Quiet, Without, read_pairs, with_options
 from harness.engine.options import ExecutionOptions
 from harness.errors import UserError
 from harness.launch.choice import LauncherChoice
+from harness.runs.state import RunState
 from harness.util.progress import say, warn
 from studies import shipped_studies
 
@@ -99,7 +100,7 @@ def compare(
     if plan:
         good = not any(cell.spec is None and cell.state.failed for cell in planned.cells)
     else:
-        good = all(cell.state in ("done", "unsupported") for cell in planned.cells)
+        good = all(cell.state in (RunState.DONE, RunState.UNSUPPORTED) for cell in planned.cells)
     raise typer.Exit(0 if good else 1)
 
 

@@ -84,7 +84,10 @@ def _searches(
 
 def record_unsupported(plan: Plan, store: RunStore) -> None:
     """Write run folders for unsupported cells, so that `list runs` and reports include them."""
+    unrecorded = RunState.TO_DO, RunState.DAMAGED
     for cell in plan.cells:
-        if cell.state is RunState.UNSUPPORTED and cell.spec is not None and store.folder(cell.spec).status() is None:
+        if cell.state is not RunState.UNSUPPORTED or cell.spec is None:
+            continue
+        if store.outcome(store.folder(cell.spec)).state in unrecorded:
             with suppress(AlreadyLocked):  # another process records it
                 store.record(cell.spec, Outcome(RunState.UNSUPPORTED, cell.reason))

@@ -65,7 +65,7 @@ def _variances(runs: Mapping[str, Mapping[int, str]], reference: str, store: Run
 
     def resampled(fingerprint: str) -> tuple[list[str], Resampled] | None:
         if fingerprint not in read:
-            read[fingerprint] = _resample(store.by_fingerprint(fingerprint))
+            read[fingerprint] = _resample(store, store.by_fingerprint(fingerprint))
         return read[fingerprint]
 
     differences: dict[str, Difference] = {}
@@ -83,9 +83,9 @@ def _variances(runs: Mapping[str, Mapping[int, str]], reference: str, store: Run
     return Variances.of(found), max((one.seeds for one in found), default=0)
 
 
-def _resample(run: RunFolder) -> tuple[list[str], Resampled] | None:
+def _resample(store: RunStore, run: RunFolder) -> tuple[list[str], Resampled] | None:
     """The images' names, and the run resampled. None where its files cannot be used; a report says why."""
-    result = run.result()
+    _, result = store.read(run)
     if result is None:
         return None
     try:

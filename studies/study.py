@@ -27,13 +27,11 @@ from harness.spec import Budget, Seed, budget, budget_from
 from harness.util.files import read_yaml_file
 from studies import shipped_studies
 from studies.search.samplers import check_sampler
-from studies.search.spec import Range, check_names, parse_range
+from studies.search.spec import Range, Setting, check_names, parse_range
 from studies.tune import HEAD_LR, HEAD_METHOD, HeadTune, Tune, seeds_from_count
 
-Setting = bool | int | float | str
 
-
-class _Model(BaseModel):
+class _StudyModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -50,7 +48,7 @@ def shown_label(label: str, heads: Iterable[str]) -> str:
     return HEAD_ONLY + label.removeprefix(HEAD_METHOD)
 
 
-class MethodArm(_Model):
+class MethodArm(_StudyModel):
     """One row of the table: a method, and the hyperparameters that differ from its defaults."""
 
     method: str = Field(description="its name; a row that is only a name is that method with its defaults")
@@ -70,7 +68,7 @@ class MethodArm(_Model):
         return self.model_copy(update={"label": f"{self.method}({settings})" if settings else self.method})
 
 
-class BackboneArm(_Model):
+class BackboneArm(_StudyModel):
     """A network and its weights."""
 
     backbone: str = Field(description="timm's name; an entry that is only a name has the weights `auto`")
@@ -82,7 +80,7 @@ class BackboneArm(_Model):
         return {"backbone": fields} if isinstance(fields, str) else fields
 
 
-class Override(_Model):
+class Override(_StudyModel):
     """Hyperparameters for the cells that match every pattern (`*` and `?`)."""
 
     method: str = Field("*", description="pattern on the label or the method's name")
@@ -106,7 +104,7 @@ class Row(NamedTuple):
     """The cell with which `tune.head` searches: `linear` in the row's place, with the overrides that apply to it."""
 
 
-class Study(_Model):
+class Study(_StudyModel):
     """The fields of a study file."""
 
     title: str = Field("", description="one line for people")

@@ -16,8 +16,8 @@ from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
 from harness.spec import Spec
 
-Kind = Literal["methods", "backbones", "datasets", "heads", "budgets", "runs"]
-Row = dict[str, Any]
+Listed = Literal["methods", "backbones", "datasets", "heads", "budgets", "runs"]
+ListedRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ListedRun:
         except UserError as error:
             return cls(run.fingerprint, Outcome(RunState.DAMAGED, str(error)), None, None)
 
-    def as_json(self) -> Row:
+    def as_json(self) -> ListedRow:
         if self.result is not None:
             return self.result.model_dump(mode="json")
         spec = None if self.spec is None else self.spec.model_dump(mode="json")
@@ -55,12 +55,12 @@ class ListedRun:
         return ("",) if spec is None else (spec.dataset, spec.backbone, spec.head, spec.method, spec.seed)
 
 
-def list_rows(kind: Kind, data: Path, pattern: str | None = None, pretrained: bool = False) -> list[Row]:
+def list_rows(kind: Listed, data: Path, pattern: str | None = None, pretrained: bool = False) -> list[ListedRow]:
     """One row per method, backbone, dataset, head or budget whose name matches `pattern` (`*`, `?`, `[...]`).
 
     Raises `UserError` if none matches.
     """
-    listers: dict[str, Callable[[], list[Row]]] = {
+    listers: dict[str, Callable[[], list[ListedRow]]] = {
         "methods": _methods,
         "backbones": lambda: _backbones(pretrained),
         "datasets": lambda: _datasets(data),
@@ -86,7 +86,7 @@ def list_runs(store: RunStore, pattern: str | None = None) -> list[ListedRun]:
     return matching
 
 
-def print_rows(kind: Kind, rows: list[Row], pattern: str | None) -> None:
+def print_rows(kind: Listed, rows: list[ListedRow], pattern: str | None) -> None:
     """Print a table, or the details of one method or budget that is named without wildcards."""
     if kind == "budgets" and [row["name"] for row in rows] == [pattern]:
         (budget,) = rows
@@ -114,22 +114,22 @@ def _no_match(kind: str, pattern: str, names: list[str], pretrained: bool = Fals
     return UserError(f"list {kind} {pattern}{which}: no match; {hint}")
 
 
-def _methods() -> list[Row]:
+def _methods() -> list[ListedRow]:
     from harness.method import methods
 
-    listed: list[Row] = []
+    listed: list[ListedRow] = []
     for name in methods.names():
         try:
             method = methods.get(name)
         except UserError as error:  # a broken plugin is a row; the others are listed
             listed.append({"name": name, "summary": f"broken: {error}", "source": "", "hyperparameters": []})
             continue
-        row: Row = {"name": name, "summary": method.summary, "source": method.source}
+        row: ListedRow = {"name": name, "summary": method.summary, "source": method.source}
         listed.append(row | {"hyperparameters": method.Hyperparameters.describe()})
     return listed
 
 
-def _backbones(pretrained: bool) -> list[Row]:
+def _backbones(pretrained: bool) -> list[ListedRow]:
     from harness.models.backbones.families import backbone_names, families
 
     rows = [{"name": name, "family": family} for family in families() for name in backbone_names(family)]
@@ -141,7 +141,7 @@ def _backbones(pretrained: bool) -> list[Row]:
     return [row | found[row["name"]] for row in rows if row["name"] in found]
 
 
-def _datasets(data: Path) -> list[Row]:
+def _datasets(data: Path) -> list[ListedRow]:
     from harness.data.catalog import dataset_names
 
     return [
@@ -150,13 +150,13 @@ def _datasets(data: Path) -> list[Row]:
     ]
 
 
-def _heads() -> list[Row]:
+def _heads() -> list[ListedRow]:
     from harness.models.heads import heads
 
     return [{"name": name, "summary": (heads.get(name).__doc__ or "").split("\n")[0]} for name in heads.names()]
 
 
-def _budget_fields(values: Row) -> list[tuple[str, Any, str]]:
+def _budget_fields(values: ListedRow) -> list[tuple[str, Any, str]]:
     """Name, value and meaning of each field of a budget."""
     from harness.spec import Budget
 
@@ -164,7 +164,7 @@ def _budget_fields(values: Row) -> list[tuple[str, Any, str]]:
     return [(name, values[name], field.description or "") for name, field in fields if name != "name"]
 
 
-def _budgets() -> list[Row]:
+def _budgets() -> list[ListedRow]:
     from harness.spec import budgets
 
     return [budget.model_dump(mode="json") for budget in budgets().values()]

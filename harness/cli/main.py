@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 
 Run = Annotated[str, typer.Argument(help="run folder, the beginning of a fingerprint, or a delta.safetensors")]
-Weights = Annotated[str | None, typer.Option(help="backbone weights, if they have moved since the run read them")]
+MovedWeights = Annotated[str | None, typer.Option(help="backbone weights, if they have moved since the run read them")]
 
 
 def _version(wanted: bool) -> None:
@@ -90,7 +90,7 @@ def run(
         if text := difference(from_, cell.spec):
             say(f"warning: {from_}: {text}")
     folder = store.folder(cell.spec)
-    result = folder.result()
+    _, result = store.read(folder)
     changed = None if result is None else folder.changed(result)
     if changed is not None:
         say(f"warning: {folder.path / changed} was changed or removed after the run ended; the run is executed again")
@@ -119,7 +119,7 @@ def predict(
     out: Annotated[
         Path, typer.Option(parser=read_path, metavar="FOLDER", help="folder for label maps and overlays")
     ] = Path("predictions"),
-    weights: Weights = None,
+    weights: MovedWeights = None,
     window: Annotated[
         int | None,
         typer.Option(min=32, metavar="PIXELS", help="predict squares of this size one at a time, for large images"),
@@ -175,7 +175,7 @@ def export(
         Literal["safetensors", "torchscript", "onnx"], typer.Option(help="a state dict (safetensors) or a program")
     ] = "safetensors",
     merge: Annotated[bool, typer.Option("--merge", help="merge the method into the backbone's own layers")] = False,
-    weights: Weights = None,
+    weights: MovedWeights = None,
     json_: Json = False,
 ) -> None:
     """Export the adapted network of a finished run, with a JSON file that describes its input and output."""

@@ -30,7 +30,7 @@ from harness.data.base import IGNORE_INDEX, Bands, Sample, Split
 from harness.data.coco import Annotations
 from harness.data.description import read_description
 from harness.data.file_pairs import Files, PairedFiles
-from harness.data.layout import LIST, SPLIT, FoundFiles, Layout, two_paths
+from harness.data.layout import LIST, SPLIT, FileLayout, FoundFiles, two_paths
 from harness.data.splits import held_out_groups
 from harness.errors import UserError, located
 from harness.util.text import counted
@@ -54,7 +54,7 @@ class FolderDataset(PairedFiles):
         self.states_values = fields.is_annotated or fields.codes is not None
         self.states_255 = fields.is_annotated or IGNORE_INDEX in (*fields.ignore, *(fields.codes or ()))
         self._fields = fields
-        self._layout = Layout(self.root, fields.image, fields.mask)
+        self._layout = FileLayout(self.root, fields.image, fields.mask)
         with located(description):
             self._names = fields.splits.named(self._layout.has)
             self._layout.check(self._names)

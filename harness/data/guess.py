@@ -18,7 +18,7 @@ from harness.data.base import Split
 from harness.data.coco import Annotations
 from harness.data.file_pairs import files_below
 from harness.data.guess_layout import Pairing, PictureFile, lists, pairings, split_of, templated
-from harness.data.guess_masks import Kind, guess_classes, kind_of, quoted, some_of
+from harness.data.guess_masks import MaskKind, guess_classes, kind_of, quoted, some_of
 from harness.data.images import Bands, by_opencv, is_deep, read_image
 from harness.data.layout import ANNOTATIONS, SPLIT, STEM
 from harness.errors import UserError
@@ -128,9 +128,9 @@ def _left_out(lines: Lines, root: Path, files: Sequence[PictureFile], pairing: P
 
 def _images_and_masks(files: Sequence[PictureFile]) -> tuple[Pairing | None, str, str]:
     """The best pairing, images first, and other masks of the same images; else why no pairing is usable."""
-    kinds: dict[tuple[Path, ...], Kind] = {}
+    kinds: dict[tuple[Path, ...], MaskKind] = {}
 
-    def kind(pairing: Pairing, which: int) -> Kind:
+    def kind(pairing: Pairing, which: int) -> MaskKind:
         some = tuple(some_of([file.path for file in pairing.files(which)], 3))
         if some not in kinds:
             kinds[some] = kind_of(some)

@@ -30,7 +30,7 @@ _SOFT_EDGES = (
 T = TypeVar("T")
 
 
-class Kind(NamedTuple):
+class MaskKind(NamedTuple):
     """What some files hold, as images or as masks."""
 
     reason: str
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
         return not self.reason, not self.colours
 
 
-def kind_of(paths: Sequence[Path]) -> Kind:
+def kind_of(paths: Sequence[Path]) -> MaskKind:
     """What the files hold. Reads all of them."""
     colours, most = False, 0
     values: Counter[int] = Counter()
@@ -53,13 +53,13 @@ def kind_of(paths: Sequence[Path]) -> Kind:
         try:
             mask = read_mask(path.read_bytes())
         except Exception as error:  # Pillow raises many kinds for files that it cannot read
-            return Kind(" ".join(str(error).split()) or type(error).__name__, True, 0)
+            return MaskKind(" ".join(str(error).split()) or type(error).__name__, True, 0)
         found = _colours(mask)
         values.update({} if found else _counts(mask.pixels))
         colours, most = colours or bool(found), max(most, len(found) or len(mask.values))
     if _has_soft_edges(values):
-        return Kind(f"{paths[0].name} and others: {_SOFT_EDGES}", colours, most)
-    return Kind(f"{paths[0].name} has {most} values" if most > MOST_CLASSES else "", colours, most)
+        return MaskKind(f"{paths[0].name} and others: {_SOFT_EDGES}", colours, most)
+    return MaskKind(f"{paths[0].name} has {most} values" if most > MOST_CLASSES else "", colours, most)
 
 
 class Classes(NamedTuple):

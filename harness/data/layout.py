@@ -125,7 +125,7 @@ class Pattern:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """The two patterns of a dataset, as its description has them."""
 
     root: Path

@@ -21,17 +21,15 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.data.base import IGNORE_INDEX, SPLITS, NoData, Sample, Split
 from harness.data.file_pairs import Files, PairedFiles, files_below
-from harness.data.masks import ILLEGAL, LabelRules
+from harness.data.masks import ILLEGAL, Colour, LabelRules
 from harness.util.files import read_yaml
 
-Colour = tuple[int, int, int]
 
-
-class _Model(BaseModel):
+class _CatalogModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Source(_Model):
+class Source(_CatalogModel):
     """One folder of images with its folder of masks, relative to the dataset's root."""
 
     images: Path
@@ -40,7 +38,7 @@ class Source(_Model):
     """File that lists the images, one per line, without suffix; None: all images of the folder."""
 
 
-class Entry(_Model):
+class Entry(_CatalogModel):
     """A benchmark as `mmseg_catalog.yaml` describes it."""
 
     root: Path

@@ -205,9 +205,8 @@ def find_delta(store: RunStore, run: str) -> tuple[Path, str]:
     if os.path.isfile(run):
         return Path(run), "auto"
     folder: RunFolder = store.find(run)
-    result = folder.result()
+    outcome, result = RunStore(folder.path.parent).read(folder)
     if result is None:
-        outcome = RunStore(folder.path.parent).outcome(folder)
         raise UserError(
             f"run {run}: not finished ({outcome.state.label}), so there is no delta; rerun it with `harness run`"
         )

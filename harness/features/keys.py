@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 
 from harness.cells.resolve import Cell
 from harness.features.store import FeatureStore, FeatureStream
-from harness.models.backbones.tensor_files import Norm
+from harness.models.backbones.tensor_files import ImageNorm
 from harness.runs.store import RunStore
 from harness.spec import PROTOCOL
 from harness.util import provenance
@@ -22,7 +22,7 @@ class FeatureCache:
     code, the packages and the device that compute.
     """
 
-    def __init__(self, cell: Cell, store: RunStore, backbone_sha256: str, norm: Norm, fabric: Fabric, limit: int):
+    def __init__(self, cell: Cell, store: RunStore, backbone_sha256: str, norm: ImageNorm, fabric: Fabric, limit: int):
         """`norm`: of the images. `limit`: bytes on disk; 0 caches nothing. Processes that share a batch cache nothing
         either."""
         self.limit = limit if fabric.world_size == 1 else 0

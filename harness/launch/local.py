@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from harness.errors import UserError
 from harness.launch.job import Job, JobResult
 from harness.launch.launcher import Launcher
-from harness.launch.supervise import Stop, supervise
+from harness.launch.supervise import Stop, record, supervise
 from harness.runs.state import Outcome, RunState
 from harness.util.cores import cores, threads_each
 
@@ -61,7 +61,7 @@ class LocalLauncher(Launcher):
             results = supervise(job, stop)
         except Exception as error:  # for example, no process could be started
             failed = Outcome(RunState.FAILED, f"{type(error).__name__}: {error}")
-            results = [JobResult(cell, failed) for cell in job.cells]
+            results = [record(job.options, cell, failed) for cell in job.cells]
         self._finished.put((results, slot))
 
     def wait(self, seconds: float) -> list[JobResult]:

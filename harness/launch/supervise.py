@@ -151,15 +151,12 @@ def stopped(options: ExecutionOptions, cell: JobCell) -> JobResult:
 def record(options: ExecutionOptions, cell: JobCell, outcome: Outcome) -> JobResult:
     """Write the outcome that the process could no longer write to the run folder."""
     store = options.open_store()
-    if store.by_fingerprint(cell.fingerprint).result() is not None:
-        return JobResult(cell, Outcome(RunState.DONE))
     try:
-        store.record(resolve(cell.request, store, options.data).spec, outcome)
+        return JobResult(cell, store.record(resolve(cell.request, store, options.data).spec, outcome))
     except AlreadyLocked as error:
         return JobResult(cell, Outcome(RunState.RUNNING, error.lock_owner))
     except (UserError, OSError) as error:
         return JobResult(cell, replace(outcome, reason=f"{outcome.reason} ({error})"))
-    return JobResult(cell, outcome)
 
 
 def _cause_of_death(code: int | None) -> str:

@@ -12,7 +12,7 @@ import torch
 from harness.data.base import RGB, Bands
 from harness.errors import UserError, located
 from harness.method import methods
-from harness.models.backbones.tensor_files import Norm
+from harness.models.backbones.tensor_files import ImageNorm
 from harness.models.backbones.weights import find_weights, load_backbone, tensors_digest, to_ask_for
 from harness.models.network import Segmenter, UnsupportedMethod, build_segmenter
 from harness.spec import PROTOCOL, Spec
@@ -37,7 +37,7 @@ class DeltaHeader:
     """How the channels of images become RGB, as the dataset states it."""
     codes: tuple[int, ...] | None = None
     """The value of each class in the dataset's masks; None: its index, or not recorded by an earlier version."""
-    stated_norm: Norm | None = None
+    stated_norm: ImageNorm | None = None
     """As `StagedBackbone.stated_norm` in training, whatever file the weights are loaded from."""
 
 
@@ -98,13 +98,13 @@ def _bands(range_: Sequence[float] | None, bands: Sequence[int] | None) -> Bands
     )
 
 
-def _norm(values: Sequence[Sequence[float]] | None) -> Norm | None:
+def _norm(values: Sequence[Sequence[float]] | None) -> ImageNorm | None:
     if values is None:
         return None
     mean, std = (tuple(map(float, one)) for one in values)
     if not len(mean) == len(std) == 3 or min(std) <= 0:
         raise ValueError(f"invalid norm {values}")
-    return Norm(mean, std)
+    return ImageNorm(mean, std)
 
 
 def load_delta(path: Path, weights: str, cache: Path) -> tuple[Segmenter, DeltaHeader]:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Kind = Literal["bilinear", "bicubic", "average"]
+Interpolation = Literal["bilinear", "bicubic", "average"]
 
 
-def resample(maps: Tensor, size: tuple[int, int], kind: Kind = "bilinear", antialias: bool = False) -> Tensor:
+def resample(maps: Tensor, size: tuple[int, int], kind: Interpolation = "bilinear", antialias: bool = False) -> Tensor:
     """Maps [B, C, h, w] -> [B, C, H, W] of the same type; corners are not aligned.
 
     `average`: means over the cells of a grid, as `adaptive_avg_pool2d`.
@@ -68,13 +68,13 @@ class _Functional:
         return F.interpolate(input, size, scale_factor, mode, align_corners, antialias=antialias)
 
 
-def _by_kernel(maps: Tensor, size: tuple[int, int], kind: Kind, antialias: bool) -> Tensor:
+def _by_kernel(maps: Tensor, size: tuple[int, int], kind: Interpolation, antialias: bool) -> Tensor:
     if kind == "average":
         return F.adaptive_avg_pool2d(maps, size)
     return F.interpolate(maps, size, mode=kind, align_corners=False, antialias=antialias)
 
 
-def _by_products(maps: Tensor, size: tuple[int, int], kind: Kind, antialias: bool) -> Tensor:
+def _by_products(maps: Tensor, size: tuple[int, int], kind: Interpolation, antialias: bool) -> Tensor:
     rows, columns = (
         _weights(old, new, kind, antialias, maps.device, maps.dtype)
         for old, new in zip(maps.shape[-2:], size, strict=True)
@@ -85,7 +85,9 @@ def _by_products(maps: Tensor, size: tuple[int, int], kind: Kind, antialias: boo
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _weights(old: int, new: int, kind: Kind, antialias: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _weights(
+    old: int, new: int, kind: Interpolation, antialias: bool, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """[new, old]: the share of each old position in each new one, read off the kernel on a CPU."""
     every_position = torch.eye(old, dtype=torch.float64)[None, None]
     return _by_kernel(every_position, (new, old), kind, antialias)[0, 0].to(device, dtype)

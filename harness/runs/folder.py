@@ -135,13 +135,6 @@ class RunFolder:
 
     # ---- contents ----------------------------------------------------------------------------------------------------
 
-    def result(self) -> RunResult | None:
-        """None if the run is not done or the file is damaged."""
-        try:
-            return self.read_result()
-        except UserError:
-            return None
-
     def read_result(self) -> RunResult:
         """Raises `UserError` that names the file, without its folder, if it is missing, invalid, or was changed."""
         try:

@@ -99,17 +99,20 @@ class RunStore:
         """The process that executes this run now, as text; None if there is none."""
         return locks.lock_owner(self._locks, run.fingerprint)
 
-    def record(self, spec: Spec, outcome: Outcome) -> None:
-        """Write the outcome of a run whose process has died. A finished run is not changed.
+    def record(self, spec: Spec, outcome: Outcome) -> Outcome:
+        """Write the outcome of a run whose process has died, and return the one that holds: a finished run stays done.
 
         Raises `AlreadyLocked`, `UserError` or `OSError`.
         """
         run = self.folder(spec)
         with self.lock(run) as run.lock:
-            if run.result() is None:
-                if run.status() is None:
-                    run.begin(spec, self.attempt(run))
-                run.finish(outcome)
+            found = self.outcome(run)
+            if found.state is RunState.DONE:
+                return found
+            if run.status() is None:
+                run.begin(spec, self.attempt(run))
+            run.finish(outcome)
+        return outcome
 
     def archive(self, run: RunFolder) -> Path | None:
         """Archive a run folder in `.superseded`, so that the run can be rerun from the start."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from harness.errors import invalid
+from harness.errors import UserError, invalid
 from harness.runs.folder import RunFolder
 from harness.runs.result import MEASURES_BY_NAME, RunResult
 from harness.runs.state import Outcome, RunState
@@ -96,7 +96,10 @@ def read_run(run: RunFolder, outcome: Outcome) -> MLflowRecord:
         raise MalformedFolder(outcome.reason or f"{run.status_path.name}: missing or damaged")
     started = _milliseconds(run.spec_path)
     curve = list(_curve(run.curve(), spec.budget.batch_size, started))
-    result = run.result() if outcome.state is RunState.DONE else None
+    try:
+        result = run.read_result() if outcome.state is RunState.DONE else None
+    except UserError as error:
+        raise MalformedFolder(str(error)) from None
     changed = _milliseconds(run.status_path if result is None else run.result_path)
     step = curve[-1].step if curve else 0
     values = _result_values(result) if result is not None else {}

@@ -32,7 +32,7 @@ def runs_of_other_seeds(store: RunStore, fingerprint: str) -> list[Resampled]:
     wanted = store.by_fingerprint(fingerprint).spec().model_copy(update={"seed": 0})
     found = []
     for run in store:
-        result = run.result()
+        _, result = store.read(run)
         if result is not None and run.spec().model_copy(update={"seed": 0}) == wanted:
             stored = read_confusions(run.confusions_path, result.files, len(result.metrics.per_class))
             found.append(resample(grouped(image_counts(stored.matrices), stored.groups)))

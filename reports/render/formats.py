@@ -20,7 +20,7 @@ import pandas as pd
 
 from harness.util.files import atomically
 
-Kind = Literal["text", "number"]
+ColumnKind = Literal["text", "number"]
 Mark = Literal["best", "second", "better", "worse", "same"]
 
 
@@ -29,7 +29,7 @@ class TableCell:
     """Text, its mark, and the letters of its footnotes."""
 
     text: str
-    kind: Kind = "number"
+    kind: ColumnKind = "number"
     mark: Mark | None = None
     notes: str = ""
 

@@ -43,7 +43,6 @@ from studies.search.stored import (
     as_trial,
     mean_objectives,
     runs_of,
-    steps_of,
 )
 from studies.search.summary import Conclusion, conclude
 
@@ -298,7 +297,7 @@ class Search:
     def _assign(self, trial: FrozenTrial, wanted: int | None) -> TrialJob | bool:
         """As for `_next_in_turn`. The runs of a trial are executed one after another, in the order of the seeds."""
         for seed, fingerprint in zip(self.spec.seeds, runs_of(trial), strict=True):
-            if self._run(fingerprint).result() is not None:
+            if self._store.outcome(self._run(fingerprint)).state is RunState.DONE:
                 continue
             if wanted not in (None, seed):
                 return False
@@ -329,7 +328,8 @@ class Search:
         if trials[number].state.is_finished():
             return
         runs = [self._run(one) for one in runs_of(trials[number])]
-        results = [run.result() for run in runs]
+        found = [self._store.read(run) for run in runs]
+        results = [result for _, result in found]
         values: list[float] | None = None
         reason: str | None = None
         if pruned_at := self._pruned_at(trials, number):
@@ -344,7 +344,7 @@ class Search:
             return
         else:
             state, reason = TrialState.FAILED, str(outcome)
-        steps = sum(steps_of(run) for run in runs)
+        steps = sum(one.step or 0 for one, _ in found)
         twin = next((t.number for t in trials[:number] if t.user_attrs[FINGERPRINT] == fingerprint), None)
         if twin is not None:
             steps, reason = 0, reason or f"the same hyperparameters as trial {twin}"

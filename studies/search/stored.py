@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from harness.runs.folder import RunFolder
 from harness.runs.result import RunResult
 from studies.search.spec import OBJECTIVES, SearchSpec, Trial, TrialState
 
@@ -31,12 +30,6 @@ def mean_objectives(spec: SearchSpec, results: Sequence[RunResult]) -> list[floa
 def runs_of(trial: FrozenTrial) -> list[str]:
     """The fingerprints of its runs, in the order of the seeds."""
     return [trial.user_attrs[FINGERPRINT], *trial.user_attrs[OTHERS]]
-
-
-def steps_of(run: RunFolder) -> int:
-    """Executed optimiser steps."""
-    result, status = run.result(), run.status()
-    return result.steps if result else status.step if status else 0
 
 
 def as_trial(trial: FrozenTrial) -> Trial:

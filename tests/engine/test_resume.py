@@ -113,7 +113,7 @@ def test_stopped_run_has_a_checkpoint_of_its_last_step(stopped: Stopped) -> None
     assert status is not None and status.state == "interrupted" and 8 <= status.step < LONGER
     assert checkpoint is not None and checkpoint[0] == status.step
     assert status.reason == f"stopped after step {status.step}"
-    assert run.result() is None
+    assert not run.result_path.exists()
 
 
 def test_stopped_run_resumes_and_ends_as_uninterrupted(

@@ -87,8 +87,7 @@ def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def outcome(folder: RunFolder) -> tuple[Any, ...]:
     """All results of a run, to the bit."""
-    result = folder.result()
-    assert result is not None
+    result = folder.read_result()
     step_costs.keep(folder.path.parent)
     with safe_open(folder.delta_path, "pt") as stored:
         delta = {name: stored.get_tensor(name).numpy().tobytes() for name in stored.keys()}  # noqa: SIM118
@@ -102,9 +101,7 @@ def outcome(folder: RunFolder) -> tuple[Any, ...]:
 
 
 def reuse(folder: RunFolder) -> dict[str, Any]:
-    result = folder.result()
-    assert result is not None
-    return result.reuse.model_dump()
+    return folder.read_result().reuse.model_dump()
 
 
 METHODS = [

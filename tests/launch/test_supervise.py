@@ -99,7 +99,7 @@ def test_bad_cell_is_recorded_with_a_reason_and_unlocked(alone: dict[str, Ended]
     _, state, reason = BAD[method]
     alone[method].assert_recorded(state, reason)
     run = folder(alone[method].job)
-    assert run.result() is None
+    assert not run.result_path.exists()
     assert RunStore(run.path.parent).lock_owner(run) is None
 
 
@@ -152,6 +152,21 @@ def test_cells_share_a_process_until_it_died_twice(side_by_side: tuple[dict[str,
     assert {method: executions(one.job) for method, one in dying.items()} == {
         "full": (1, 0), "is_killed": (3, 0), "spm": (3, 0),
     }  # fmt: skip
+
+
+def test_job_that_cannot_be_started_is_recorded_and_a_finished_run_stays_done(
+    cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = cells.job(tmp_path, "linear")
+    assert execute_all([finished])["linear"].outcome.state == "done"
+
+    def no_process(*_: object) -> None:
+        raise OSError(11, "no more processes")
+
+    monkeypatch.setattr("harness.launch.local.supervise", no_process)
+    ended = execute_all([finished, cells.job(tmp_path, "spm")])
+    assert ended["linear"].outcome.state == "done"
+    ended["spm"].assert_recorded("failed", r"BlockingIOError: .*no more processes")
 
 
 def test_cells_of_one_process_stop_and_resume_together(

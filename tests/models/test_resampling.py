@@ -19,7 +19,7 @@ SIZES = [((7, 9), (28, 36)), ((16, 16), (33, 17)), ((1, 5), (4, 5)), ((12, 8), (
     ("kind", "antialias"), [("bilinear", False), ("bilinear", True), ("bicubic", True), ("average", False)]
 )
 def test_products_equal_the_kernel(
-    kind: resampling.Kind, antialias: bool, old: tuple[int, int], new: tuple[int, int]
+    kind: resampling.Interpolation, antialias: bool, old: tuple[int, int], new: tuple[int, int]
 ) -> None:
     maps = torch.randn(2, 3, *old, dtype=torch.float64, requires_grad=True)
     towards = torch.randn(2, 3, *new, dtype=torch.float64)

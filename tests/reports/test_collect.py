@@ -37,8 +37,7 @@ def labels(collected: Collected) -> list[str]:
 
 def test_finished_run_is_a_row_with_scores_and_costs(tmp_path: Path) -> None:
     run = make_run(tmp_path, make_spec("spm", seed=3))
-    result = run.result()
-    assert result is not None
+    result = run.read_result()
     (row,) = collect(tmp_path).runs.to_dict("records")
     assert (row["state"], row["fingerprint"], row["seed"]) == ("done", run.fingerprint, 3)
     assert row["miou"] == result.metrics.miou
@@ -464,9 +463,7 @@ def test_dev_scores_are_those_of_the_same_hyperparameters(tmp_path: Path) -> Non
             spec = make_spec(method, hyperparameters=hyperparameters, part="dev")
             run = make_run(tmp_path, spec, accuracy=0.6 + 0.05 * number + head_lr)
             if head_lr == 0.01:
-                result = run.result()
-                assert result is not None
-                scores[method] = result.metrics.miou
+                scores[method] = run.read_result().metrics.miou
         make_run(tmp_path, make_spec(method, hyperparameters=hyperparameters), accuracy=0.8 - 0.1 * number)
     rows = compare(collect(tmp_path)).dev_test.set_index("label")
     assert rows["dev"].to_dict() == scores

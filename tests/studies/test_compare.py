@@ -44,7 +44,8 @@ def wait_until(reached: Callable[[], bool], seconds: float = 900) -> None:
 
 
 def finished(runs: Path) -> list[RunFolder]:
-    return [run for run in RunStore(runs) if run.result() is not None]
+    store = RunStore(runs)
+    return [run for run in store if store.outcome(run).state is RunState.DONE]
 
 
 def executions(run: RunFolder) -> int:
@@ -57,8 +58,7 @@ def results_of(runs: Path) -> dict[str, Any]:
     """Everything about every run that a repetition must reproduce, by fingerprint."""
     found = {}
     for run in finished(runs):
-        result = run.result()
-        assert result is not None
+        result = run.read_result()
         stored = load_confusions(run.confusions_path)
         fields = {"metrics", "parameters", "delta_bytes", "steps", "images"}
         found[run.fingerprint] = [
@@ -111,8 +111,8 @@ def test_cell_takes_the_best_hyperparameters_of_its_search(tuned: Path, uninterr
     for row, name, cells in ((head, "head_lr", [*linear.cells, *spm.cells]), (spm, "lr", spm.cells)):
         trials = row.folder.trials()
         assert [trial.state for trial in trials] == ["complete", "complete"]
-        of_trials = {trial.fingerprint: RunFolder(uninterrupted / trial.fingerprint).result() for trial in trials}
-        assert all(result and result.spec.part == "dev" for result in of_trials.values())
+        of_trials = {trial.fingerprint: RunFolder(uninterrupted / trial.fingerprint).read_result() for trial in trials}
+        assert all(result.spec.part == "dev" for result in of_trials.values())
         best = max(trials, key=lambda trial: of_trials[trial.fingerprint].metrics.miou)
         assert {cell.request.settings[name] for cell in cells} == {best.settings[name]}
 
@@ -286,7 +286,7 @@ def test_damaged_results_and_checkpoints_are_recomputed(
     begin: Begin, tuned: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     runs = Path(shutil.copytree(uninterrupted, tmp_path / "runs"))
-    first, second = [run for run in finished(runs) if run.result().spec.part == "report"]
+    first, second = [run for run in finished(runs) if run.read_result().spec.part == "report"]
     first.result_path.write_text(first.result_path.read_text()[:100])
     second.result_path.unlink()
     second.finish(Outcome(RunState.INTERRUPTED, step=5))

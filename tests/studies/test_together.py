@@ -233,8 +233,8 @@ def test_search_trains_trials_side_by_side(place: Place) -> None:
     with place.open(2, declared_space(methods.get("spm"))) as search:
         assert [trial.state for trial in search.trials] == ["complete"] * 2
         for trial in search.trials:
-            result = place.run(trial.fingerprint).result()
-            assert result is not None and result.spec.part == "dev"
+            result = place.run(trial.fingerprint).read_result()
+            assert result.spec.part == "dev"
             assert trial.values == [result.metrics.miou]
         assert len({place.run(trial.fingerprint).status().pid for trial in search.trials}) == 1
 

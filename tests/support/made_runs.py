@@ -146,14 +146,13 @@ def make_search(root: Path, name: str = "spm-resnet18-meadow-0a1b2c3d", trials: 
         spec = base.model_copy(update={"hyperparameters": base.hyperparameters | settings})
         last = number == trials - 1
         run = end_run(root, spec, "failed", "out of luck") if last else make_run(root, spec, draw.uniform(0.6, 0.8))
-        result = run.result()
         rows.append(
             {
                 "number": number,
                 "state": "failed" if last else "complete",
                 "settings": settings,
                 "fingerprint": run.fingerprint,
-                "values": None if result is None else [result.metrics.miou],
+                "values": None if last else [run.read_result().metrics.miou],
                 "steps": spec.budget.steps,
                 "reason": "out of luck" if last else None,
             }

@@ -54,8 +54,8 @@ def request(dataset: Path, budget_file: Path, **fields: Any) -> Request:
 
 def outcome(run: RunFolder) -> dict[str, Any]:
     """Everything of a finished run that must not depend on when and where it was executed."""
-    result, status = run.result(), run.status()
-    assert result is not None and status is not None
+    result, status = run.read_result(), run.status()
+    assert status is not None
     confusions = load_confusions(run.confusions_path)
     with safe_open(run.delta_path, "np") as stored:
         header = stored.metadata()

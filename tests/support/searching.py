@@ -82,7 +82,7 @@ def execute_trial(place: Place, job: TrialJob, **values: float | None) -> None:
     """Write the run of a trial as a finished one; `values` replace its own. Raises `AlreadyLocked`."""
     run = place.run(job.fingerprint)
     with place.store.lock(run) as run.lock:
-        if run.result() is not None:
+        if run.result_path.exists():
             return
         run.begin(_resolver(place.root)(job.request).spec, attempt=1)
         for step in range(1, STEPS + 1):

@@ -185,8 +185,7 @@ def executions(job: Job) -> tuple[int, int]:
 
 def results_of(job: Job) -> dict[str, Any]:
     """What must not depend on where and in how many attempts a run was executed."""
-    result = folder(job).result()
-    assert result is not None, folder(job).status()
+    result = folder(job).read_result()
     step_costs.keep(job.options.runs)
     found = result.model_dump(include={"metrics", "parameters", "steps", "images", "train_flops"})
     tensors = load_file(folder(job).delta_path)

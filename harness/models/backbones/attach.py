@@ -16,10 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from harness.models.backbones import hooks
 from harness.models.backbones.deprecated import FormerNames
-from harness.models.backbones.family import ROLES, BranchPath, Family, Kind, Layout
+from harness.models.backbones.family import ROLES, BranchKind, BranchPath, Family, Layout
 from harness.models.backbones.hooks import PatchGrid, Shape, View
 
-__all__ = ["AttachPoints", "Block", "Branch", "Kind", "Layout", "PatchGrid", "View"]
+__all__ = ["AttachPoints", "Block", "Branch", "BranchKind", "Layout", "PatchGrid", "View"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from harness.models.backbones.attach import AttachPoints
 from harness.models.backbones.family import CutNetwork, Family
 from harness.models.backbones.lean_autograd import make_lean
-from harness.models.backbones.tensor_files import Norm
+from harness.models.backbones.tensor_files import ImageNorm
 
 
 class StageOutputs:
@@ -66,8 +66,8 @@ class StagedBackbone(AttachPoints):
         self.layout = network.layout
         self.prefix_tokens = network.prefix_tokens
         self.trains_output_norms = network.trains_output_norms
-        self.pretrained_norm = Norm(tuple(mean), tuple(std))
-        self.stated_norm: Norm | None = None
+        self.pretrained_norm = ImageNorm(tuple(mean), tuple(std))
+        self.stated_norm: ImageNorm | None = None
         """What the file of the weights states; it takes precedence."""
         self.notes: tuple[str, ...] = ()
         """Lines for a run's log: how the tensors of a file of weights were matched."""
@@ -85,7 +85,7 @@ class StagedBackbone(AttachPoints):
         self.train(False)
 
     @property
-    def norm(self) -> Norm:
+    def norm(self) -> ImageNorm:
         """Mean and std by which images are normalised."""
         return self.stated_norm or self.pretrained_norm
 

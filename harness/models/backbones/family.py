@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
 """How a network stores activations: a map with channels first or last, or a sequence of tokens."""
-Kind = Literal["attention", "mlp", "conv", "joint"]
+BranchKind = Literal["attention", "mlp", "conv", "joint"]
 """What a residual branch computes. `conv`: mixes neighbours without attention. `joint`: attention and MLP in one."""
 
 SHARED_ROLES = {"qkv": "qkv", "q": "q", "kv": "kv"}
@@ -65,7 +65,7 @@ class CutNetwork:
 class BranchPath:
     """One residual branch of a block, y = x + exit(f(entry(x))), as names of modules inside the block."""
 
-    kind: Kind
+    kind: BranchKind
     source: str
     """The module whose input is the branch's input x; empty: the block itself."""
     entry: str | None
@@ -79,7 +79,7 @@ class BranchPath:
 
 
 def branch_path(
-    kind: Kind, source: str, entry: str | None, exit: str, layout: Layout, entry_layout: Layout | None = None
+    kind: BranchKind, source: str, entry: str | None, exit: str, layout: Layout, entry_layout: Layout | None = None
 ) -> BranchPath:
     return BranchPath(kind, source, entry, exit, layout, entry_layout or layout)
 

@@ -22,7 +22,7 @@ from harness.errors import UserError
 from harness.util.text import counted, list_some
 
 Tensors = dict[str, Tensor]
-Layout = Callable[[Tensors, Any], Tensors]
+Renaming = Callable[[Tensors, Any], Tensors]
 """(a file's tensors, the timm network) -> the tensors under timm's names. May raise anything for another layout."""
 
 PREFIXES = (
@@ -78,7 +78,7 @@ class Fit:
 
 
 def find_fit(
-    network: Any, tensors: Tensors, layouts: Sequence[Layout] = (), unused: Callable[[], Collection[str]] = frozenset
+    network: Any, tensors: Tensors, layouts: Sequence[Renaming] = (), unused: Callable[[], Collection[str]] = frozenset
 ) -> Fit:
     """The first prefix and layout under which the tensors fit completely, or else the one that fits best.
 
@@ -131,7 +131,7 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
 def _fit(
     network: Any,
     own: Tensors,
-    layout: Layout | None,
+    layout: Renaming | None,
     prefix: str,
     outside: Sequence[str],
     unused: Callable[[], Collection[str]],

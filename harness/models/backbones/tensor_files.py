@@ -29,7 +29,7 @@ CONTAINERS = (
 """Entries of checkpoints that hold a state dict; where there are several, the first of these is read."""
 
 
-class Norm(NamedTuple):
+class ImageNorm(NamedTuple):
     """Mean and std of images, RGB in 0..1."""
 
     mean: tuple[float, ...]
@@ -49,7 +49,7 @@ class Checkpoint:
     """The entry that holds them, `a.b` where nested; empty if they are the file's own."""
     others: tuple[str, ...] = ()
     """Further entries that hold tensors and were not read."""
-    norm: Norm | None = None
+    norm: ImageNorm | None = None
     """The mean and std by which the training images were normalised, if the file states them."""
 
 
@@ -129,7 +129,7 @@ def _unwrap(content: Any) -> Checkpoint | None:
     return Checkpoint(tensors) if tensors else None
 
 
-def _stated_norm(entries: Any) -> Norm | None:
+def _stated_norm(entries: Any) -> ImageNorm | None:
     """`mean` and `std` among a file's entries, or in timm's `pretrained_cfg`, or in a training's arguments.
 
     In the metadata of safetensors they are JSON. Values above 1 are of images in 0..255.
@@ -141,7 +141,7 @@ def _stated_norm(entries: Any) -> Norm | None:
     mean, std = (_numbers(entries.get(name)) for name in ("mean", "std"))
     if len(mean) == len(std) == 3 and min(mean) >= 0 and min(std) > 0:
         unit = 255 if max(*mean, *std) > 1 else 1
-        return Norm(tuple(value / unit for value in mean), tuple(value / unit for value in std))
+        return ImageNorm(tuple(value / unit for value in mean), tuple(value / unit for value in std))
     inside = (_stated_norm(entries.get(name)) for name in ("pretrained_cfg", "args"))
     return next((norm for norm in inside if norm is not None), None)
 

@@ -33,7 +33,7 @@ ImageScores = tuple[str, float, float]
 """An image's name, its mIoU, and the mIoU of the reference."""
 
 
-class Sample(TypedDict):
+class PageSample(TypedDict):
     """An image that some run has a sample of. Image and ground truth are indices of `ImageGallery.pictures`."""
 
     setting: str
@@ -49,7 +49,7 @@ class ImageGallery:
     room: int
     """Characters that are left."""
     pictures: list[str] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[PageSample] = field(default_factory=list)
     predictions: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     """By fingerprint: index in `samples`, index in `pictures`."""
 

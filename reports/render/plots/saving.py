@@ -55,13 +55,15 @@ def save(plot: Plot, folder: Path, formats: Sequence[str] = DEFAULT) -> SavedPlo
     return SavedPlot(plot.name, plot.section, plot.title, plot.caption, files)
 
 
-Source = Iterator[Plot]
-_sources: Sequence[Source] = ()
+PlotSource = Iterator[Plot]
+_sources: Sequence[PlotSource] = ()
 """What the processes of `saving` inherit: drawing code cannot be sent to them."""
 
 
 @contextlib.contextmanager
-def saving(sources: Sequence[Source], folder: Path, formats: Sequence[str]) -> Iterator[Callable[[], list[SavedPlot]]]:
+def saving(
+    sources: Sequence[PlotSource], folder: Path, formats: Sequence[str]
+) -> Iterator[Callable[[], list[SavedPlot]]]:
     """Draw and save the plots in as many processes as there are cores, while the caller continues.
 
     Yields a function that waits for them and returns them in the order of their sources.

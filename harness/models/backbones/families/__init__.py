@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from harness.errors import UserError, did_you_mean
 from harness.models.backbones.backbone import StagedBackbone
 from harness.models.backbones.family import Family, TinyNetwork
-from harness.models.backbones.matching import Layout
+from harness.models.backbones.matching import Renaming
 from harness.models.resampling import resample_in
 
 _families: dict[str, Family] = {}
@@ -84,7 +84,7 @@ def cut(name: str, network: Any) -> StagedBackbone:
     return StagedBackbone(name, family, family.cut(network), mean=config["mean"], std=config["std"])
 
 
-def layouts(name: str) -> tuple[Layout, ...]:
+def layouts(name: str) -> tuple[Renaming, ...]:
     """How files with the weights of a network name their tensors, besides timm's names."""
     family = _family_of(name)
 

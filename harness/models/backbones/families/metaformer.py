@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from harness.models.backbones.family import BranchPath, CutNetwork, Family, Kind, Layout, TinyNetwork
+from harness.models.backbones.family import BranchKind, BranchPath, CutNetwork, Family, Layout, TinyNetwork
 from harness.models.backbones.family import branch_path as path
 
 
@@ -22,7 +22,7 @@ class MetaFormer(Family):
 
     def branches(self, block: Any) -> list[BranchPath]:
         layout: Layout = "NCHW" if isinstance(block.mlp.fc1, nn.Conv2d) else "NLC"
-        mixer: Kind = "attention" if hasattr(block.token_mixer, "qkv") else "conv"
+        mixer: BranchKind = "attention" if hasattr(block.token_mixer, "qkv") else "conv"
         return [
             path(mixer, "norm1", "norm1", "layer_scale1", layout),
             path("mlp", "norm2", "norm2", "layer_scale2", layout),
