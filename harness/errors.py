@@ -97,6 +97,16 @@ class InvalidField(ValueError):
         self.value = value
 
 
+_EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    "string_type": "text",
+}
+"""pydantic's kind of error -> what is expected instead."""
+
+
 def invalid(error: ValidationError, known: Iterable[str] = ()) -> UserError:
     """The first problem of a pydantic error; `known` are the names to choose from where a field does not exist."""
     problems = error.errors()
@@ -113,8 +123,8 @@ def invalid(error: ValidationError, known: Iterable[str] = ()) -> UserError:
         return UserError(f"has length {path[-1]}; expected more", field=_path(path[:-1]))
     if first["type"] == "missing":
         return UserError("is missing", field=_path(path))
-    if first["type"] in ("list_type", "tuple_type"):
-        message = "expected a list"
+    if first["type"] in _EXPECTED:
+        message = f"expected {_EXPECTED[first['type']]}"
     if first["type"] in ("too_short", "too_long"):
         context = first["ctx"]
         bound, limit = ("at least", "min_length") if first["type"] == "too_short" else ("at most", "max_length")

@@ -21,6 +21,7 @@ from harness.errors import UserError
 from harness.launch.choice import LauncherChoice
 from harness.runs.state import RunState
 from harness.util.progress import say, warn
+from harness.util.text import counted
 from studies import shipped_studies
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def search(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Search a method's hyperparameters with Optuna, scored on the dev part. Each trial is a run.
+    """Search a method's hyperparameters with Optuna, scored on the dev split. Each trial is a run.
 
     Repeat the command to resume an interrupted search, or to join one that other processes work on. With one trial at
     a time (--jobs 1, --together 1) a search is reproducible, also when it is interrupted.
@@ -209,7 +210,7 @@ def search(
             )
         )
         searched = ", ".join(f"{name}={range_}" for name, range_ in ranges.items())
-        say(f"search {found.spec.name}: {trials} trials of {found.spec.budget.steps} steps over {searched}")
+        say(f"search {found.spec.name}: {counted(trials, 'trial')} of {found.spec.budget.steps} steps over {searched}")
         task = SearchTask(found)
         if not found.finished:
             opened = stack.enter_context(replace(launcher, device=options.device).open())

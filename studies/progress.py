@@ -58,7 +58,7 @@ def describe(plan: Plan) -> list[str]:
                 each = " to ".join(map(str, dict.fromkeys((trials[0], trials[-1])))) + " trials"
                 each += f" of {len(seeds)} seeds" if len(seeds) > 1 else ""
                 number = counted(len(searches), "search", "searches")
-                lines.append(f"  {number} {what}, {each} on the dev split, {ended} trials ended")
+                lines.append(f"  {number} {what}, {each} on the dev split, {counted(ended, 'trial')} ended")
         beyond = [text for search in (*plan.heads, *plan.searches) for text in search.undeclared()]
         lines += [f"  warning: {text}" for text in dict.fromkeys(beyond)]
     for dataset in plan.datasets:
@@ -291,7 +291,8 @@ def trials_so_far(search: Search) -> str:
     ended = [trial for trial in search.trials if trial.state != "running"]
     best = search.folder.best(len(search.trials))
     values = f", best {', '.join(f'{value:.4g}' for value in best.values or ())} (trial {best.number})" if best else ""
-    return f"search {search.spec.name}: {len(ended)} trials ended, {len(search.trials) - len(ended)} running{values}"
+    running = len(search.trials) - len(ended)
+    return f"search {search.spec.name}: {counted(len(ended), 'trial')} ended, {running} running{values}"
 
 
 def _title(cell: PlannedCell) -> str:

@@ -24,10 +24,12 @@ HEAD_METHOD, HEAD_LR = "linear", "head_lr"
 
 
 def seeds_from_count(seeds: Any) -> Any:
-    """A number of seeds from 0 -> those seeds; anything else as it is, if it is not too long."""
+    """A number of seeds from 0 -> those seeds; a list as it is, if it is not too long."""
     if isinstance(seeds, list) and len(seeds) > MAX_SEEDS:
         raise ValueError(f"has {len(seeds)} seeds; use 1 to {MAX_SEEDS}")
-    if not isinstance(seeds, int) or isinstance(seeds, bool):
+    if isinstance(seeds, bool | str | float | dict) or seeds is None:
+        raise ValueError("expected a number of seeds, or a list of them")
+    if not isinstance(seeds, int):
         return seeds
     if not 1 <= seeds <= MAX_SEEDS:
         raise ValueError(f"use 1 to {MAX_SEEDS} seeds, or a list")

@@ -82,8 +82,8 @@ def test_same_typo_by_flag_recipe_and_study(
 
 def test_wrong_hyperparameter_by_flag_recipe_and_study(tmp_path: Path, colours: Path, tiny: Path) -> None:
     where = ("--runs", tmp_path / "runs", "--data", tmp_path)
-    wrong = "x: input should be a valid number"
-    assert refusal("run", "--set", "lr=x", *where).startswith("--set lr=x: input should be a valid number")
+    wrong = "x: expected a number"
+    assert refusal("run", "--set", "lr=x", *where).startswith("--set lr=x: expected a number")
     recipe = write(tmp_path / "cell.yaml", {"settings": {"lr": "x"}})
     assert refusal("run", "--from", recipe, *where).startswith(f"{recipe}: settings.lr: {wrong}")
     for fields, key in (
@@ -99,7 +99,7 @@ def test_wrong_hyperparameter_by_flag_recipe_and_study(tmp_path: Path, colours: 
     [
         ({"parameters": ["hiden"]}, "tune.parameters: hiden: no method of the study has it; did you mean hidden?"),
         ({"space": {"lr": "1:0.5"}}, "tune.space.lr: 1:0.5: use LOW:HIGH"),
-        ({"space": {"lr": "x|y"}}, "tune.space.lr: x|y: input should be a valid number"),
+        ({"space": {"lr": "x|y"}}, "tune.space.lr: x|y: expected a number"),
         ({"sampler": "tpr"}, "tune.sampler: tpr: no such sampler; did you mean tpe?"),
         ({"pruner": "mediant"}, "tune.pruner: mediant: no such pruner; did you mean median?"),
     ],

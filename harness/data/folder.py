@@ -200,7 +200,7 @@ class FolderDataset(PairedFiles):
             example = next(stem for stem in stems if stem not in groups)
             count, so = (f"only {len(groups)}", "and not") if groups else ("none", "such as")
             problem = f"matches {count} of the {len(stems)} names of the {split} split, {so} {example!r}"
-            hint = "a name is what `{stem}` stands for: by default the path below the split's folder, without suffix"
+            hint = "a name is what `{stem}` matches: by default the path below the split's folder, without suffix"
             raise UserError(problem, field="group", value=pattern.pattern, hint=hint).at(self.description)
         return groups
 

@@ -46,7 +46,7 @@ def pattern_problem(text: str, of_masks: bool) -> str | None:
     if PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
         return "a path below `root`; change `root` if the files are elsewhere"
     if STEM not in text and not (of_masks and text.endswith(ANNOTATIONS)):
-        return f"has no {STEM}, which stands for what an image and its mask have in common"
+        return f"has no {STEM}, the part of the name that an image and its mask share"
     return None
 
 

@@ -44,7 +44,10 @@ def check_tracking(uri: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionOptions:
-    """The options of `run`, `compare` and `search`. Plain values: they are sent to other machines."""
+    """The options of `run`, `compare` and `search`; `run` leaves out those of several cells.
+
+    Plain values: they are sent to other machines.
+    """
 
     runs: Path = option(Path("runs"), "folder of the run folders", env="HARNESS_RUNS", metavar="FOLDER")
     data: Path = option(Path("data"), "folder of the datasets", env="HARNESS_DATA", metavar="FOLDER")

@@ -122,7 +122,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
                 f"line {_line(key)}: key {key.value[:50]!r} has a line break or another control character"
             )
         if (key.tag, key.value) in names and key.tag != _MERGE:
-            raise Unacceptable(f"line {_line(key)}: {_name(key)} is there twice")
+            raise Unacceptable(f"line {_line(key)}: {_name(key)} appears twice")
         names.add((key.tag, key.value))
         _check_scalar(key, "")
 

@@ -84,7 +84,7 @@ def test_weights_from_a_file_must_be_passed_again(done: RunFolder, tmp_path: Pat
         ("seed: true", "seed: True: use a number from 0 to 2147483647"),
         ("seed: 2147483648", "seed: 2147483648: use a number from 0 to 2147483647"),
         ("settings: {1: 2}", "settings: {1: 2}: expected hyperparameters"),
-        ("method: spm\nmethod: lora", "line 2: method is there twice"),
+        ("method: spm\nmethod: lora", "line 2: method appears twice"),
         ("method: spm\nsettings: {hidden: true}", "settings.hidden: True: expected a number"),
         ("method: 3", "method: 3: expected a name"),
         ("part: test", "part: test: use report or dev"),

@@ -85,7 +85,7 @@ def test_stating_255_does_not_change_the_digest(tmp_path):
     assert len(digests) == 1
 
 
-def test_masks_of_0_and_255_beside_masks_of_all_three_are_a_warning(tmp_path):
+def test_warns_if_only_some_masks_lack_the_value_between_0_and_255(tmp_path):
     assert warned(dataset(tmp_path, TWO, [[0, 1, 255], [0, 0, 255]], [[0, 1]])) == [
         "d: 1 mask (train/1 first) hold 0 and 255 but not 1; 255 is ignored: state `ignore: [255]` if that is right"
     ]

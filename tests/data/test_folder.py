@@ -79,7 +79,7 @@ def add_dev(folder: Path, name: str) -> None:
         ("other", "", [4, 0, 2]),
     ],
 )
-def test_dev_split_is_the_named_one_or_val_beside_test(folder, name, splits, sizes):
+def test_dev_split_is_the_named_one_or_val_if_there_is_a_test_split(folder, name, splits, sizes):
     add_dev(folder, name)
     describe(folder, CLASSES + splits)
     dataset = opened(folder)
@@ -150,7 +150,7 @@ def test_group_pattern_that_does_not_match_is_an_error(folder, refusal, pattern,
     describe(folder, f"{CLASSES}group: {pattern}\n")
     message = refusal(lambda: opened(folder).digest)
     assert message.startswith(
-        f"{folder / 'dataset.yaml'}: group: {pattern}: {complaint}; a name is what `{{stem}}` stands for"
+        f"{folder / 'dataset.yaml'}: group: {pattern}: {complaint}; a name is what `{{stem}}` matches"
     )
 
 

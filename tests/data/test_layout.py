@@ -104,7 +104,7 @@ def test_description_of_the_default_patterns_has_the_digest_of_none(folder: Path
     ("text", "complaint"),
     [
         ("image: '{split}/{name}.jpg'", "image: {split}/{name}.jpg: {name} is not known; use {stem} and {split}"),
-        ("mask: masks/{split}/*.png", "mask: masks/{split}/*.png: has no {stem}, which stands for what an image and"),
+        ("mask: masks/{split}/*.png", "mask: masks/{split}/*.png: has no {stem}, the part of the name that an image"),
         ("image: /data/{stem}.jpg", "image: /data/{stem}.jpg: a path below `root`; change `root`"),
         ("image: ../{stem}.jpg", "image: ../{stem}.jpg: a path below `root`"),
         ("mask: images/{split}/{stem}", "mask: images/{split}/{stem}: is the pattern of the images too"),

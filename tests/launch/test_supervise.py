@@ -61,7 +61,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedJob:
     """A job of one cell, and how that ended."""
 
     job: Job
@@ -73,21 +73,21 @@ class Ended:
         assert status is not None and (status.state, status.reason) == (state, self.outcome.reason)
 
 
-def execute_all(jobs: list[Job]) -> dict[str, Ended]:
+def execute_all(jobs: list[Job]) -> dict[str, EndedJob]:
     """On one local launcher; by method."""
     with LauncherChoice("local", min(2, len(os.sched_getaffinity(0))), "cpu").open() as launcher:
         results = run_all(launcher, jobs)
         assert launcher.free == launcher.slots
     step_costs.keep(jobs[0].options.runs)
     return {
-        cell.request.method: Ended(replace(job, cells=(cell,)), results[cell.fingerprint].outcome)
+        cell.request.method: EndedJob(replace(job, cells=(cell,)), results[cell.fingerprint].outcome)
         for job in jobs
         for cell in job.cells
     }
 
 
 @pytest.fixture(scope="module")
-def alone(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def alone(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EndedJob]:
     """Each of the bad cells in a job of its own on one launcher, and after them a good one; by method."""
     runs = tmp_path_factory.mktemp("bad")
     jobs = [cells.job(runs, method, **fields) for method, (fields, _, _) in BAD.items()]
@@ -95,7 +95,7 @@ def alone(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, E
 
 
 @pytest.mark.parametrize("method", BAD)
-def test_bad_cell_is_recorded_with_a_reason_and_unlocked(alone: dict[str, Ended], method: str) -> None:
+def test_bad_cell_is_recorded_with_a_reason_and_unlocked(alone: dict[str, EndedJob], method: str) -> None:
     _, state, reason = BAD[method]
     alone[method].assert_recorded(state, reason)
     run = folder(alone[method].job)
@@ -103,12 +103,12 @@ def test_bad_cell_is_recorded_with_a_reason_and_unlocked(alone: dict[str, Ended]
     assert RunStore(run.path.parent).lock_owner(run) is None
 
 
-def test_good_cell_after_bad_ones_is_done(alone: dict[str, Ended]) -> None:
+def test_good_cell_after_bad_ones_is_done(alone: dict[str, EndedJob]) -> None:
     assert alone["linear"].outcome.state == "done"
     assert executions(alone["linear"].job) == (1, 0)
 
 
-def test_dying_cell_is_tried_three_times_and_its_output_is_kept(alone: dict[str, Ended]) -> None:
+def test_dying_cell_is_tried_three_times_and_its_output_is_kept(alone: dict[str, EndedJob]) -> None:
     assert executions(alone["exits"].job) == (3, 0)
     assert executions(alone["raises"].job) == (1, 0)
     output = re.search(r"(/.*\.txt)$", str(alone["crashes"].outcome.reason))
@@ -116,7 +116,7 @@ def test_dying_cell_is_tried_three_times_and_its_output_is_kept(alone: dict[str,
 
 
 @pytest.fixture(scope="module")
-def side_by_side(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Ended], dict[str, Ended]]:
+def side_by_side(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, EndedJob], dict[str, EndedJob]]:
     """Good cells in one process with bad ones: first ones that end by themselves, then ones that kill it; by method."""
     runs = tmp_path_factory.mktemp("together")
     groups = ["spm", "raises", "full", "asks_for_all_memory", "linear"], ["full", "is_killed", "spm"]
@@ -129,7 +129,7 @@ def side_by_side(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def test_cells_of_one_process_end_as_they_do_alone(
-    side_by_side: tuple[dict[str, Ended], dict[str, Ended]], alone: dict[str, Ended], undisturbed: dict[str, dict]
+    side_by_side: tuple[dict[str, EndedJob], dict[str, EndedJob]], alone: dict[str, EndedJob], undisturbed: dict[str, dict]
 ) -> None:
     surviving, dying = side_by_side
     assert results_of(surviving["linear"].job) == results_of(alone["linear"].job)
@@ -143,7 +143,7 @@ def test_cells_of_one_process_end_as_they_do_alone(
     )
 
 
-def test_cells_share_a_process_until_it_died_twice(side_by_side: tuple[dict[str, Ended], dict[str, Ended]]) -> None:
+def test_cells_share_a_process_until_it_died_twice(side_by_side: tuple[dict[str, EndedJob], dict[str, EndedJob]]) -> None:
     surviving, dying = side_by_side
     assert len({folder(surviving[method].job).status().pid for method in ("spm", "linear", "raises")}) == 1
     assert {method: executions(one.job) for method, one in surviving.items()} == {

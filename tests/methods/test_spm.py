@@ -204,7 +204,7 @@ def test_nothing_is_carried_from_one_forward_pass_to_another():
     assert torch.equal(logits(network), expected)
 
 
-def test_copies_carry_apart():
+def test_copies_do_not_share_carried_state():
     network = segmenter("spm", "resnet10t")
     train(network)
     network.train().backbone(batch()[0])  # without a loss: its semantic maps are waiting

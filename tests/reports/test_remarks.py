@@ -111,7 +111,7 @@ def test_run_records_what_is_odd_about_its_data_as_its_log_says_it(tmp_path: Pat
     assert table.footnotes == [f"a: {SAID}", *(f"Warning: {text}" for text in warnings)]
 
 
-def test_warnings_about_the_data_stand_below_the_scores_once(tmp_path: Path) -> None:
+def test_warnings_about_the_data_are_shown_once_below_the_scores(tmp_path: Path) -> None:
     recorded = (["a leak"], ["a leak", "odd"], None, 7)  # the last two: an earlier version, and something else
     for run, texts in zip(make_runs(tmp_path, ["linear", "spm"]), recorded, strict=True):
         provenance = json.loads(run.result_path.read_text())["provenance"]
