@@ -116,7 +116,9 @@ def test_dying_cell_is_tried_three_times_and_its_output_is_kept(alone: dict[str,
 
 
 @pytest.fixture(scope="module")
-def side_by_side(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, EndedJob], dict[str, EndedJob]]:
+def side_by_side(
+    cells: Cells, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, EndedJob], dict[str, EndedJob]]:
     """Good cells in one process with bad ones: first ones that end by themselves, then ones that kill it; by method."""
     runs = tmp_path_factory.mktemp("together")
     groups = ["spm", "raises", "full", "asks_for_all_memory", "linear"], ["full", "is_killed", "spm"]
@@ -129,7 +131,9 @@ def side_by_side(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def test_cells_of_one_process_end_as_they_do_alone(
-    side_by_side: tuple[dict[str, EndedJob], dict[str, EndedJob]], alone: dict[str, EndedJob], undisturbed: dict[str, dict]
+    side_by_side: tuple[dict[str, EndedJob], dict[str, EndedJob]],
+    alone: dict[str, EndedJob],
+    undisturbed: dict[str, dict],
 ) -> None:
     surviving, dying = side_by_side
     assert results_of(surviving["linear"].job) == results_of(alone["linear"].job)
@@ -143,7 +147,9 @@ def test_cells_of_one_process_end_as_they_do_alone(
     )
 
 
-def test_cells_share_a_process_until_it_died_twice(side_by_side: tuple[dict[str, EndedJob], dict[str, EndedJob]]) -> None:
+def test_cells_share_a_process_until_it_died_twice(
+    side_by_side: tuple[dict[str, EndedJob], dict[str, EndedJob]],
+) -> None:
     surviving, dying = side_by_side
     assert len({folder(surviving[method].job).status().pid for method in ("spm", "linear", "raises")}) == 1
     assert {method: executions(one.job) for method, one in surviving.items()} == {
