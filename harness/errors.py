@@ -103,6 +103,7 @@ _EXPECTED = {
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     **dict.fromkeys(("list_type", "tuple_type"), "a list"),
     "string_type": "text",
+    "dict_type": "a mapping",
 }
 """pydantic's kind of error -> what is expected instead."""
 

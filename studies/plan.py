@@ -22,7 +22,7 @@ from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from harness.spec import Spec
 from studies.search.spec import Range, SearchFolder, SearchSpec, declared_space
-from studies.study import Row, Study
+from studies.study import Row, Study, shown_label
 from studies.tune import HEAD_LR, HEAD_METHOD, Tune
 
 
@@ -90,13 +90,13 @@ class PlannedSearch:
     def undeclared(self) -> list[str]:
         """The searched values outside of their declared ranges: `full: lr=0.01 is outside its declared range …`."""
         declared = declared_space(methods.get(self.request.method))
-        beyond = {name: range_.beyond(declared[name]) for name, range_ in self.space.items() if name in declared}
-        return [
-            f"{self.label}: {name}={', '.join(f'{value:g}' for value in values)} is outside its declared range "
-            f"{declared[name]}"
-            for name, values in beyond.items()
-            if values
-        ]
+        label = shown_label(self.label, [self.request.head])
+        found = []
+        for name, range_ in self.space.items():
+            if name in declared and (beyond := range_.beyond(declared[name])):
+                values = ", ".join(f"{value:g}" for value in beyond)
+                found.append(f"{label}: {name}={values} is outside its declared range {declared[name]}")
+        return found
 
     def reason_for_none(self) -> str:
         """Why there are no chosen hyperparameters although the search has ended."""

@@ -55,7 +55,7 @@ def describe(plan: Plan) -> list[str]:
             if searches:
                 ended = sum(search.ended for search in searches)
                 trials = sorted({search.trials for search in searches})
-                each = " to ".join(map(str, dict.fromkeys((trials[0], trials[-1])))) + " trials"
+                each = f"{trials[0]} to {trials[-1]} trials" if len(trials) > 1 else counted(trials[0], "trial")
                 each += f" of {len(seeds)} seeds" if len(seeds) > 1 else ""
                 number = counted(len(searches), "search", "searches")
                 lines.append(f"  {number} {what}, {each} on the dev split, {counted(ended, 'trial')} ended")
@@ -159,12 +159,14 @@ def _remarks(search: PlannedSearch | None) -> str:
     """What makes a search's choice doubtful: trials with equal scores, or values at the edge of their range."""
     if search is None:
         return ""
-    values = [trial.values[0] for trial in (search.folder.trials() if search.folder else []) if trial.values]
+    trials = search.folder.trials() if search.folder else []
+    # Trials with the same hyperparameters share a run.
+    values = list({trial.fingerprint: trial.values[0] for trial in trials if trial.values}.values())
     if len(values) > 1 and len(set(values)) == 1:
         return f", all {len(values)} trials score the same"
     # To the last digit: what was varied changes nothing here.
     repeated = len(values) - len(set(values))
-    equal = f", {repeated} of {len(values)} trials score as another does" if repeated else ""
+    equal = f", {repeated} of {len(values)} trials repeat another's score" if repeated else ""
     return equal + "".join(f", {edge} tried" for edge in search.edges())
 
 

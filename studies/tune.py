@@ -28,7 +28,7 @@ def seeds_from_count(seeds: Any) -> Any:
     if isinstance(seeds, list) and len(seeds) > MAX_SEEDS:
         raise ValueError(f"has {len(seeds)} seeds; use 1 to {MAX_SEEDS}")
     if isinstance(seeds, bool | str | float | dict) or seeds is None:
-        raise ValueError("expected a number of seeds, or a list of them")
+        raise ValueError("expected an integer, or a list of seeds")
     if not isinstance(seeds, int):
         return seeds
     if not 1 <= seeds <= MAX_SEEDS:

@@ -25,11 +25,7 @@ TESTS = Path(__file__).parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Handle Ctrl-C: a shell ignores it in background jobs, and child processes of the tests would inherit that.
-
-    Imports and collection leave little garbage, and looking for it takes a fifth of their time.
-    """
-    gc.disable()
+    """Handle Ctrl-C: a shell ignores it in background jobs, and child processes of the tests would inherit that."""
     if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the environment of this process
         os.environ[step_costs.VARIABLE] = folder = tempfile.mkdtemp(prefix="step-costs")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -56,6 +52,16 @@ PROCESSES = (
     "reports/test_browser", "reports/test_plots", "reports/test_report.", "runs/test_locks", "test_public_api",
 )  # fmt: skip
 """Tests that start processes or servers, or train or build many networks: left out of `make test-fast`."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Imports and collection leave little garbage, and looking for it takes a fifth of their time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

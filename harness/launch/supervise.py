@@ -22,7 +22,6 @@ from typing import Any
 
 from harness.cells.resolve import resolve
 from harness.engine.options import ExecutionOptions
-from harness.errors import UserError
 from harness.launch.job import Job, JobCell, JobResult
 from harness.launch.worker import GRACE, output_file, run_job
 from harness.runs.locks import AlreadyLocked
@@ -149,13 +148,16 @@ def stopped(options: ExecutionOptions, cell: JobCell) -> JobResult:
 
 
 def record(options: ExecutionOptions, cell: JobCell, outcome: Outcome) -> JobResult:
-    """Write the outcome that the process could no longer write to the run folder."""
-    store = options.open_store()
+    """Write the outcome that the process could no longer write to the run folder. Raises nothing: it would be lost."""
     try:
+        store = options.open_store()
+        found = store.outcome(store.by_fingerprint(cell.fingerprint))
+        if found.state is RunState.DONE:
+            return JobResult(cell, found)
         return JobResult(cell, store.record(resolve(cell.request, store, options.data).spec, outcome))
     except AlreadyLocked as error:
         return JobResult(cell, Outcome(RunState.RUNNING, error.lock_owner))
-    except (UserError, OSError) as error:
+    except Exception as error:  # for example, no thread can be started to renew the lock's lease
         return JobResult(cell, replace(outcome, reason=f"{outcome.reason} ({error})"))
 
 

@@ -95,7 +95,7 @@ def _execute(job: Job) -> list[JobResult]:
     for name, cell in cells.items():
         if outcomes[name].state is RunState.FAILED:  # it may have failed before its folder existed
             with contextlib.suppress(UserError, OSError):
-                store.record(cell.spec, outcomes[name])
+                outcomes[name] = store.record(cell.spec, outcomes[name])
     warning = warnings[0] if warnings else None
     return [JobResult(cell, outcomes[cell.fingerprint], warning) for cell in job.cells]
 

@@ -118,8 +118,10 @@ def lock(folder: Path, name: str) -> Iterator[RunLock]:
             if not error.filename:  # for example, of a full disk
                 error.filename = str(folder.parent / name)
             raise
+        stack.callback(_close, lease)
+        stack.callback(_lease_path(path).unlink, missing_ok=True)
+        held = RunLock(descriptor, path, lease, owner, seconds / _RENEWALS)  # fails where no thread can be started
         stack.pop_all()
-    held = RunLock(descriptor, path, lease, owner, seconds / _RENEWALS)
     try:
         with contextlib.suppress(OSError):
             _sweep(folder, name, os.fstat(lease).st_mtime)

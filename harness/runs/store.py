@@ -102,6 +102,8 @@ class RunStore:
     def record(self, spec: Spec, outcome: Outcome) -> Outcome:
         """Write the outcome of a run whose process has died, and return the one that holds: a finished run stays done.
 
+        A damaged result stays where it is, for its next execution.
+
         Raises `AlreadyLocked`, `UserError` or `OSError`.
         """
         run = self.folder(spec)

@@ -174,6 +174,11 @@ def test_job_that_cannot_be_started_is_recorded_and_a_finished_run_stays_done(
     assert ended["linear"].outcome.state == "done"
     ended["spm"].assert_recorded("failed", r"BlockingIOError: .*no more processes")
 
+    monkeypatch.setattr("harness.runs.locks.RunLock.__init__", no_process)  # its thread cannot be started either
+    ended = execute_all([finished, cells.job(tmp_path, "spm", seed=1)])
+    assert ended["linear"].outcome.state == "done"
+    assert ended["spm"].outcome.state == "failed" and "no more processes" in str(ended["spm"].outcome.reason)
+
 
 def test_cells_of_one_process_stop_and_resume_together(
     longer_cells: Cells, undisturbed: dict[str, dict], tmp_path: Path

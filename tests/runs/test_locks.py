@@ -328,6 +328,19 @@ def test_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         child.join()
 
 
+def test_lock_whose_thread_cannot_be_started_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("threading.Thread.start", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"), lock(tmp_path, "a"):
+            pass
+    assert lock_owner(tmp_path, "a") is None
+    with lock(tmp_path, "a"):
+        assert lock_owner(tmp_path, "a") is not None
+
+
 def test_disk_without_locks_relies_on_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(descriptor: int, blocking: bool) -> bool:
         raise OSError(errno.ENOLCK, "no locks available")

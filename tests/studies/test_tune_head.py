@@ -94,7 +94,7 @@ def test_equal_trials_are_reported(tmp_path: Path, colours: Path) -> None:
     assert spm.folder is not None
     end_trials(spm.folder, [0.4, 0.5, 0.4], [{"lr": 0.001}, {"lr": 0.002}, {"lr": 0.003}])
     *_, line = table(make_plan(study, store, tmp_path))
-    assert ", 1 of 3 trials score as another does" in line["state"]
+    assert ", 1 of 3 trials repeat another's score" in line["state"]
 
 
 def test_plan_warns_of_values_outside_of_declared_ranges(tmp_path: Path, colours: Path) -> None:
