@@ -11,7 +11,9 @@ with quiet_imports(), mock.patch("torch.cuda.is_available", return_value=False):
     import mmseg.models.necks  # noqa: F401
 
     import harness.engine.side_by_side
-    import harness.launch.worker
-    import harness.tracking.mirror  # noqa: F401
+    import harness.launch.worker  # noqa: F401
+    from harness.tracking.mlflow_store import load_mlflow
+
+    load_mlflow()
 
 gc.freeze()  # a job's own collections would visit, and thereby copy, what they share

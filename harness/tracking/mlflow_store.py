@@ -45,6 +45,21 @@ _LONGEST_TAG = 5000  # characters
 _LARGEST_BATCH = 800  # metrics in one request; MLflow takes 1000 of metrics, params and tags together
 
 
+def load_mlflow() -> None:
+    """Import MLflow with its SQL store, which takes seconds, for a process that others are forked from."""
+    _set_environment()
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    from sqlalchemy.orm import configure_mappers
+
+    configure_mappers()
+
+
+def _set_environment() -> None:
+    """MLflow reads it when it is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def tracking_uri(runs: Path, uri: str | None) -> str | None:
     """Where MLflow runs are stored: `uri`, else MLFLOW_TRACKING_URI, else SQLite in `runs`; None for "off".
 
@@ -68,8 +83,7 @@ class MLflowStore:
 
     def __init__(self, runs: Path, uri: str) -> None:
         self._known: dict[tuple[str, str], list[Run]] = {}
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        _set_environment()
         from mlflow import MlflowClient
 
         if not is_database(uri):

@@ -5,6 +5,7 @@ Everything here goes to stderr; stdout belongs to results.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+LOGGED_LINES = 20
+"""The most lines of a phase without a curve, such as the evaluation, in a run's log."""
 PLAIN_SECONDS = 10
 """The least seconds between two plain lines of progress."""
 
@@ -100,7 +103,8 @@ class Reporter:
         """Show that `done` of the phase's steps are done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
-        self._plain(f"{self._what} {done}/{self._total}", done)
+        if done in (1, self._total) or done % math.ceil(self._total / LOGGED_LINES) == 0:
+            self._plain(f"{self._what} {done}/{self._total}", done)
 
     def stop(self) -> None:
         if self._bar is not None:
