@@ -48,10 +48,11 @@ PROCESSES = (
     "cli/test_main", "cli/test_run", "data/test_catalog", "deploy/", "docs/test_site",
     "engine/test_equality", "engine/test_execute", "engine/test_resume", "features/test_reuse", "features/test_store",
     "methods/test_every_method", "methods/test_peft_family", "methods/test_spm", "models/test_attach",
-    "models/test_families", "models/test_registration", "models/test_weights",
-    "reports/test_browser", "reports/test_plots", "reports/test_report.", "runs/test_locks", "test_public_api",
+    "models/test_families", "models/test_normalisation", "models/test_registration", "models/test_stage_outputs",
+    "models/test_weights", "reports/test_browser", "reports/test_calibration",
+    "reports/test_plots", "reports/test_report.", "runs/test_locks", "test_public_api",
 )  # fmt: skip
-"""Tests that start processes or servers, or train or build many networks: left out of `make test-fast`."""
+"""Tests that start processes or servers, train or build many networks or simulate for long: not in `make test-fast`."""
 
 
 @pytest.hookimpl(wrapper=True)
