@@ -1,5 +1,6 @@
 """Imported once by the process that jobs are forked from, so that no job spends time on these imports."""
 
+import contextlib
 import gc
 from unittest import mock
 
@@ -14,6 +15,7 @@ with quiet_imports(), mock.patch("torch.cuda.is_available", return_value=False):
     import harness.launch.worker  # noqa: F401
     from harness.tracking.mlflow_store import load_mlflow
 
-    load_mlflow()
+    with contextlib.suppress(Exception):  # tracking says what is wrong with MLflow, and stops no run
+        load_mlflow()
 
 gc.freeze()  # a job's own collections would visit, and thereby copy, what they share
