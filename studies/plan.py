@@ -18,6 +18,7 @@ from harness.data.base import NoData, SegmentationDataset
 from harness.errors import UserError
 from harness.method import methods
 from harness.models.backbones.packaged import display_name
+from harness.runs.result import Scores
 from harness.runs.state import RunState
 from harness.runs.store import RunStore
 from harness.spec import Spec
@@ -36,11 +37,14 @@ class PlannedCell:
     """None if a search must end first, or if the request is invalid (then `state` is `failed` or `no data`)."""
     state: RunState
     reason: str | None = None
-    miou: float | None = None
+    scores: Scores | None = None
+    """If the cell is done."""
     seconds: float | None = None
     """Training time, if the cell is done."""
-    unlabelled: tuple[str, ...] = ()
-    """Classes without a label in the evaluated images, if the cell is done."""
+
+    @property
+    def miou(self) -> float | None:
+        return self.scores.miou if self.scores else None
 
     @property
     def fingerprint(self) -> str | None:
@@ -279,8 +283,7 @@ def refresh(cell: PlannedCell, store: RunStore) -> None:
     elif outcome.state is RunState.DAMAGED:
         cell.reason = f"{run.path}: {outcome.reason}; the run is executed again"
     elif result is not None:
-        cell.miou, cell.seconds = result.metrics.miou, result.train_seconds
-        cell.unlabelled = result.metrics.unlabelled
+        cell.scores, cell.seconds = result.metrics, result.train_seconds
 
 
 def _mark_unsupported(plan: Plan, resolve: Resolver, store: RunStore) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.cli.tables import no_label_of
+from harness.cli.tables import about_classes
 from harness.data.fit import describe_parts, warnings
 from harness.models.backbones.packaged import display_name
 from harness.runs.state import RunState
@@ -134,7 +134,7 @@ def _line(row: dict[str, Any], search: PlannedSearch | None, tuned: bool) -> dic
         **{name: _rates(cells, name) for name in RATES},
         "state": ", ".join(s.label if count == len(cells) else f"{count} {s.label}" for s, count in states.items())
         + _remarks(search)
-        + next((no_label_of(cell.unlabelled) for cell in cells if cell.unlabelled), ""),
+        + about_classes([cell.scores for cell in cells]),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, printable
-from harness.runs.result import COSTS, METRICS, Measure, RunResult
+from harness.runs.result import COSTS, METRICS, Measure, RunResult, Scores
 from harness.spec import PROTOCOL, Spec
 from harness.util.text import list_some
 
@@ -56,13 +56,19 @@ def run_row(run: ListedRun) -> dict[str, str]:
             "seed": str(spec.seed),
         }
     values = {heading: _value(measure, run.result) for heading, measure in RUN_MEASURES.items()}
-    unlabelled = () if run.result is None else run.result.metrics.unlabelled
-    return {"run": run.fingerprint, **cell, **values, "state": str(run.outcome) + no_label_of(unlabelled)}
+    scores = None if run.result is None else run.result.metrics
+    return {"run": run.fingerprint, **cell, **values, "state": str(run.outcome) + about_classes([scores])}
 
 
-def no_label_of(classes: Sequence[str]) -> str:
-    """The end of a state: the classes without a label in the evaluated images."""
-    return f", no label of {list_some(classes)}" if classes else ""
+def about_classes(runs: Sequence[Scores | None]) -> str:
+    """The end of the state of one or several runs on the same images, None for one without scores: classes without a
+    label in these images, and the only class that each of the runs finds."""
+    done = [scores for scores in runs if scores is not None]
+    if not done:
+        return ""
+    text = f", no label of {list_some(done[0].unlabelled)}" if done[0].unlabelled else ""
+    only = {scores.only_found for scores in done}
+    return text + (f", finds only {next(iter(only))}" if len(only) == 1 and None not in only else "")
 
 
 def hyperparameter_row(described: dict[str, Any]) -> dict[str, str]:

@@ -50,6 +50,19 @@ class Scores(_Part):
         not defined if not."""
         return tuple(found.name for found in self.per_class if found.acc is None)
 
+    @property
+    def only_found(self) -> str | None:
+        """The only class of which a pixel is predicted right, where others are labelled too: the network has learned to
+        tell nothing apart. None where several classes are found, or none."""
+        labelled = [found for found in self.per_class if found.acc is not None]
+        found = [one.name for one in labelled if one.acc]
+        return found[0] if len(found) == 1 < len(labelled) else None
+
+
+def about_only_found(name: str) -> str:
+    """What is wrong with a score where `Scores.only_found` is this class."""
+    return f"finds only {name}: of no other class is a pixel predicted right"
+
 
 class Parameters(_Part):
     """Numbers of scalars. `trainable` = `method` + `head`; `auxiliary`: a head that exists in training only; `backbone`

@@ -169,12 +169,18 @@ def _summary(runs: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:
         mean=values.mean(),
         std=values.std(ddof=1),
         **{name: runs.groupby(keys)[name].max() for name in ("unlabelled", "warnings")},
+        only_found=done.groupby(keys)["only_found"].agg(_common).reindex(first.index, fill_value=""),
         **{cost: done.groupby(keys)[cost].mean().astype(float) for cost in COSTS},
     )
     summary["share"] = summary["trained_method"] / summary["backbone_parameters"]
     order = summary.groupby("setting")["mean"].rank(ascending=False, method="min")
     summary["best"], summary["second"] = order == 1, order == 2
     return summary.reset_index().sort_values(["setting_name", *keys], ignore_index=True)
+
+
+def _common(values: pd.Series) -> str:
+    """The value that all have; empty if they differ."""
+    return str(values.iloc[0]) if values.nunique() == 1 else ""
 
 
 def _dev_test(dev: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:

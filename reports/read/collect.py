@@ -67,9 +67,9 @@ class Collected:
     """Everything a report shows.
 
     `runs` holds the fields of `RunRow` but `result`, every measure of `harness.runs.result`, absent_classes, data_wait,
-    commit, dirty, device, unlabelled and warnings, and two columns that say which runs are comparable: `setting`,
-    a short id that is equal for runs in one table or panel, and `setting_name`, the same in words. Sorted by setting,
-    label and seed.
+    commit, dirty, device, unlabelled, only_found and warnings, and two columns that say which runs are comparable:
+    `setting`, a short id that is equal for runs in one table or panel, and `setting_name`, the same in words. Sorted by
+    setting, label and seed.
     """
 
     runs: pd.DataFrame

@@ -21,7 +21,7 @@ FACETS = ["dataset", "data_digest", "backbone", "weights", "head", "budget", "bu
 """A setting: the fields that are equal for all rows of one block of a table, or of one panel of a plot."""
 
 _FROM_SPEC = [field.name for field in fields(RunRow) if field.name not in ("path", "result")]
-_REMARKS = ["unlabelled", "warnings"]
+_REMARKS = ["unlabelled", "only_found", "warnings"]
 _COLUMNS = [
     *(*_FROM_SPEC, *METRICS, "absent_classes", *COSTS, "data_wait"),
     *("commit", "dirty", "device", *_REMARKS, "path"),

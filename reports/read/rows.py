@@ -78,6 +78,11 @@ class RunRow:
         return "" if self.result is None else ", ".join(self.result.metrics.unlabelled)
 
     @property
+    def only_found(self) -> str:
+        """The only class of which a pixel is predicted right; empty where there are several, or none."""
+        return (self.result.metrics.only_found if self.result else None) or ""
+
+    @property
     def warnings(self) -> str:
         """What is odd about the dataset or the weights, as one text; see `split_warnings`."""
         return "" if self.result is None else _BETWEEN_WARNINGS.join(self.result.warnings)

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from harness.runs.result import about_only_found
 from harness.runs.store import RunStore
 from harness.spec import Spec
 from reports.analysis.comparison import Comparison, compare
@@ -133,3 +135,42 @@ def test_class_without_a_label_is_in_the_tables_of_commands(tmp_path: Path, colo
     (line,) = printed_table(make_plan(study, store, tmp_path))
     assert line["state"] == "done, no label of water"
     assert call("list", "runs", "--runs", store.root).out.splitlines()[1].endswith("  done, no label of water")
+
+
+def test_row_that_finds_a_single_class_is_marked_in_every_table(tmp_path: Path, colours: Path) -> None:
+    study = load_study(write_study(tmp_path / "s.yaml", colours, methods=["linear", "bias"], seeds=2))
+    store = RunStore(tmp_path / "runs")
+    cells = make_plan(study, store, tmp_path).cells
+    for cell in cells:
+        assert cell.spec is not None
+        matrices = nothing_but_brick(besides=cell.request.method == "bias")
+        scores = results.scores_of(matrices, ["brick", "grass", "water"])
+        run = store.folder(cell.spec)
+        run.begin(cell.spec, 1)
+        results.finish(run, results.make_result(cell.spec, metrics=scores))
+    states = {line["method"]: line["state"] for line in printed_table(make_plan(study, store, tmp_path))}
+    assert states == {"head only": "done, finds only brick", "bias": "done"}
+    listed = call("list", "runs", "--runs", store.root).out.splitlines()[1:]
+    assert sorted(line.endswith("  done, finds only brick") for line in listed) == [False, False, True, True]
+    table = result_table(compare(collect(store.root)))
+    assert {row[0].text: row[1].notes for row in table.rows} == {"linear": "a", "bias": ""}
+    assert table.footnotes == [f"a: {about_only_found('brick')}"]
+
+
+def nothing_but_brick(besides: bool) -> np.ndarray:
+    """Confusion matrices of one image that is labelled with three classes; `besides`: a pixel of grass is found too."""
+    matrix = np.array([[[90, 0, 0], [7, 0, 0], [3, 0, 0]]])
+    matrix[0, 1] += [-1, 1, 0] if besides else [0, 0, 0]
+    return matrix
+
+
+def test_run_that_finds_a_single_class_says_so_in_its_log(tmp_path: Path, tiny: Path) -> None:
+    data = make_dataset(tmp_path / "rare")
+    for path in (data / "masks/train").glob("*.png"):  # one pixel of grass and none of water: nothing to learn from
+        mask = np.zeros_like(np.asarray(Image.open(path)))
+        mask[-1, -1] = 1
+        Image.fromarray(mask).save(path)
+    run = train(data, tiny, tmp_path / "runs")
+    found = json.loads((run / "result.json").read_text())["metrics"]["per_class"]
+    assert [one["name"] for one in found if one["acc"]] == ["brick"]
+    assert f"warning: {about_only_found('brick')}" in (run / "log.txt").read_text()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from harness.runs.difference import mean_interval
-from harness.runs.result import COSTS, MEASURES, METRICS, Measure, Provenance, Unit
+from harness.runs.result import COSTS, MEASURES, METRICS, Measure, Provenance, Unit, about_only_found
 from harness.runs.state import RunState
 from reports.analysis.comparison import about_unlabelled
 from reports.read.collect import Collected
@@ -82,7 +82,7 @@ def page_data(
         run |= {"id": _plain(row["fingerprint"]), "setting": settings[row["setting"]], "reason": _plain(row["reason"])}
         run |= {"spec": _spec(row), "command": _command(collected.root, row)}
         if row["state"] == RunState.DONE:
-            run["remarks"] = remarks(row["unlabelled"], row["warnings"])
+            run["remarks"] = remarks(row["unlabelled"], row["only_found"], row["warnings"])
             run |= _provenance(collected.provenance[row["fingerprint"]], package_lists)
             run["curve"] = _curve(curves.get(row["fingerprint"]))
             run |= _classes(classes.get(row["fingerprint"]), class_lists)
@@ -126,10 +126,11 @@ def page_data(
     }
 
 
-def remarks(unlabelled: str, warnings: str) -> list[str]:
+def remarks(unlabelled: str, only_found: str, warnings: str) -> list[str]:
     """Remarks without which the score of a run would mislead, from the columns of `Collected.runs`."""
     return [
         *([about_unlabelled(unlabelled)] if unlabelled else []),
+        *([about_only_found(only_found)] if only_found else []),
         *(f"Warning: {text}" for text in split_warnings([warnings])),
     ]
 
