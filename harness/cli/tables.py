@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, printable
-from harness.runs.result import COSTS, METRICS, Measure, RunResult, Scores
+from harness.runs.result import COSTS, METRICS, Measure, RunResult, Scores, about_only_found
 from harness.spec import PROTOCOL, Spec
 from harness.util.text import list_some
 
@@ -62,13 +62,10 @@ def run_row(run: ListedRun) -> dict[str, str]:
 
 def about_classes(runs: Sequence[Scores | None]) -> str:
     """The end of the state of one or several runs on the same images, None for one without scores: classes without a
-    label in these images, and the only class that each of the runs finds."""
-    done = [scores for scores in runs if scores is not None]
-    if not done:
-        return ""
-    text = f", no label of {list_some(done[0].unlabelled)}" if done[0].unlabelled else ""
-    only = {scores.only_found for scores in done}
-    return text + (f", finds only {next(iter(only))}" if len(only) == 1 and None not in only else "")
+    label in these images, and runs that find a single class."""
+    unlabelled = next((scores.unlabelled for scores in runs if scores), ())
+    only = about_only_found([scores.only_found if scores else None for scores in runs])
+    return (f", no label of {list_some(unlabelled)}" if unlabelled else "") + (f", {only}" if only else "")
 
 
 def hyperparameter_row(described: dict[str, Any]) -> dict[str, str]:

@@ -37,7 +37,7 @@ from harness.models.delta import DeltaHeader, save_delta
 from harness.models.network import UnsupportedMethod, build_segmenter
 from harness.runs.folder import RunFolder
 from harness.runs.metrics import save_confusions
-from harness.runs.result import RunResult, about_only_found
+from harness.runs.result import ONLY_FOUND, RunResult, about_only_found
 from harness.runs.samples import save_picture, strip
 from harness.runs.state import Outcome, RunState
 from harness.runs.store import RunStore
@@ -322,7 +322,7 @@ def write(evaluated: Evaluated) -> RunResult | None:
     )
     result = make_result(evaluated, delta_bytes=save_delta(attempt.folder.delta_path, prepared.network, header))
     if result.metrics.only_found:
-        attempt.reporter.line(f"warning: {about_only_found(result.metrics.only_found)}")
+        attempt.reporter.line(f"warning: {about_only_found([result.metrics.only_found])}: {ONLY_FOUND}")
     attempt.folder.finish(Outcome(RunState.DONE, step=cell.spec.budget.steps), result)
     attempt.folder.checkpoints.clear()
     return result

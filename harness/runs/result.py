@@ -6,7 +6,8 @@ lists and MLflow use the list.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,16 +53,27 @@ class Scores(_Part):
 
     @property
     def only_found(self) -> str | None:
-        """The only class of which a pixel is predicted right, where others are labelled too: the network has learned to
-        tell nothing apart. None where several classes are found, or none."""
+        """The only class of which a pixel is predicted right, where others are labelled too: the score is no more than
+        that of calling everything this class. None where several classes are found, or none."""
         labelled = [found for found in self.per_class if found.acc is not None]
         found = [one.name for one in labelled if one.acc]
         return found[0] if len(found) == 1 < len(labelled) else None
 
 
-def about_only_found(name: str) -> str:
-    """What is wrong with a score where `Scores.only_found` is this class."""
-    return f"finds only {name}: of no other class is a pixel predicted right"
+def about_only_found(found: Sequence[str | None]) -> str:
+    """`finds only brick`, or `1 of 5 runs finds only brick`, from the runs' `Scores.only_found`; empty where there is
+    none."""
+    counts = Counter(name for name in found if name)
+    return ", ".join(
+        f"finds only {name}"
+        if count == len(found)
+        else f"{count} of {len(found)} runs {'finds' if count == 1 else 'find'} only {name}"
+        for name, count in sorted(counts.items())
+    )
+
+
+ONLY_FOUND = "of no other class is a pixel predicted right"
+"""What `about_only_found` means, for notes that have room for it."""
 
 
 class Parameters(_Part):

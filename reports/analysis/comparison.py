@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import UserError, did_you_mean
-from harness.runs.result import COSTS, METRICS
+from harness.runs.result import COSTS, METRICS, about_only_found
 from harness.runs.state import RunState
 from reports.analysis import statistics
 from reports.analysis.paired import (
@@ -169,18 +169,14 @@ def _summary(runs: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:
         mean=values.mean(),
         std=values.std(ddof=1),
         **{name: runs.groupby(keys)[name].max() for name in ("unlabelled", "warnings")},
-        only_found=done.groupby(keys)["only_found"].agg(_common).reindex(first.index, fill_value=""),
+        only_found=done.groupby(keys)["only_found"].agg(lambda found: about_only_found(list(found))),
         **{cost: done.groupby(keys)[cost].mean().astype(float) for cost in COSTS},
     )
+    summary["only_found"] = summary["only_found"].fillna("")
     summary["share"] = summary["trained_method"] / summary["backbone_parameters"]
     order = summary.groupby("setting")["mean"].rank(ascending=False, method="min")
     summary["best"], summary["second"] = order == 1, order == 2
     return summary.reset_index().sort_values(["setting_name", *keys], ignore_index=True)
-
-
-def _common(values: pd.Series) -> str:
-    """The value that all have; empty if they differ."""
-    return str(values.iloc[0]) if values.nunique() == 1 else ""
 
 
 def _dev_test(dev: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from functools import partial
 import pandas as pd
 
 from harness.errors import UserError, did_you_mean
-from harness.runs.result import COSTS, about_only_found
+from harness.runs.result import COSTS, ONLY_FOUND
 from harness.runs.state import RunState
 from reports.analysis.comparison import Comparison, about_unlabelled
 from reports.analysis.paired import NO_VERDICT, NOT_COMPARABLE, TIED, WORSE
@@ -177,7 +177,7 @@ class _Block:
         edges = sorted({text for text in runs["at_edge"] if text})
         notes += [self.footnotes.letter(f"at the edge of its search: {text} that was tried") for text in edges]
         notes += [self.footnotes.letter(about_unlabelled(row.unlabelled))] if row.unlabelled else []
-        notes += [self.footnotes.letter(about_only_found(row.only_found))] if row.only_found else []
+        notes += [self.footnotes.letter(f"{row.only_found}: {ONLY_FOUND}")] if row.only_found else []
         if not row.seeds:
             states = [_state(state) for state in dict.fromkeys(run.state for run in undone)]
             text = DASH if states == [RunState.UNSUPPORTED.label] else ", ".join(states)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from harness.runs.difference import mean_interval
-from harness.runs.result import COSTS, MEASURES, METRICS, Measure, Provenance, Unit, about_only_found
+from harness.runs.result import COSTS, MEASURES, METRICS, ONLY_FOUND, Measure, Provenance, Unit, about_only_found
 from harness.runs.state import RunState
 from reports.analysis.comparison import about_unlabelled
 from reports.read.collect import Collected
@@ -130,7 +130,7 @@ def remarks(unlabelled: str, only_found: str, warnings: str) -> list[str]:
     """Remarks without which the score of a run would mislead, from the columns of `Collected.runs`."""
     return [
         *([about_unlabelled(unlabelled)] if unlabelled else []),
-        *([about_only_found(only_found)] if only_found else []),
+        *([f"{about_only_found([only_found])}: {ONLY_FOUND}"] if only_found else []),
         *(f"Warning: {text}" for text in split_warnings([warnings])),
     ]
 
