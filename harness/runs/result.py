@@ -53,8 +53,8 @@ class Scores(_Part):
 
     @property
     def only_found(self) -> str | None:
-        """The only class of which a pixel is predicted right, where others are labelled too: the score is no more than
-        that of calling everything this class. None where several classes are found, or none."""
+        """The only class of which a pixel is predicted right, where others are labelled too; None where there are
+        several, or none. A network that calls everything background is the usual case."""
         labelled = [found for found in self.per_class if found.acc is not None]
         found = [one.name for one in labelled if one.acc]
         return found[0] if len(found) == 1 < len(labelled) else None
