@@ -85,11 +85,23 @@ class PlannedSearch:
         """Number of trials that have ended."""
         return 0 if self.folder is None else self.folder.count_ended(self.trials)
 
-    def edges(self) -> list[str]:
-        """The chosen hyperparameters at an edge of their range: `lr=0.01 is the highest`."""
-        ranges = self.space | ({} if self.head is None else self.head.space)
-        found = ((name, value, ranges[name].edge(value)) for name, value in (self.chosen or {}).items())
-        return [f"{name}={value:g} is the {edge}" for name, value, edge in found if edge]
+    def scores(self) -> list[float]:
+        """Of the complete trials, by the first objective; trials with the same hyperparameters share a run and count
+        once."""
+        trials = self.folder.trials()[: self.trials] if self.folder else []
+        return list({trial.fingerprint: trial.values[0] for trial in trials if trial.values}.values())
+
+    def doubts(self) -> list[str]:
+        """What makes the choice doubtful, the head's learning rate included: `lr=0.01 is the highest tried` for a value
+        at an edge of its range, or `all 3 trials of lr score the same`, where nothing chose it."""
+        if self.chosen is None:
+            return []
+        of_head = [] if self.head is None else self.head.doubts()
+        scores = self.scores()
+        if len(scores) > 1 and len(set(scores)) == 1:
+            return [f"all {len(scores)} trials of {', '.join(self.space)} score the same", *of_head]
+        edges = ((name, self.chosen[name], range_.edge(self.chosen[name])) for name, range_ in self.space.items())
+        return [f"{name}={value:g} is the {edge} tried" for name, value, edge in edges if edge] + of_head
 
     def undeclared(self) -> list[str]:
         """The searched values outside of their declared ranges: `full: lr=0.01 is outside its declared range …`."""

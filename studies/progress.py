@@ -159,15 +159,11 @@ def _remarks(search: PlannedSearch | None) -> str:
     """What makes a search's choice doubtful: trials with equal scores, or values at the edge of their range."""
     if search is None:
         return ""
-    trials = search.folder.trials() if search.folder else []
-    # Trials with the same hyperparameters share a run.
-    values = list({trial.fingerprint: trial.values[0] for trial in trials if trial.values}.values())
-    if len(values) > 1 and len(set(values)) == 1:
-        return f", all {len(values)} trials score the same"
+    scores = search.scores()
     # To the last digit: what was varied changes nothing here.
-    repeated = len(values) - len(set(values))
-    equal = f", {repeated} of {len(values)} trials repeat another's score" if repeated else ""
-    return equal + "".join(f", {edge} tried" for edge in search.edges())
+    repeated = len(scores) - len(set(scores))
+    some = [f"{repeated} of {len(scores)} trials repeat another's score"] if repeated and len(set(scores)) > 1 else []
+    return "".join(f", {doubt}" for doubt in some + search.doubts())
 
 
 class Live:

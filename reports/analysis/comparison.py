@@ -62,7 +62,7 @@ class Comparison:
     """One row per setting and reference that has verdicts: comparisons, seed_deviation, image_deviation, groups,
     for_half_a_point, for_a_point (see `Variances.needed`)."""
     dev_test: pd.DataFrame
-    """One row per setting and label that was also run on the dev part: dev, dev_runs, test, test_runs, at_edge, and the
+    """One row per setting and label that was also run on the dev part: dev, dev_runs, test, test_runs, doubts, and the
     setting's tau between the two (NaN for fewer than three labels)."""
     overall: pd.DataFrame
     """One row per label that is done in every setting: settings, and rank, wins, improvability and elo, each with low
@@ -184,13 +184,13 @@ def _dev_test(dev: pd.DataFrame, done: pd.DataFrame) -> pd.DataFrame:
     on_dev = dev[(dev["state"] == RunState.DONE) & dev["value"].notna()].groupby(_OF_CELL)["value"]
     of_dev = on_dev.agg(dev="mean", dev_runs="size").reset_index()
     of_test = done.groupby(["setting_name", "setting", "label", *_OF_CELL])
-    of_test = of_test.agg(test=("value", "mean"), test_runs=("value", "size"), at_edge=("at_edge", "first"))
+    of_test = of_test.agg(test=("value", "mean"), test_runs=("value", "size"), doubts=("doubts", "first"))
     both = of_test.reset_index().merge(of_dev, on=_OF_CELL)
     both["tau"] = float("nan")
     for _, here in both.groupby("setting"):
         if len(here) > 2:
             both.loc[here.index, "tau"] = statistics.kendall_tau(list(here["dev"]), list(here["test"]))
-    columns = ["setting", "setting_name", "label", "method", "dev", "dev_runs", "test", "test_runs", "at_edge", "tau"]
+    columns = ["setting", "setting_name", "label", "method", "dev", "dev_runs", "test", "test_runs", "doubts", "tau"]
     return both.sort_values(["setting_name", "setting", "label"], ignore_index=True)[columns]
 
 

@@ -189,14 +189,14 @@ def _rows_of_study(plan: Plan, read: dict[str, RunRow]) -> list[RunRow]:
     rows: list[RunRow] = []
     neighbours: dict[tuple[str, ...], RunRow] = {}
     without_spec: list[PlannedCell] = []
-    edges = {id(cell): ", ".join(search.edges()) for search in plan.searches for cell in search.cells}
+    doubts = {id(cell): ", ".join(search.doubts()) for search in plan.searches for cell in search.cells}
     for cell in plan.cells:
         if cell.spec is None:
             without_spec.append(cell)
             continue
         fingerprint = cell.spec.fingerprint
         absent = row_of_spec(cell.spec, _outcome_without_run(cell), fingerprint=fingerprint)
-        rows.append(replace(read.get(fingerprint, absent), label=cell.label, at_edge=edges.get(id(cell), "")))
+        rows.append(replace(read.get(fingerprint, absent), label=cell.label, doubts=doubts.get(id(cell), "")))
         neighbours[_setting_of(cell)] = rows[-1]
     for cell in without_spec:
         request, neighbour, outcome = cell.request, neighbours.get(_setting_of(cell)), _outcome_without_run(cell)

@@ -65,8 +65,8 @@ class RunRow:
     part: str
     state: RunState
     reason: str | None = None
-    at_edge: str = ""
-    """The hyperparameters that a study's search chose at an edge of their range, as text."""
+    doubts: str = ""
+    """What makes the choice of a study's search doubtful, such as values at an edge of their range, as text."""
     path: str | None = None
     """Of its folder; None for a cell without a run."""
     result: RunResult | None = None

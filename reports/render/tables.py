@@ -174,8 +174,8 @@ class _Block:
             self.footnotes.letter(_why(state, reason, seeds, of=len(runs)))
             for (state, reason), seeds in sorted(reasons.items())
         )
-        edges = sorted({text for text in runs["at_edge"] if text})
-        notes += [self.footnotes.letter(f"at the edge of its search: {text} that was tried") for text in edges]
+        doubts = sorted({text for text in runs["doubts"] if text})
+        notes += [self.footnotes.letter(f"its search: {text}") for text in doubts]
         notes += [self.footnotes.letter(about_unlabelled(row.unlabelled))] if row.unlabelled else []
         notes += [self.footnotes.letter(f"{row.only_found}: {ONLY_FOUND}")] if row.only_found else []
         if not row.seeds:

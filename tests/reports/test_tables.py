@@ -246,11 +246,12 @@ def test_dev_and_test_with_hyperparameters_at_an_edge(tmp_path: Path) -> None:
         for part in ("dev", "report"):
             make_run(tmp_path, make_spec(method, part=part), accuracy)
     collected = collect(tmp_path)
-    edges = np.where(collected.runs["label"] == "spm", "lr=0.01 is the highest", "")
-    (table,) = dev_test_tables(compare(replace(collected, runs=collected.runs.assign(at_edge=edges))), NumberFormat())
+    doubts = np.where(collected.runs["label"] == "spm", "lr=0.01 is the highest tried", "")
+    runs = collected.runs.assign(doubts=doubts)
+    (table,) = dev_test_tables(compare(replace(collected, runs=runs)), NumberFormat())
     assert [cells[0].text for cells in table.rows] == ["full", "spm", "linear"]
     assert table.caption.startswith("Kendall's τ between the two orders: 1.00.")
-    assert table.footnotes == ["a: at the edge of its search: lr=0.01 is the highest"]
+    assert table.footnotes == ["a: its search: lr=0.01 is the highest tried"]
 
 
 @pytest.mark.parametrize("datasets", [2, 5])

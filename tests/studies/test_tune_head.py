@@ -69,7 +69,7 @@ def test_rows_wait_for_the_learning_rate_of_the_head(tmp_path: Path, colours: Pa
     assert {cell.request.settings["head_lr"] for cell in linear.cells} == {0.1}
     assert {cell.state for cell in spm.cells} == {RunState.WAITING}
     assert spm.folder is not None and spm.folder.spec.fixed["head_lr"] == 0.1
-    assert linear.edges() == ["head_lr=0.1 is the highest"]
+    assert linear.doubts() == ["head_lr=0.1 is the highest tried"]
     end_trials(spm.folder, [0.1, 0.4, 0.2], [{"lr": 0.001}, {"lr": 0.002}, {"lr": 0.003}])
 
     _, spm = plan().searches
@@ -88,13 +88,13 @@ def test_equal_trials_are_reported(tmp_path: Path, colours: Path) -> None:
     (head,) = make_plan(study, store, tmp_path).heads
     assert head.folder is not None
     end_trials(head.folder, [0.3, 0.3], [{"head_lr": 0.001}, {"head_lr": 0.1}])
-    assert table(make_plan(study, store, tmp_path))[0]["state"] == "done, all 2 trials score the same"
+    assert table(make_plan(study, store, tmp_path))[0]["state"] == "done, all 2 trials of head_lr score the same"
 
     *_, spm = make_plan(study, store, tmp_path).searches
     assert spm.folder is not None
     end_trials(spm.folder, [0.4, 0.5, 0.4], [{"lr": 0.001}, {"lr": 0.002}, {"lr": 0.003}])
     *_, line = table(make_plan(study, store, tmp_path))
-    assert ", 1 of 3 trials repeat another's score" in line["state"]
+    assert line["state"].endswith(", 1 of 3 trials repeat another's score, all 2 trials of head_lr score the same")
 
 
 def test_plan_warns_of_values_outside_of_declared_ranges(tmp_path: Path, colours: Path) -> None:
@@ -135,12 +135,12 @@ def test_report_marks_values_at_the_edge_of_their_range(tmp_path: Path, colours:
         assert cell.spec is not None
         finish(runs, cell.spec)
     rows = collect(runs, path, tmp_path).runs
-    assert set(rows.loc[rows["label"] == "linear", "at_edge"]) == {"head_lr=0.1 is the highest"}
-    assert set(rows.loc[rows["label"] == "spm", "at_edge"]) == {""}  # its own search has not ended
+    assert set(rows.loc[rows["label"] == "linear", "doubts"]) == {"head_lr=0.1 is the highest tried"}
+    assert set(rows.loc[rows["label"] == "spm", "doubts"]) == {""}  # its own search has not ended
     report = call("report", path, "--runs", runs, "--data", tmp_path, "--out", tmp_path / "report")
     assert report.code == 0, report.err
     text = "".join(f.read_text(encoding="utf-8") for f in (tmp_path / "report" / "tables").glob("*.md"))
-    assert "at the edge of its search: head\\_lr=0.1 is the highest that was tried" in text
+    assert "its search: head\\_lr=0.1 is the highest tried" in text
 
 
 def end_trials(folder: SearchFolder, values: list[float], settings: list[dict[str, Any]]) -> None:

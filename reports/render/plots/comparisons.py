@@ -203,7 +203,7 @@ def dev_against_test(context: PlotContext, dev_test: pd.DataFrame) -> Iterator[P
             for row in rows_of(here):
                 style = context.styles[row.label]
                 axes.plot(row.dev, row.test, style.marker, color=style.colour, markersize=5.5 * style.size,
-                          mfc=PAPER if row.at_edge else style.colour)  # fmt: skip
+                          mfc=PAPER if row.doubts else style.colour)  # fmt: skip
             if not here.tau.isna().all():
                 axes.set_title(f"{titles[setting]}: τ = {here.tau.iloc[0]:.2f}")
             axes.margins(0.12)
@@ -217,6 +217,6 @@ def dev_against_test(context: PlotContext, dev_test: pd.DataFrame) -> Iterator[P
             "statistics",
             "Dev and test",
             "Dev: the chosen trial's score. Test: mean over seeds of the runs with its hyperparameters. τ: Kendall's, "
-            "of the two orders. Hollow: a chosen hyperparameter is at an edge of its range.",
+            "of the two orders. Hollow: a chosen hyperparameter is at an edge of its range, or all trials tied.",
             figure,
         )
