@@ -83,7 +83,13 @@ def _tradeoff_panel(
         axes.plot(
             at, row.miou, style.marker, color=style.colour, markersize=5.5 * style.size, mec=PAPER, mew=0.5, zorder=3
         )
-        texts.append(axes.text(at, row.miou, shortened(row.label, 24), fontsize=7, color=style.colour, zorder=4))
+        # Paper behind the label hides the lines, zorder 1 to 1.5, but neither bars nor points.
+        texts.append(
+            axes.text(
+                at, row.miou, shortened(row.label, 24), fontsize=7, color=style.colour, zorder=1.8,
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
+            )
+        )  # fmt: skip
     for row in rows_of(cited):
         style, at = styles[row.method], (row.trained, row.value)
         axes.plot(*at, style.marker, mfc="none", mec=style.colour, markersize=6 * style.size, mew=1.0, zorder=2)
@@ -159,9 +165,12 @@ def _spread(axes: Axes, texts: list[Text]) -> Iterator[tuple[Axes, np.ndarray, n
         return
     points = np.array([text.get_position() for text in texts])
     avoided = np.concatenate([points, *_along_bars(axes)])
+    for text, point in zip(texts, points, strict=True):  # begin right of the marker, clear of its bar
+        x, y = axes.transData.transform(point)
+        text.set_position(tuple(axes.transData.inverted().transform((x + 0.05 * DPI, y))))
     adjust_text(
         texts, ax=axes, x=avoided[:, 0], y=avoided[:, 1], iter_lim=100, expand=(1.2, 1.5), force_text=(0.2, 0.35),
-        max_move=(12, 12), prevent_crossings=False,
+        max_move=(12, 12), prevent_crossings=False, avoid_self=False,
     )  # fmt: skip
     for text, point in zip(texts, points, strict=True):
         box, end = text.get_window_extent(), axes.transData.transform(point)
