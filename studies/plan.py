@@ -88,20 +88,20 @@ class PlannedSearch:
     def scores(self) -> list[float]:
         """Of the complete trials, by the first objective; trials with the same hyperparameters share a run and count
         once."""
-        trials = self.folder.trials()[: self.trials] if self.folder else []
+        trials = [trial for trial in self.folder.trials() if trial.number < self.trials] if self.folder else []
         return list({trial.fingerprint: trial.values[0] for trial in trials if trial.values}.values())
 
     def doubts(self) -> list[str]:
         """What makes the choice doubtful, the head's learning rate included: `lr=0.01 is the highest tried` for a value
         at an edge of its range, or `all 3 trials of lr score the same`, where nothing chose it."""
-        if self.chosen is None:
-            return []
-        of_head = [] if self.head is None else self.head.doubts()
-        scores = self.scores()
+        scores, chosen = self.scores(), self.chosen or {}
+        own = []
         if len(scores) > 1 and len(set(scores)) == 1:
-            return [f"all {len(scores)} trials of {', '.join(self.space)} score the same", *of_head]
-        edges = ((name, self.chosen[name], range_.edge(self.chosen[name])) for name, range_ in self.space.items())
-        return [f"{name}={value:g} is the {edge} tried" for name, value, edge in edges if edge] + of_head
+            own = [f"all {len(scores)} trials of {', '.join(self.space)} score the same"]
+        elif chosen:
+            edges = ((name, chosen[name], range_.edge(chosen[name])) for name, range_ in self.space.items())
+            own = [f"{name}={value:g} is the {edge} tried" for name, value, edge in edges if edge]
+        return own + (self.head.doubts() if self.head is not None and chosen else [])
 
     def undeclared(self) -> list[str]:
         """The searched values outside of their declared ranges: `full: lr=0.01 is outside its declared range …`."""

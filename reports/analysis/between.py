@@ -1,8 +1,9 @@
 """Compare rows of two published tables, such as one method under two heads: at equal seeds, over the same test images.
 
-`python -m reports.analysis.between FOLDER:ROW FOLDER:ROW` is the difference of two rows, with its interval and p, from
-the files that `reports.analysis.evidence` wrote. With four rows A B C D it is that of two gains, (A - B) - (C - D).
-Nothing is corrected for other comparisons.
+`python -m reports.analysis.between FOLDER:ROW FOLDER:ROW` is the difference of two rows, the first minus the second,
+with its interval and p, from the files that `reports.analysis.evidence` wrote. With four rows A B C D it is that of two
+gains, (A - B) - (C - D). There is no correction for other comparisons, and the variance over seeds is that of this one:
+in a report's table it is no less than the table's median, so that intervals there can be wider.
 """
 
 from __future__ import annotations
@@ -20,36 +21,42 @@ from harness.errors import UserError, did_you_mean
 from harness.runs.difference import Difference, Resampled, difference, resample
 from reports.analysis.evidence import COUNTS, RUNS, counts_of
 
+SETTING = ["backbone", "weights", "dataset", "head", "budget", "hyperparameters"]
+IMAGES = ["group", "class", "labelled"]
+
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a published table."""
+    """One row of a published table: its runs with one label, which differ in their seed alone."""
 
     name: str
     images: pd.DataFrame
-    """What the test images are: `group`, `class` and `labelled` pixels."""
+    """What the test images are: `IMAGES`, a row for each group and class."""
     seeds: Mapping[int, Resampled]
 
 
 def read_row(text: str) -> PublishedRow:
-    """The row that `FOLDER:ROW` names. Raises `UserError` if there is none."""
-    folder, _, label = text.partition(":")
+    """The row that `FOLDER:ROW` names. Raises `UserError` if there is none, or if its files do not fit together."""
+    folder, colon, label = text.partition(":")
+    if not (folder and colon and label):
+        raise UserError(f"{text!r}: write FOLDER:ROW, such as docs/results/landcover:spm")
     try:
-        runs, counts = pd.read_csv(Path(folder) / RUNS), pd.read_parquet(Path(folder) / COUNTS)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{text}: {folder} is not a folder with {RUNS} and {COUNTS}") from error
-    own = runs[runs["label"] == label]
+        runs = pd.read_csv(Path(folder) / RUNS, dtype={"label": str, "fingerprint": str}, keep_default_na=False)
+        counts = pd.read_parquet(Path(folder) / COUNTS)
+        own = runs.loc[runs["label"] == label, ["fingerprint", "seed", *SETTING]]
+        of_runs = {str(run): rows for run, rows in counts.groupby("fingerprint", sort=False)}
+        images = [of_runs[run][IMAGES].reset_index(drop=True) for run in own["fingerprint"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{text}: {folder} has no {RUNS} and {COUNTS} that fit together: {error!r}") from error
     if own.empty:
-        names = list(runs["label"].unique())
-        raise UserError(f"{text}: no row {label!r}; {did_you_mean(label, names)}")
-    if own["seed"].duplicated().any():
-        raise UserError(f"{text}: several runs with one seed; name a folder with one setting")
-    of_runs = {run: rows for run, rows in counts.groupby("fingerprint", sort=False) if run in set(own["fingerprint"])}
-    images = of_runs[own["fingerprint"].iloc[0]][["group", "class", "labelled"]].reset_index(drop=True)
-    resampled = {run: resample(counts_of(rows)[str(run)]) for run, rows in of_runs.items()}
-    return PublishedRow(
-        text, images, {seed: resampled[run] for seed, run in zip(own["seed"], own["fingerprint"], strict=True)}
-    )
+        raise UserError(f"{text}: no row {label!r}; {did_you_mean(label, runs['label'].unique())}")
+    mixed = [name for name in SETTING if own[name].nunique() > 1]
+    if mixed or own["seed"].duplicated().any():
+        raise UserError(f"{text}: its runs differ in {', '.join(mixed) or 'nothing, at one seed'}; publish one setting")
+    if not all(one.equals(images[0]) for one in images):
+        raise UserError(f"{text}: its runs are of different test images, groups or classes")
+    pairs = zip(own["seed"], own["fingerprint"], strict=True)
+    return PublishedRow(text, images[0], {int(seed): resample(counts_of(of_runs[run])[run]) for seed, run in pairs})
 
 
 def between(a: PublishedRow, b: PublishedRow, *others: PublishedRow) -> Difference:
@@ -60,9 +67,7 @@ def between(a: PublishedRow, b: PublishedRow, *others: PublishedRow) -> Differen
     rows = (a, b, *others)
     for row in rows[1:]:
         if not row.images.equals(a.images):
-            raise UserError(
-                f"{a.name} and {row.name} are of other test images, groups or classes: they cannot be paired"
-            )
+            raise UserError(f"{a.name} and {row.name} are of different test images, groups or classes")
     seeds = sorted(set.intersection(*(set(row.seeds) for row in rows)))
     if not seeds:
         raise UserError(f"no seed is in all of {', '.join(row.name for row in rows)}")
@@ -82,14 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if len(options.rows) not in (2, 4):
-            raise UserError(f"{len(options.rows)} rows: name two, or four")
-        found = between(*map(read_row, options.rows))
+            raise UserError(f"name two rows, or four, not {len(options.rows)}")
+        rows = [read_row(text) for text in options.rows]
+        found = between(*rows)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    gains = [f"({one.name} - {other.name})" for one, other in zip(rows[::2], rows[1::2], strict=True)]
+    print(" - ".join(gains) if len(gains) > 1 else gains[0][1:-1])
     estimate, low, high = (f"{100 * value:+.2f}" for value in found.interval)
-    untested = f" (no interval: {found.why_untested})" if found.why_untested else f" ({low} to {high}, p {found.p:.3g})"
-    print(f"{estimate} points{untested}, {found.seeds} seeds, {found.groups} groups of images")
+    tested = f"no interval: {found.why_untested}" if found.why_untested else f"{low} to {high}, p {found.p:.3g}"
+    most = max(len(row.seeds) for row in rows)
+    print(f"{estimate} points ({tested}); {found.seeds} of {most} seeds, {found.groups} groups of images")
     return 0
 
 

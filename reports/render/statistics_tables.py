@@ -141,7 +141,7 @@ def dev_test_tables(comparison: Comparison, numbers: NumberFormat) -> list[Table
         cells = [
             [
                 TableCell(row.label, "text",
-                          notes=footnotes.letter(f"its search: {row.doubts}") if row.doubts else ""),
+                          notes=footnotes.letter(f"about its search: {row.doubts}") if row.doubts else ""),
                 TableCell(numbers.score(row.dev)), TableCell(str(row.dev_runs)),
                 TableCell(numbers.score(row.test),
                           notes=",".join(map(footnotes.letter, comparison.about_labels(setting)))),

@@ -175,7 +175,7 @@ class _Block:
             for (state, reason), seeds in sorted(reasons.items())
         )
         doubts = sorted({text for text in runs["doubts"] if text})
-        notes += [self.footnotes.letter(f"its search: {text}") for text in doubts]
+        notes += [self.footnotes.letter(f"about its search: {text}") for text in doubts]
         notes += [self.footnotes.letter(about_unlabelled(row.unlabelled))] if row.unlabelled else []
         notes += [self.footnotes.letter(f"{row.only_found}: {ONLY_FOUND}")] if row.only_found else []
         if not row.seeds:

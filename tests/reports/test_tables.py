@@ -251,7 +251,7 @@ def test_dev_and_test_with_hyperparameters_at_an_edge(tmp_path: Path) -> None:
     (table,) = dev_test_tables(compare(replace(collected, runs=runs)), NumberFormat())
     assert [cells[0].text for cells in table.rows] == ["full", "spm", "linear"]
     assert table.caption.startswith("Kendall's τ between the two orders: 1.00.")
-    assert table.footnotes == ["a: its search: lr=0.01 is the highest tried"]
+    assert table.footnotes == ["a: about its search: lr=0.01 is the highest tried"]
 
 
 @pytest.mark.parametrize("datasets", [2, 5])

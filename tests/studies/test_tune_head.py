@@ -140,7 +140,7 @@ def test_report_marks_values_at_the_edge_of_their_range(tmp_path: Path, colours:
     report = call("report", path, "--runs", runs, "--data", tmp_path, "--out", tmp_path / "report")
     assert report.code == 0, report.err
     text = "".join(f.read_text(encoding="utf-8") for f in (tmp_path / "report" / "tables").glob("*.md"))
-    assert "its search: head\\_lr=0.1 is the highest tried" in text
+    assert "about its search: head\\_lr=0.1 is the highest tried" in text
 
 
 def end_trials(folder: SearchFolder, values: list[float], settings: list[dict[str, Any]]) -> None:

@@ -87,7 +87,7 @@ def _tradeoff_panel(
         texts.append(
             axes.text(
                 at, row.miou, shortened(row.label, 24), fontsize=7, color=style.colour, zorder=1.8,
-                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.4, "alpha": 0.75},
             )
         )  # fmt: skip
     for row in rows_of(cited):
@@ -167,7 +167,7 @@ def _spread(axes: Axes, texts: list[Text]) -> Iterator[tuple[Axes, np.ndarray, n
     avoided = np.concatenate([points, *_along_bars(axes)])
     for text, point in zip(texts, points, strict=True):  # begin right of the marker, clear of its bar
         x, y = axes.transData.transform(point)
-        text.set_position(tuple(axes.transData.inverted().transform((x + 0.05 * DPI, y))))
+        text.set_position(tuple(axes.transData.inverted().transform((x + 0.05 * DPI, y + 0.01 * DPI))))
     adjust_text(
         texts, ax=axes, x=avoided[:, 0], y=avoided[:, 1], iter_lim=100, expand=(1.2, 1.5), force_text=(0.2, 0.35),
         max_move=(12, 12), prevent_crossings=False, avoid_self=False,
