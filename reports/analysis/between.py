@@ -51,8 +51,10 @@ def read_row(text: str) -> PublishedRow:
     if own.empty:
         raise UserError(f"{text}: no row {label!r}; {did_you_mean(label, runs['label'].unique())}")
     mixed = [name for name in SETTING if own[name].nunique() > 1]
-    if mixed or own["seed"].duplicated().any():
-        raise UserError(f"{text}: its runs differ in {', '.join(mixed) or 'nothing, at one seed'}; publish one setting")
+    if mixed:
+        raise UserError(f"{text}: its runs differ in {', '.join(mixed)}; publish one setting")
+    if own["seed"].duplicated().any():
+        raise UserError(f"{text}: two of its runs have one seed")
     if not all(one.equals(images[0]) for one in images):
         raise UserError(f"{text}: its runs are of different test images, groups or classes")
     pairs = zip(own["seed"], own["fingerprint"], strict=True)

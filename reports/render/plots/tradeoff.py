@@ -83,7 +83,7 @@ def _tradeoff_panel(
         axes.plot(
             at, row.miou, style.marker, color=style.colour, markersize=5.5 * style.size, mec=PAPER, mew=0.5, zorder=3
         )
-        # Paper behind the label hides the lines, zorder 1 to 1.5, but neither bars nor points.
+        # Paper behind the label fades the lines, zorder 1 to 1.5, but neither bars nor points.
         texts.append(
             axes.text(
                 at, row.miou, shortened(row.label, 24), fontsize=7, color=style.colour, zorder=1.8,
