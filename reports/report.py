@@ -72,10 +72,7 @@ def write_report(collected: Collected, published: Sequence[PublishedScore], out:
     not changed.
     """
     check_metric(collected, options.metric)
-    heads = set(collected.runs["head"])
-    references = [shown_label(name, heads) for name in _references(collected.reported, options.reference)]
-    labels = [shown_label(label, heads) for label in collected.runs["label"]]
-    shown = replace(collected, runs=collected.runs.assign(label=labels))
+    shown, references = as_shown(collected, _references(collected.reported, options.reference))
     with replacing(out) as folder:
         comparison = compare(shown, options.metric, references)
         in_miou = comparison if options.metric == "miou" else compare(shown, "miou", references)
@@ -125,17 +122,27 @@ def _search_matches(search: SearchRecord, name: str, patterns: str) -> bool:
 
 
 def _references(runs: pd.DataFrame, name: str) -> list[str]:
-    """The labels that every method is compared with: the requested one, and full, if there are runs of them.
+    """The labels that every method is compared with: the requested one, and full, if there are runs of them."""
+    requested = _rows(runs, name) if name == Options.reference else find_rows(runs, name)
+    return list(dict.fromkeys([*requested, *_rows(runs, "full")]))
 
-    A name is a label's, or else a method's, which may have several labels.
-    """
-    found: dict[str, None] = {}
-    for reference in (name, "full"):
-        labels = set(runs["label"]) & {reference} or set(runs.loc[runs["method"] == reference, "label"])
-        if not labels and reference == name != Options.reference:
-            raise UserError(f"--reference {name}: no such method; {did_you_mean(name, set(runs['label']))}")
-        found |= dict.fromkeys(sorted(labels))
-    return list(found)
+
+def find_rows(runs: pd.DataFrame, name: str) -> list[str]:
+    """The labels that `--reference` names: a label's name, or else a method's, which may have several labels."""
+    if not (labels := _rows(runs, name)):
+        raise UserError(f"--reference {name}: no such method; {did_you_mean(name, set(runs['label']))}")
+    return labels
+
+
+def _rows(runs: pd.DataFrame, name: str) -> list[str]:
+    return sorted(set(runs["label"]) & {name} or set(runs.loc[runs["method"] == name, "label"]))
+
+
+def as_shown(collected: Collected, labels: Sequence[str]) -> tuple[Collected, list[str]]:
+    """The runs, and some of their labels, with every label as tables show it: see `shown_label`."""
+    heads = set(collected.runs["head"])
+    shown = [shown_label(label, heads) for label in collected.runs["label"]]
+    return replace(collected, runs=collected.runs.assign(label=shown)), [shown_label(label, heads) for label in labels]
 
 
 def _tables(

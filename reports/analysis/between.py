@@ -1,7 +1,7 @@
 """Compare rows of two published tables, such as one method under two heads: at equal seeds, over the same test images.
 
 `python -m reports.analysis.between FOLDER:ROW FOLDER:ROW` is the difference of two rows, the first minus the second,
-with its interval and p, from the files that `reports.analysis.evidence` wrote. With four rows A B C D it is that of two
+with its interval and p, from the files that `reports.publish` wrote. With four rows A B C D it is that of two
 gains, (A - B) - (C - D). There is no correction for other comparisons, and the variance over seeds is that of this one:
 in a report's table it is no less than the table's median, so that intervals there can be wider.
 """

@@ -1,23 +1,17 @@
 """What a published table rests on, small enough to be kept with it: every run, and its pixel counts by group and class.
 
-`python -m reports.analysis.evidence STUDY --runs runs --out FOLDER` writes `runs.csv` and `counts.parquet` of a study's
-finished cells. From the counts alone `scores` computes every score again, and `compared` every verdict.
+`reports.publish` writes both. From the counts alone `scores` computes every score again, and `compared` every verdict.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from harness.cli.folders import check_writable, writing
-from harness.errors import UserError
 from harness.runs.difference import Difference, difference, grouped, of_one_table, resample, score
-from reports.read.collect import Collected, collect
+from reports.read.collect import Collected
 
 RUNS, COUNTS = "runs.csv", "counts.parquet"
 COLUMNS = (
@@ -66,33 +60,3 @@ def compared(runs: pd.DataFrame, counts: Mapping[str, np.ndarray], reference: st
         sides = ([resample(counts[side[seed]]) for seed in shared] for side in (own, base))
         found[str(label)] = difference(*sides)
     return of_one_table(found)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m reports.analysis.evidence", description=__doc__)
-    parser.add_argument("study", type=Path, help="study file, or one that ships")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default %(default)s)")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the datasets (default %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    options = parser.parse_args(arguments)
-    try:
-        collected = collect(options.runs, options.study, options.data)
-        runs = collected.finished
-        if runs.empty:
-            raise UserError(f"{options.study}: no cell is done yet")
-        if runs["dirty"].any():
-            raise UserError(f"{int(runs['dirty'].sum())} runs are of code that was not committed; rerun them")
-        check_writable("--out", options.out)
-        with writing(str(options.out)):
-            options.out.mkdir(parents=True, exist_ok=True)
-            runs[list(COLUMNS)].to_csv(options.out / RUNS, index=False)
-            frame_of_counts(collected).to_parquet(options.out / COUNTS, index=False)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(runs)} runs: {options.out / RUNS}, {options.out / COUNTS}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from harness.runs.difference import score
-from reports.analysis.evidence import COUNTS, RUNS, compared, counts_of, frame_of_counts, main, scores
+from reports.analysis.evidence import COUNTS, RUNS, compared, counts_of, frame_of_counts, scores
+from reports.publish import TABLES
 from reports.read.collect import collect
 from tests.support.made_runs import make_run, make_runs, make_spec
 
@@ -41,19 +42,13 @@ def test_reference_is_compared_as_in_a_report(tmp_path: Path) -> None:
         assert one.seeds == 3 and 0 < one.p < 1
 
 
-def test_nothing_is_written_without_a_finished_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "runs").mkdir()
-    assert main(["demo", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
 def test_published_scores_come_out_of_the_published_counts(path: Path) -> None:
     runs, counts = pd.read_csv(path), counts_of(pd.read_parquet(path.with_name(COUNTS)))
     assert not runs["dirty"].any() and set(runs["fingerprint"]) == set(counts)
     again = scores(counts)
     assert runs["miou"].tolist() == pytest.approx([again[fingerprint] for fingerprint in runs["fingerprint"]])
-    table = path.with_name("results.md").read_text(encoding="utf-8")
+    table = path.with_name(TABLES).read_text(encoding="utf-8")
     for label, of_label in runs.groupby("label"):
         shown = f"{100 * of_label['miou'].mean():.2f} ± {100 * of_label['miou'].std():.2f}"
         assert shown in table, label

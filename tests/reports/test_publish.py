@@ -1,0 +1,60 @@
+"""The files of a published table: a page of Markdown, the runs and their counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.errors import UserError
+from harness.runs.store import RunStore
+from reports.analysis.evidence import COUNTS, RUNS, counts_of, scores
+from reports.publish import TABLES, main, page
+from reports.read.collect import collect
+from studies.plan import make_plan
+from studies.study import load_study
+from tests.support.made_runs import make_run, make_runs, make_spec
+from tests.support.studies_at_hand import write_study
+
+
+def test_page_has_scores_and_a_comparison_for_each_reference(tmp_path: Path) -> None:
+    make_runs(tmp_path, seeds=(0, 1, 2))
+    collected = collect(tmp_path)
+    text = page(collected, "My study", "harness report mine", ["linear", "spm"])
+    assert text.startswith("# My study: scores and costs\n\nTables of `harness report mine --columns score,trained,")
+    for label, rows in collected.finished.groupby("label"):
+        assert f"{100 * rows['miou'].mean():.2f} ± {100 * rows['miou'].std():.2f}" in text, label
+    assert "compared with head only" in text and "compared with spm" in text and "compared with full" not in text
+
+
+def test_unknown_reference_is_refused(tmp_path: Path) -> None:
+    make_runs(tmp_path, seeds=(0, 1))
+    with pytest.raises(UserError, match="--reference spn: no such method; did you mean spm"):
+        page(collect(tmp_path), "My study", "harness report mine", ["spn"])
+
+
+def test_finished_cells_of_a_study_are_published(
+    tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path / "mine.yaml", colours, title="Mine", methods=["linear", "spm", "lora"])
+    store, out = RunStore(tmp_path / "runs"), tmp_path / "out"
+    cells = [cell.spec for cell in make_plan(load_study(study), store, tmp_path).cells if cell.spec is not None]
+    for spec in cells:
+        make_run(store.root, spec)
+    make_run(store.root, make_spec("full"))
+    given = [str(study), "--runs", str(store.root), "--data", str(tmp_path), "--filter", "method=linear,spm"]
+    assert main([*given, "--out", str(out)]) == 0
+    runs, table = pd.read_csv(out / RUNS), (out / TABLES).read_text(encoding="utf-8")
+    assert set(runs["fingerprint"]) == {spec.fingerprint for spec in cells if spec.method != "lora"}
+    assert scores(counts_of(pd.read_parquet(out / COUNTS))) == pytest.approx(dict(runs[["fingerprint", "miou"]].values))
+    assert table.startswith("# Mine: ") and "`harness report mine --filter method=linear,spm --columns " in table
+    assert main([*given, "--out", str(out), "--reference", "lora"]) == 2
+    assert "--reference lora: no such method" in capsys.readouterr().err
+    assert (out / TABLES).read_text(encoding="utf-8") == table
+
+
+def test_nothing_is_written_without_a_finished_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").mkdir()
+    assert main(["demo", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "out").exists()
