@@ -2,19 +2,21 @@
 
 `python -m reports.publish STUDY --out FOLDER` writes three files. `results.md` has the tables of scores, comparisons,
 and dev and test; `runs.csv` every reported run with its fingerprint and commit; `counts.parquet` their pixel counts by
-group of images and class, from which `reports.analysis.evidence` computes every score and verdict again.
+group of images and class, from which `reports.analysis.evidence` computes test scores, intervals and p again.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cli.folders import check_writable, writing
 from harness.errors import UserError
-from harness.util.files import write_text
+from harness.util.files import atomically, write_text
+from harness.util.text import counted, list_some
 from reports.analysis.comparison import compare
 from reports.analysis.evidence import COLUMNS, COUNTS, RUNS, frame_of_counts
 from reports.read.cited import match
@@ -23,33 +25,37 @@ from reports.render.formats import markdown
 from reports.render.numbers import NumberFormat
 from reports.render.statistics_tables import dev_test_tables, significance_tables
 from reports.render.tables import COLUMNS as COSTS
-from reports.render.tables import TableLayout, result_tables
+from reports.render.tables import TableLayout, absent_table, result_tables
 from reports.report import as_shown, filtered, find_rows
-from studies.study import load_study
+from studies.study import HEAD_ONLY, load_study
+from studies.tune import HEAD_METHOD
 
 TABLES = "results.md"
+FILES = (TABLES, RUNS, COUNTS)
 SHOWN = ("score", *(name for name in COSTS if name != "time"))
 """The columns of the page. Times of training compare only where nothing else ran on the machine."""
 
 
-def page(collected: Collected, title: str, command: str, references: Sequence[str]) -> str:
-    """The tables of a study's finished cells as Markdown, with one comparison for each reference; `command` makes them.
+def page(collected: Collected, title: str, command: Sequence[str], references: Sequence[str]) -> str:
+    """The tables of a study as Markdown, with one comparison for each label in `references`.
 
-    Raises `UserError` if a reference names no row.
+    `command` is what makes them, less its options for references and columns.
     """
-    labels = dict.fromkeys(label for name in references for label in find_rows(collected.reported, name))
-    collected, shown = as_shown(collected, list(labels))
-    numbers, comparison = NumberFormat(), compare(collected, references=shown)
+    shown, labels = as_shown(collected, references)
+    numbers, comparison = NumberFormat(), compare(shown, references=labels)
     tables = [
         *result_tables(comparison, match([], comparison, "miou"), TableLayout(SHOWN), numbers),
         *significance_tables(comparison, numbers),
         *dev_test_tables(comparison, numbers),
+        *absent_table(comparison, [(one.folder, one.reason) for one in collected.skipped]),
     ]
-    intro = (
-        f"Tables of `{command} --columns {','.join(SHOWN)}`, with a comparison for each `--reference`. The time of "
-        "training is left out: other programs may have run on the machine."
-    )
-    return "\n".join([f"# {title}: scores and costs\n", intro + "\n", *map(markdown, tables)])
+    columns = shlex.join([*command, "--columns", ",".join(SHOWN)])
+    named = "`, and once with `".join(shlex.join(["--reference", label]) for label in references)
+    sentences = [f"Tables of `{columns}`" + (f", once with `{named}`." if named else ".")]
+    sentences.append("The time of training is left out: other programs may have run on the machine.")
+    if HEAD_ONLY in set(shown.runs["label"]) - set(collected.runs["label"]):
+        sentences.append(f"*{HEAD_ONLY}* is `{HEAD_METHOD}`.")
+    return "\n".join([f"# {title}: scores and costs\n", " ".join(sentences) + "\n", *map(markdown, tables)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,25 +72,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        title = load_study(options.study).title
+        check_writable("--out", options.out)
+        title = load_study(options.study).title or options.study.stem
         collected = filtered(collect(options.runs, options.study, options.data), options.filter)
-        runs = collected.finished
+        planned, runs = collected.reported, collected.finished
         if runs.empty:
             raise UserError(f"{options.study}: no cell is done yet")
-        if runs["dirty"].any():
-            raise UserError(f"{int(runs['dirty'].sum())} runs are of code that was not committed; rerun them")
-        command = " ".join(["harness report", options.study.stem, *(f"--filter {one}" for one in options.filter)])
-        text = page(collected, title, command, options.reference or ["linear"])
-        check_writable("--out", options.out)
-        with writing(str(options.out)):
-            options.out.mkdir(parents=True, exist_ok=True)
-            runs[list(COLUMNS)].to_csv(options.out / RUNS, index=False)
-            frame_of_counts(collected).to_parquet(options.out / COUNTS, index=False)
-            write_text(options.out / TABLES, text)
+        if unknown := list(runs.loc[runs["dirty"].ne(False), "fingerprint"]):
+            number = counted(len(unknown), "run")
+            raise UserError(f"{number} of code that is not known to be committed; rerun {list_some(unknown)}")
+        given = options.reference or [HEAD_METHOD] * bool((planned["method"] == HEAD_METHOD).any())
+        references = list(dict.fromkeys(label for name in given for label in find_rows(planned, name)))
+        filters = [part for one in options.filter for part in ("--filter", one)]
+        table = page(collected, title, ["harness", "report", options.study.name, *filters], references)
+        counts = frame_of_counts(collected)
+        with writing(f"--out {options.out}"):
+            with atomically(options.out / COUNTS) as temporary:
+                counts.to_parquet(temporary, index=False)
+            write_text(options.out / RUNS, runs[list(COLUMNS)].to_csv(index=False, lineterminator="\n"))
+            write_text(options.out / TABLES, table)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(runs)} runs: {options.out}/{{{RUNS},{COUNTS},{TABLES}}}")
+    print(f"{len(runs)} of {counted(len(planned), 'run')}: {', '.join(str(options.out / name) for name in FILES)}")
     return 0
 
 

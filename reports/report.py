@@ -128,7 +128,7 @@ def _references(runs: pd.DataFrame, name: str) -> list[str]:
 
 
 def find_rows(runs: pd.DataFrame, name: str) -> list[str]:
-    """The labels that `--reference` names: a label's name, or else a method's, which may have several labels."""
+    """The labels that `--reference` names: a label, or else the labels of a method. Raises `UserError` for neither."""
     if not (labels := _rows(runs, name)):
         raise UserError(f"--reference {name}: no such method; {did_you_mean(name, set(runs['label']))}")
     return labels

@@ -98,12 +98,13 @@ def occurrences(counts: np.ndarray) -> np.ndarray:
 
 
 def grouped(counts: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
-    """Counts of images [N, 3, K] -> their sums over groups [G, 3, K]; without groups, each image is one."""
+    """Counts of images [N, 3, K] -> their sums over groups [G, 3, K], in the order of the groups' names.
+
+    Without groups, each image is one, in the given order.
+    """
     if groups is None:
         return counts
     names, index = np.unique(np.array(groups, str), return_inverse=True)
-    if len(names) == len(counts):
-        return counts
     sums = np.zeros((len(names), *counts.shape[1:]), counts.dtype)
     np.add.at(sums, index, counts)
     return sums

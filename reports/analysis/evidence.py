@@ -1,6 +1,6 @@
 """What a published table rests on, small enough to be kept with it: every run, and its pixel counts by group and class.
 
-`reports.publish` writes both. From the counts alone `scores` computes every score again, and `compared` every verdict.
+`reports.publish` writes both. From them `scores` computes every test score again, and `compared` every interval and p.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def frame_of_counts(collected: Collected) -> pd.DataFrame:
     frames = []
     for fingerprint in collected.finished["fingerprint"]:
         read = collected.counts(fingerprint)
-        names = np.unique(np.array(read.groups or read.names, str))
+        names = np.unique(np.array(read.groups, str)) if read.groups else np.array(read.names, str)
         counts = grouped(read.counts, read.groups)
         groups, classes = np.indices((counts.shape[0], counts.shape[2])).reshape(2, -1)
         hit, labelled, predicted = counts.transpose(1, 0, 2).reshape(3, -1)
