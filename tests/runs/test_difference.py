@@ -74,6 +74,7 @@ def test_counts_are_summed_over_groups() -> None:
     sums = grouped(counts, ["b", "a", "b", "c", "a"])
     np.testing.assert_array_equal(sums, [counts[1] + counts[4], counts[0] + counts[2], counts[3]])
     assert grouped(counts, None) is counts
+    assert np.array_equal(grouped(counts[:2], ["b", "a"]), counts[:2][::-1])  # in the order of their names
 
 
 def of(a: np.ndarray, b: np.ndarray, metric: str | int = "miou", resamples: int = 4000) -> Difference:
