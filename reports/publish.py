@@ -22,16 +22,16 @@ from reports.analysis.evidence import COLUMNS, COUNTS, RUNS, frame_of_counts
 from reports.read.cited import match
 from reports.read.collect import Collected, collect
 from reports.render.formats import markdown
-from reports.render.numbers import NumberFormat
-from reports.render.statistics_tables import dev_test_tables, significance_tables
 from reports.render.tables import COLUMNS as COSTS
-from reports.render.tables import TableLayout, absent_table, result_tables
-from reports.report import as_shown, filtered, find_rows
+from reports.render.tables import TableLayout
+from reports.report import ABSENT, Options, as_shown, filtered, find_rows, sections_of
 from studies.study import HEAD_ONLY, load_study
 from studies.tune import HEAD_METHOD
 
 TABLES = "results.md"
 FILES = (TABLES, RUNS, COUNTS)
+HEADINGS = ("Results", "Comparisons", "Dev and test", ABSENT)
+"""Of a report's sections those that the page has."""
 SHOWN = ("score", *(name for name in COSTS if name != "time"))
 """The columns of the page. Times of training compare only where nothing else ran on the machine."""
 
@@ -42,13 +42,9 @@ def page(collected: Collected, title: str, command: Sequence[str], references: S
     `command` is what makes them, less its options for references and columns.
     """
     shown, labels = as_shown(collected, references)
-    numbers, comparison = NumberFormat(), compare(shown, references=labels)
-    tables = [
-        *result_tables(comparison, match([], comparison, "miou"), TableLayout(SHOWN), numbers),
-        *significance_tables(comparison, numbers),
-        *dev_test_tables(comparison, numbers),
-        *absent_table(comparison, [(one.folder, one.reason) for one in collected.skipped]),
-    ]
+    comparison = compare(shown, references=labels)
+    sections = sections_of(comparison, match([], comparison, "miou"), shown, Options(layout=TableLayout(SHOWN)))
+    tables = [table for heading in HEADINGS for table in sections[heading]]
     columns = shlex.join([*command, "--columns", ",".join(SHOWN)])
     named = "`, and once with `".join(shlex.join(["--reference", label]) for label in references)
     sentences = [f"Tables of `{columns}`" + (f", once with `{named}`." if named else ".")]
@@ -81,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := list(runs.loc[runs["dirty"].ne(False), "fingerprint"]):
             number = counted(len(unknown), "run")
             raise UserError(f"{number} of code that is not known to be committed; rerun {list_some(unknown)}")
-        given = options.reference or [HEAD_METHOD] * bool((planned["method"] == HEAD_METHOD).any())
+        given = options.reference or [Options.reference]
         references = list(dict.fromkeys(label for name in given for label in find_rows(planned, name)))
         filters = [part for one in options.filter for part in ("--filter", one)]
         table = page(collected, title, ["harness", "report", options.study.name, *filters], references)

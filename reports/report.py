@@ -79,7 +79,7 @@ def write_report(collected: Collected, published: Sequence[PublishedScore], out:
         cited = match(published, comparison, options.metric)
         cited_miou = cited if options.metric == "miou" else match(published, in_miou, "miou")
         with plots.drawing(shown, cited_miou, in_miou, folder / "plots", options.formats) as wait:
-            sections = _tables(comparison, cited, shown, options)
+            sections = sections_of(comparison, cited, shown, options)
             found = answers(comparison, options.numbers.score)
             _write_tables(folder / "tables", comparison, cited, shown, sections, found)
             _write_data(folder / "data.parquet", collected)
@@ -123,13 +123,15 @@ def _search_matches(search: SearchRecord, name: str, patterns: str) -> bool:
 
 def _references(runs: pd.DataFrame, name: str) -> list[str]:
     """The labels that every method is compared with: the requested one, and full, if there are runs of them."""
-    requested = _rows(runs, name) if name == Options.reference else find_rows(runs, name)
-    return list(dict.fromkeys([*requested, *_rows(runs, "full")]))
+    return list(dict.fromkeys([*find_rows(runs, name), *_rows(runs, "full")]))
 
 
 def find_rows(runs: pd.DataFrame, name: str) -> list[str]:
-    """The labels that `--reference` names: a label, or else the labels of a method. Raises `UserError` for neither."""
-    if not (labels := _rows(runs, name)):
+    """The labels that `--reference` names: a label, or else the labels of a method.
+
+    Raises `UserError` for neither, but for the default, which need not be there.
+    """
+    if not (labels := _rows(runs, name)) and name != Options.reference:
         raise UserError(f"--reference {name}: no such method; {did_you_mean(name, set(runs['label']))}")
     return labels
 
@@ -145,10 +147,10 @@ def as_shown(collected: Collected, labels: Sequence[str]) -> tuple[Collected, li
     return replace(collected, runs=collected.runs.assign(label=shown)), [shown_label(label, heads) for label in labels]
 
 
-def _tables(
+def sections_of(
     comparison: Comparison, cited: pd.DataFrame, collected: Collected, options: Options
 ) -> dict[str, list[Table]]:
-    """By the heading of their section."""
+    """The tables by the heading of their section."""
     numbers = options.numbers
     return {
         "Results": tables.result_tables(comparison, cited, options.layout, numbers),
