@@ -219,7 +219,7 @@ def _plan_search(
     try:
         if isinstance(head, UserError):
             raise head
-        space = tune.space_of(row.request)
+        space = tune.space_of(row.request, row.arm.space)
         trials = tune.trials_of(space, tune.trials) if space else 0
         planned = PlannedSearch(label, searched, tune, trials, space, head=head)
         resolve(searched)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.cells.resolve import Request
 from harness.data.catalog import check_dataset
 from harness.errors import InvalidField, UserError, did_you_mean, invalid, located
-from harness.method import methods
+from harness.method import Method, methods
 from harness.models.backbones.weights import find_weights
 from harness.models.heads import parse_head
 from harness.spec import Budget, Seed, budget, budget_from
@@ -28,7 +28,7 @@ from harness.util.files import read_yaml_file
 from studies import shipped_studies
 from studies.search.samplers import check_sampler
 from studies.search.spec import Range, Setting, check_names, parse_range
-from studies.tune import HEAD_LR, HEAD_METHOD, HeadTune, Tune, seeds_from_count
+from studies.tune import HEAD_LR, HEAD_METHOD, HeadTune, Tune, ranges_from_lists, seeds_from_count
 
 
 class _StudyModel(BaseModel):
@@ -54,6 +54,9 @@ class MethodArm(_StudyModel):
     method: str = Field(description="its name; a row that is only a name is that method with its defaults")
     label: str = Field("", max_length=100, description="the row's name in tables; default: method and settings")
     settings: dict[str, Setting] = Field({}, description="hyperparameter -> value")
+    space: dict[str, str] = Field({}, description="this row's own ranges, in place of those of `tune.space`")
+
+    _from_lists = field_validator("space", mode="before")(ranges_from_lists)
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +169,7 @@ class Study(_StudyModel):
                 method = methods.get(arm.method)
             with self._located(under=f"methods[{row}]"):
                 method.Hyperparameters.parse(arm.method, dict(arm.settings))
+                self._check_space(method, arm)
         for backbone in self.backbones:
             with self._located("backbones"):
                 find_weights(backbone.backbone, "random", cache)  # only the name: its weights may be missing
@@ -182,6 +186,14 @@ class Study(_StudyModel):
                 parse_head(head)
         self._check_overrides()
         self._check_tune()
+
+    def _check_space(self, method: type[Method], arm: MethodArm) -> None:
+        for name, text in arm.space.items():
+            parse_range(method, name, text)
+            if name in arm.settings:
+                raise UserError("is in `settings` too", field=f"space.{name}", value=text, hint="remove one of them")
+        if arm.space and self.tune is None and "tune" not in self.flags:
+            raise UserError("the study has no `tune`, so nothing is searched", field="space")
 
     def _check_overrides(self) -> None:
         """Their settings fit, and each matches a cell. Where the command line chose the cells, it need not."""
@@ -209,7 +221,7 @@ class Study(_StudyModel):
             if self.tune.head is not None:
                 self._check_head(self.tune)
             for row in self.rows():
-                self._check_sampler(self.tune.space_of(row.request), self.tune.trials)
+                self._check_sampler(self.tune.space_of(row.request, row.arm.space), self.tune.trials)
 
     def _check_names_to_tune(self, tune: Tune) -> None:
         """Each name belongs to a method of the file. Where the command line chose the methods, any method will do."""
@@ -232,6 +244,7 @@ class Study(_StudyModel):
         fixed = [f"methods[{row}]" for row, arm in enumerate(self.methods) if HEAD_LR in arm.settings]
         fixed += [f"overrides[{number}]" for number, one in enumerate(self.overrides) if HEAD_LR in one.settings]
         fixed = [f"{HEAD_LR} in the settings of {place}" for place in fixed]
+        fixed += [f"the space of methods[{row}]" for row, arm in enumerate(self.methods) if HEAD_LR in arm.space]
         fixed += [f"tune.{key}" for key in ("parameters", "space") if HEAD_LR in (getattr(tune, key) or ())]
         if fixed:
             problem = f"tunes {HEAD_LR} for every row, and {fixed[0]} sets it too"
@@ -332,7 +345,7 @@ class Replacements:
             tune = fields.get("tune") or {}
             if isinstance(tune, Mapping):  # else the file's own value is refused
                 replaced["tune"] = {**tune, "trials": self.trials} if self.trials else None
-        flags = frozenset(replaced) - {"tune", "seeds"}
+        flags = frozenset(replaced) - {"seeds"} - ({"tune"} if self.trials else set())
         return {**fields, **replaced, "flags": flags}
 
 

@@ -6,6 +6,7 @@ Imports neither torch nor Optuna.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -41,6 +42,11 @@ def range_from_list(value: Any) -> Any:
     return "|".join(map(str, value)) if isinstance(value, list) and value else value
 
 
+def ranges_from_lists(space: Any) -> Any:
+    """`range_from_list` of every hyperparameter; anything but a mapping as it is."""
+    return {name: range_from_list(value) for name, value in space.items()} if isinstance(space, dict) else space
+
+
 class HeadTune(BaseModel):
     """A search of `head_lr` with `linear`, once for each backbone, dataset and head; every row gets its result."""
 
@@ -68,11 +74,7 @@ class Tune(BaseModel):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="of a trial, whose value is the mean over them")
 
     _from_count = field_validator("seeds", mode="before")(seeds_from_count)
-
-    @field_validator("space", mode="before")
-    @classmethod
-    def _from_lists(cls, space: Any) -> Any:
-        return {name: range_from_list(value) for name, value in space.items()} if isinstance(space, dict) else space
+    _from_lists = field_validator("space", mode="before")(ranges_from_lists)
 
     @field_validator("head", mode="before")
     @classmethod
@@ -101,13 +103,13 @@ class Tune(BaseModel):
         given = {} if self.head.space is None else {HEAD_LR: self.head.space}
         return make_space(methods.get(HEAD_METHOD), [HEAD_LR], given, {})
 
-    def space_of(self, request: Request) -> dict[str, Range]:
-        """The ranges that a row searches: without what its settings fix, and `head_lr` if `head` searches it. Empty if
-        nothing is left. Raises `UserError`."""
+    def space_of(self, request: Request, own: Mapping[str, str]) -> dict[str, Range]:
+        """The ranges that a row searches: `own` are those of the row itself, in place of the study's. Without what its
+        settings fix, and `head_lr` if `head` searches it. Empty if nothing is left. Raises `UserError`."""
         method = methods.get(request.method)
-        own = method.Hyperparameters.model_fields
-        given = {name: text for name, text in self.space.items() if name in own}
-        names = None if self.parameters is None else [name for name in self.parameters if name in own]
+        known = method.Hyperparameters.model_fields
+        given = {name: text for name, text in self.space.items() if name in known} | dict(own)
+        names = None if self.parameters is None else [name for name in self.parameters if name in known]
         fixed = {*request.settings, *([HEAD_LR] if self.head is not None else [])}
         if not {*(declared_space(method) if names is None else names), *given} - fixed:
             return {}

@@ -134,6 +134,43 @@ def test_unknown_parameter_to_tune_is_refused(tmp_path: Path, colours: Path) -> 
         make_plan(study, RunStore(tmp_path), tmp_path)
 
 
+def test_row_searches_its_own_range_in_place_of_the_study_s(tmp_path: Path, colours: Path) -> None:
+    rows = ["spm", {"method": "full", "space": {"lr": [1e-5, 1e-4]}}, {"method": "lora", "space": {"rank": "2|8"}}]
+    tune = {"trials": 4, "parameters": ["lr"], "space": {"lr": [0.001, 0.01]}}
+    path = write_study(tmp_path / "s.yaml", colours, methods=rows, tune=tune)
+    study = load_study(path)
+    study.check(tmp_path, tmp_path)
+    searches = make_plan(study, RunStore(tmp_path / "runs"), tmp_path).searches
+    found = [{name: str(range_) for name, range_ in search.space.items()} for search in searches]
+    assert found == [{"lr": "0.001|0.01"}, {"lr": "1e-05|0.0001"}, {"lr": "0.001|0.01", "rank": "2|8"}]
+    assert [search.trials for search in searches] == [2, 2, 4]
+    load_study(path, Replacements(trials=0)).check(tmp_path, tmp_path)  # nothing is searched, and no range is refused
+
+
+@pytest.mark.parametrize(
+    ("row", "tuned", "said"),
+    [
+        ({"space": {"rnk": "2|8"}}, True, "methods[0].space.rnk: 2|8: method lora has no such hyperparameter"),
+        ({"space": {"lr": "1:x"}}, True, "methods[0].space.lr: 1:x: expected a number"),
+        (
+            {"space": {"lr": "1e-4|1e-3"}, "settings": {"lr": 0.1}},
+            True,
+            "methods[0].space.lr: 1e-4|1e-3: is in `settings` too",
+        ),
+        ({"space": {"lr": "1e-4|1e-3"}}, False, "methods[0].space: the study has no `tune`, so nothing is searched"),
+        ({"space": ["lr"]}, True, "methods[0].space: "),
+    ],
+)
+def test_range_of_a_row_that_cannot_be_searched_is_refused(
+    tmp_path: Path, colours: Path, row: dict, tuned: bool, said: str
+) -> None:
+    tune = {"trials": 2, "parameters": ["lr"]} if tuned else None
+    path = write_study(tmp_path / "s.yaml", colours, methods=[{"method": "lora", **row}], tune=tune)
+    with pytest.raises(UserError) as error:
+        load_study(path).check(tmp_path, tmp_path)
+    assert str(error.value).startswith(f"{path}: {said}")
+
+
 def test_command_line_replaces_lists_and_reuses_described_rows(tmp_path: Path, colours: Path) -> None:
     rows = ["linear", {"method": "spm", "label": "small", "settings": {"hidden": 8}}]
     path = write_study(tmp_path / "s.yaml", colours, methods=rows, tune={"trials": 4, "parameters": ["lr"]})

@@ -28,6 +28,7 @@ from tests.support.studies_at_hand import finish, write_study
         ({"overrides": [{"settings": {"head_lr": 0.01}}]}, "the settings of overrides[0]"),
         ({"parameters": ["lr", "head_lr"]}, "tune.parameters"),
         ({"space": {"head_lr": "0.1|0.2"}}, "tune.space"),
+        ({"methods": [{"method": "spm", "space": {"head_lr": "0.1|0.2"}}]}, "the space of methods[0]"),
     ],
 )
 def test_head_lr_that_is_tuned_and_set_at_once_is_refused(
