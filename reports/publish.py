@@ -8,6 +8,7 @@ group of images and class, from which `reports.analysis.evidence` computes test 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from harness.cli.folders import check_writable, writing
 from harness.errors import UserError
-from harness.util.files import atomically, write_text
+from harness.util.files import atomically
 from harness.util.text import counted, list_some
 from reports.analysis.comparison import compare
 from reports.analysis.evidence import COLUMNS, COUNTS, RUNS, frame_of_counts
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check_writable("--out", options.out)
+        if folders := [name for name in FILES if (options.out / name).is_dir()]:
+            raise UserError(f"--out {options.out}: {list_some(folders)} is a folder; choose another folder")
         title = load_study(options.study).title or options.study.stem
         collected = filtered(collect(options.runs, options.study, options.data), options.filter)
         planned, runs = collected.reported, collected.finished
@@ -82,11 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         filters = [part for one in options.filter for part in ("--filter", one)]
         table = page(collected, title, ["harness", "report", options.study.name, *filters], references)
         counts = frame_of_counts(collected)
-        with writing(f"--out {options.out}"):
-            with atomically(options.out / COUNTS) as temporary:
-                counts.to_parquet(temporary, index=False)
-            write_text(options.out / RUNS, runs[list(COLUMNS)].to_csv(index=False, lineterminator="\n"))
-            write_text(options.out / TABLES, table)
+        with (
+            writing(f"--out {options.out}"),
+            contextlib.ExitStack() as files,
+        ):  # none is replaced before all are written
+            tables, of_runs, of_counts = (files.enter_context(atomically(options.out / name)) for name in FILES)
+            tables.write_text(table, encoding="utf-8")
+            runs[list(COLUMNS)].to_csv(of_runs, index=False, lineterminator="\n")
+            counts.to_parquet(of_counts, index=False)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -19,9 +19,10 @@ import pandas as pd
 
 from harness.errors import UserError, did_you_mean
 from harness.runs.difference import Difference, Resampled, difference, resample
-from reports.analysis.evidence import COUNTS, RUNS, counts_of
+from reports.analysis.evidence import COUNTS, RUNS, SETTING, counts_of
 
-SETTING = ["backbone", "weights", "dataset", "head", "budget", "hyperparameters"]
+EQUAL = [*SETTING, "budget", "hyperparameters"]
+"""The columns in which the runs of one row are equal."""
 IMAGES = ["group", "class", "labelled"]
 
 
@@ -43,14 +44,14 @@ def read_row(text: str) -> PublishedRow:
     try:
         runs = pd.read_csv(Path(folder) / RUNS, dtype={"label": str, "fingerprint": str}, keep_default_na=False)
         counts = pd.read_parquet(Path(folder) / COUNTS)
-        own = runs.loc[runs["label"] == label, ["fingerprint", "seed", *SETTING]]
+        own = runs.loc[runs["label"] == label, ["fingerprint", "seed", *EQUAL]]
         of_runs = {str(run): rows for run, rows in counts.groupby("fingerprint", sort=False)}
         images = [of_runs[run][IMAGES].reset_index(drop=True) for run in own["fingerprint"]]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{text}: {folder} has no {RUNS} and {COUNTS} that fit together: {error!r}") from error
     if own.empty:
         raise UserError(f"{text}: no row {label!r}; {did_you_mean(label, runs['label'].unique())}")
-    mixed = [name for name in SETTING if own[name].nunique() > 1]
+    mixed = [name for name in EQUAL if own[name].nunique() > 1]
     if mixed:
         raise UserError(f"{text}: its runs differ in {', '.join(mixed)}; publish one setting")
     if own["seed"].duplicated().any():

@@ -10,12 +10,16 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from harness.errors import UserError
 from harness.runs.difference import Difference, difference, grouped, of_one_table, resample, score
 from reports.read.collect import Collected
 
 RUNS, COUNTS = "runs.csv", "counts.parquet"
+SETTING = ("backbone", "weights", "dataset", "head")
+"""The columns of `runs.csv` in which the runs of one table are equal. A budget can have two names there: that of the
+study which first ran it, and another's."""
 COLUMNS = (
-    *("fingerprint", "label", "method", "hyperparameters", "backbone", "weights", "dataset", "head", "budget", "seed"),
+    *("fingerprint", "label", "method", "hyperparameters", *SETTING, "budget", "seed"),
     *("miou", "trained_method", "trained_head", "train_seconds", "commit", "dirty", "device"),
 )
 
@@ -51,7 +55,14 @@ def scores(counts: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def compared(runs: pd.DataFrame, counts: Mapping[str, np.ndarray], reference: str) -> dict[str, Difference]:
-    """Every label of one setting compared with a reference at equal seeds, as in a report's table."""
+    """Every label of one setting compared with a reference at equal seeds, as in a report's table.
+
+    Raises `UserError` if the runs are of several settings, or two runs of one label have one seed.
+    """
+    if mixed := [name for name in SETTING if runs[name].nunique() > 1]:
+        raise UserError(f"the runs differ in {', '.join(mixed)}; compare those of one setting")
+    if twice := sorted(runs.loc[runs.duplicated(["label", "seed"]), "label"].unique()):
+        raise UserError(f"two runs of {', '.join(twice)} have one seed")
     seeds = {label: rows.set_index("seed")["fingerprint"] for label, rows in runs.groupby("label")}
     base = seeds.pop(reference)
     found = {}

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.errors import UserError
 from harness.runs.difference import score
 from reports.analysis.evidence import COUNTS, RUNS, compared, counts_of, frame_of_counts, scores
 from reports.publish import TABLES
@@ -40,6 +41,16 @@ def test_reference_is_compared_as_in_a_report(tmp_path: Path) -> None:
     for label, one in found.items():
         assert one.estimate == pytest.approx(float((own[label] - own["linear"]).mean()))
         assert one.seeds == 3 and 0 < one.p < 1
+
+
+def test_runs_of_several_settings_are_not_compared(tmp_path: Path) -> None:
+    make_runs(tmp_path, seeds=(0, 1))
+    collected = collect(tmp_path)
+    runs, counts = collected.finished, counts_of(frame_of_counts(collected))
+    with pytest.raises(UserError, match=r"two runs of full, linear, .* have one seed"):
+        compared(pd.concat([runs, runs]), counts, "linear")
+    with pytest.raises(UserError, match="the runs differ in head; compare those of one setting"):
+        compared(runs.assign(head=["fpn", *["uper"] * (len(runs) - 1)]), counts, "linear")
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)

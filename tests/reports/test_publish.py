@@ -10,7 +10,7 @@ import pytest
 
 from harness.runs.store import RunStore
 from reports.analysis.evidence import COUNTS, RUNS, counts_of, scores
-from reports.publish import TABLES, main, page
+from reports.publish import FILES, TABLES, main, page
 from reports.read.collect import collect
 from studies.plan import make_plan
 from studies.study import load_study
@@ -80,6 +80,27 @@ def test_finished_cells_of_a_study_are_published(
     assert main([*given, "--out", str(out), "--reference", "lora"]) == 2
     assert "--reference lora: no such method" in capsys.readouterr().err
     assert (out / TABLES).read_text(encoding="utf-8") == table
+
+
+@pytest.mark.parametrize("blocked", FILES)
+def test_no_file_is_replaced_where_one_cannot_be(
+    tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str], blocked: str
+) -> None:
+    study, store, out = (
+        write_study(tmp_path / "mine.yaml", colours, seeds=1),
+        RunStore(tmp_path / "runs"),
+        tmp_path / "out",
+    )
+    for cell in make_plan(load_study(study), store, tmp_path).cells:
+        assert cell.spec is not None
+        make_run(store.root, cell.spec)
+    (out / blocked).mkdir(parents=True)
+    for name in set(FILES) - {blocked}:
+        (out / name).write_text("before")
+    assert main([str(study), "--runs", str(store.root), "--data", str(tmp_path), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --out {out}: {blocked} is a folder")
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    assert {(out / name).read_text() for name in set(FILES) - {blocked}} == {"before"}
 
 
 def test_nothing_is_written_without_a_finished_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
