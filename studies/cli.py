@@ -42,7 +42,10 @@ def compare(
     ],
     options: ExecutionOptions,
     launcher: LauncherChoice,
-    method: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_REPLACES)] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="a row's label, or a method; replaces the study's; repeatable"),
+    ] = None,
     backbone: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_REPLACES)] = None,
     dataset: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_REPLACES)] = None,
     head: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_REPLACES)] = None,

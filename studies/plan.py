@@ -61,6 +61,8 @@ class PlannedSearch:
     trials: int
     space: dict[str, Range]
     """Empty where the row has nothing to search: it only waits for the head's learning rate."""
+    own: tuple[str, ...] = ()
+    """The hyperparameters for which the row has a range of its own, not the study's."""
     cells: list[PlannedCell] = field(default_factory=list)
     """The row's seeds, which use the chosen hyperparameters; none where it is the head's search."""
     head: PlannedSearch | None = None
@@ -102,6 +104,10 @@ class PlannedSearch:
             edges = ((name, chosen[name], range_.edge(chosen[name])) for name, range_ in self.space.items())
             own = [f"{name}={value:g} is the {edge} tried" for name, value, edge in edges if edge]
         return own + (self.head.doubts() if self.head is not None and chosen else [])
+
+    def own_ranges(self) -> list[str]:
+        """`lr over 1e-05|0.0001, its own range` for each hyperparameter in which the row departs from the study."""
+        return [f"{name} over {self.space[name]}, its own range" for name in self.own if name in self.space]
 
     def undeclared(self) -> list[str]:
         """The searched values outside of their declared ranges: `full: lr=0.01 is outside its declared range …`."""
@@ -221,7 +227,7 @@ def _plan_search(
             raise head
         space = tune.space_of(row.request, row.arm.space)
         trials = tune.trials_of(space, tune.trials) if space else 0
-        planned = PlannedSearch(label, searched, tune, trials, space, head=head)
+        planned = PlannedSearch(label, searched, tune, trials, space, tuple(row.arm.space), head=head)
         resolve(searched)
         _define(planned, resolve, store)
     except UserError as error:

@@ -59,6 +59,8 @@ def describe(plan: Plan) -> list[str]:
                 each += f" of {len(seeds)} seeds" if len(seeds) > 1 else ""
                 number = counted(len(searches), "search", "searches")
                 lines.append(f"  {number} {what}, {each} on the dev split, {counted(ended, 'trial')} ended")
+        own = [f"{search.label} searches {text}" for search in plan.searches for text in search.own_ranges()]
+        lines += [f"  {text}" for text in dict.fromkeys(own)]
         beyond = [text for search in (*plan.heads, *plan.searches) for text in search.undeclared()]
         lines += [f"  warning: {text}" for text in dict.fromkeys(beyond)]
     for dataset in plan.datasets:

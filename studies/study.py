@@ -54,7 +54,7 @@ class MethodArm(_StudyModel):
     method: str = Field(description="its name; a row that is only a name is that method with its defaults")
     label: str = Field("", max_length=100, description="the row's name in tables; default: method and settings")
     settings: dict[str, Setting] = Field({}, description="hyperparameter -> value")
-    space: dict[str, str] = Field({}, description="this row's own ranges, in place of those of `tune.space`")
+    space: dict[str, str] = Field({}, description="ranges of this row: each is searched, in place of `tune.space`'s")
 
     _from_lists = field_validator("space", mode="before")(ranges_from_lists)
 
@@ -167,7 +167,7 @@ class Study(_StudyModel):
         for row, arm in enumerate(self.methods):
             with self._located("methods"):
                 method = methods.get(arm.method)
-            with self._located(under=f"methods[{row}]"):
+            with located(self.source, under=self._place(row)):  # a row of a flag that is not in the file has no fields
                 method.Hyperparameters.parse(arm.method, dict(arm.settings))
                 self._check_space(method, arm)
         for backbone in self.backbones:
@@ -187,6 +187,10 @@ class Study(_StudyModel):
         self._check_overrides()
         self._check_tune()
 
+    def _place(self, row: int) -> str:
+        """What errors call a row: its number in the file, or its label where flags chose the rows."""
+        return f"methods[{self.methods[row].label if 'methods' in self.flags else row}]"
+
     def _check_space(self, method: type[Method], arm: MethodArm) -> None:
         for name, text in arm.space.items():
             parse_range(method, name, text)
@@ -203,6 +207,9 @@ class Study(_StudyModel):
                 used.add(number)
                 with located(self.source, under=f"overrides[{number}]"):
                     methods.get(arm.method).Hyperparameters.parse(arm.method, dict(override.settings))
+                    if both := [name for name in override.settings if name in arm.space]:
+                        problem = f"the row {arm.label} searches it, in its `space`"
+                        raise UserError(problem, field=f"settings.{both[0]}", hint="remove one of them")
             if self.tune is not None and self.tune.head is not None:
                 of_head = self._matching(MethodArm(method=HEAD_METHOD, label=HEAD_METHOD), request)
                 used |= {number for number, _ in of_head}
@@ -221,7 +228,14 @@ class Study(_StudyModel):
             if self.tune.head is not None:
                 self._check_head(self.tune)
             for row in self.rows():
-                self._check_sampler(self.tune.space_of(row.request, row.arm.space), self.tune.trials)
+                try:
+                    self._check_sampler(self.tune.space_of(row.request, row.arm.space), self.tune.trials)
+                except UserError as error:
+                    if row.arm.space:
+                        error.problem = f"the row {row.arm.label}: {error.problem}"
+                        if error.field == "trials":
+                            error.hint = "give it as many values, or omit `sampler`"
+                    raise
 
     def _check_names_to_tune(self, tune: Tune) -> None:
         """Each name belongs to a method of the file. Where the command line chose the methods, any method will do."""
@@ -241,10 +255,10 @@ class Study(_StudyModel):
     def _check_head(self, tune: Tune) -> None:
         """`tune.head` is valid, and nothing else sets `head_lr`."""
         assert tune.head is not None
-        fixed = [f"methods[{row}]" for row, arm in enumerate(self.methods) if HEAD_LR in arm.settings]
+        fixed = [self._place(row) for row, arm in enumerate(self.methods) if HEAD_LR in arm.settings]
         fixed += [f"overrides[{number}]" for number, one in enumerate(self.overrides) if HEAD_LR in one.settings]
         fixed = [f"{HEAD_LR} in the settings of {place}" for place in fixed]
-        fixed += [f"the space of methods[{row}]" for row, arm in enumerate(self.methods) if HEAD_LR in arm.space]
+        fixed += [f"the space of {self._place(row)}" for row, arm in enumerate(self.methods) if HEAD_LR in arm.space]
         fixed += [f"tune.{key}" for key in ("parameters", "space") if HEAD_LR in (getattr(tune, key) or ())]
         if fixed:
             problem = f"tunes {HEAD_LR} for every row, and {fixed[0]} sets it too"

@@ -38,13 +38,25 @@ def seeds_from_count(seeds: Any) -> Any:
 
 
 def range_from_list(value: Any) -> Any:
-    """`[0.001, 0.01]` -> `0.001|0.01`; anything else as it is."""
-    return "|".join(map(str, value)) if isinstance(value, list) and value else value
+    """`[0.001, 0.01]` -> `0.001|0.01`; text, and None, as they are. Raises `ValueError` for anything else."""
+    if isinstance(value, list) and value:
+        return "|".join(map(str, value))
+    if not isinstance(value, str | None):
+        raise ValueError("expected LOW:HIGH, LOW:HIGH:log, A|B|C or a list of values")
+    return value
 
 
 def ranges_from_lists(space: Any) -> Any:
-    """`range_from_list` of every hyperparameter; anything but a mapping as it is."""
-    return {name: range_from_list(value) for name, value in space.items()} if isinstance(space, dict) else space
+    """`range_from_list` of every hyperparameter; anything but a mapping as it is. Raises `InvalidField`."""
+    if not isinstance(space, dict):
+        return space
+    found = {}
+    for name, value in space.items():
+        try:
+            found[name] = range_from_list(value)
+        except ValueError as error:
+            raise InvalidField(str(name), str(error), value) from error
+    return found
 
 
 class HeadTune(BaseModel):

@@ -189,7 +189,11 @@ def _rows_of_study(plan: Plan, read: dict[str, RunRow]) -> list[RunRow]:
     rows: list[RunRow] = []
     neighbours: dict[tuple[str, ...], RunRow] = {}
     without_spec: list[PlannedCell] = []
-    doubts = {id(cell): ", ".join(search.doubts()) for search in plan.searches for cell in search.cells}
+    doubts = {
+        id(cell): ", ".join([*search.own_ranges(), *search.doubts()])
+        for search in plan.searches
+        for cell in search.cells
+    }
     for cell in plan.cells:
         if cell.spec is None:
             without_spec.append(cell)

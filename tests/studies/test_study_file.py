@@ -11,7 +11,7 @@ from harness.errors import UserError
 from harness.runs.store import RunStore
 from studies import shipped_studies
 from studies.plan import make_plan
-from studies.progress import table
+from studies.progress import describe, table
 from studies.study import Replacements, Study, load_study
 from tests.support.studies_at_hand import write_study
 
@@ -144,7 +144,9 @@ def test_row_searches_its_own_range_in_place_of_the_study_s(tmp_path: Path, colo
     found = [{name: str(range_) for name, range_ in search.space.items()} for search in searches]
     assert found == [{"lr": "0.001|0.01"}, {"lr": "1e-05|0.0001"}, {"lr": "0.001|0.01", "rank": "2|8"}]
     assert [search.trials for search in searches] == [2, 2, 4]
-    load_study(path, Replacements(trials=0)).check(tmp_path, tmp_path)  # nothing is searched, and no range is refused
+    said = describe(make_plan(study, RunStore(tmp_path / "runs"), tmp_path))
+    assert "  full searches lr over 1e-05|0.0001, its own range" in said and "spm searches" not in " ".join(said)
+    load_study(path, Replacements(trials=0)).check(tmp_path, tmp_path)  # nothing is searched, and the rows are no error
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,11 @@ def test_row_searches_its_own_range_in_place_of_the_study_s(tmp_path: Path, colo
             "methods[0].space.lr: 1e-4|1e-3: is in `settings` too",
         ),
         ({"space": {"lr": "1e-4|1e-3"}}, False, "methods[0].space: the study has no `tune`, so nothing is searched"),
+        (
+            {"space": {"lr": 0.001}},
+            True,
+            "methods[0].space.lr: 0.001: expected LOW:HIGH, LOW:HIGH:log, A|B|C or a list",
+        ),
         ({"space": ["lr"]}, True, "methods[0].space: "),
     ],
 )
@@ -169,6 +176,34 @@ def test_range_of_a_row_that_cannot_be_searched_is_refused(
     with pytest.raises(UserError) as error:
         load_study(path).check(tmp_path, tmp_path)
     assert str(error.value).startswith(f"{path}: {said}")
+
+
+def test_row_of_a_flag_is_named_by_its_label(tmp_path: Path, colours: Path) -> None:
+    rows = ["linear", {"method": "full", "label": "low", "space": {"lrr": "0.1|0.2"}}]
+    path = write_study(tmp_path / "s.yaml", colours, methods=rows, tune={"trials": 2, "parameters": ["lr"]})
+    with pytest.raises(UserError, match=r"s\.yaml: methods\[low\]\.space\.lrr: .* did you mean lr\?"):
+        load_study(path, Replacements(methods=("low",))).check(tmp_path, tmp_path)
+
+
+def test_override_of_what_a_row_searches_is_refused(tmp_path: Path, colours: Path) -> None:
+    rows = [{"method": "full", "space": {"lr": "0.1|0.2"}}]
+    overrides = [{"method": "f*", "settings": {"lr": 0.1}}]
+    tune = {"trials": 2, "parameters": ["lr"]}
+    path = write_study(tmp_path / "s.yaml", colours, methods=rows, tune=tune, overrides=overrides)
+    with pytest.raises(
+        UserError, match=r"overrides\[0\]\.settings\.lr: the row full searches it, in its `space`; remove"
+    ):
+        load_study(path).check(tmp_path, tmp_path)
+
+
+def test_grid_that_does_not_fit_a_row_s_range_names_the_row(tmp_path: Path, colours: Path) -> None:
+    tune = {"trials": 3, "parameters": ["lr"], "space": {"lr": "0.1|0.2|0.3"}, "sampler": "grid"}
+    rows = ["spm", {"method": "full", "space": {"lr": "0.1|0.2"}}]
+    path = write_study(tmp_path / "s.yaml", colours, methods=rows, tune=tune)
+    with pytest.raises(
+        UserError, match=r"tune\.trials: 3: the row full: the grid of lr has only 2 points; give it as many"
+    ):
+        load_study(path).check(tmp_path, tmp_path)
 
 
 def test_command_line_replaces_lists_and_reuses_described_rows(tmp_path: Path, colours: Path) -> None:

@@ -144,6 +144,21 @@ def test_report_marks_values_at_the_edge_of_their_range(tmp_path: Path, colours:
     assert "about its search: head\\_lr=0.1 is the highest tried" in text
 
 
+def test_report_notes_a_row_that_searches_its_own_range(tmp_path: Path, colours: Path) -> None:
+    rows, runs = ["linear", {"method": "full", "space": {"lr": [1e-5, 1e-4, 1e-3]}}], tmp_path / "runs"
+    tune = {"trials": 3, "parameters": ["lr"], "space": {"lr": "0.01|0.1"}}
+    path = write_study(tmp_path / "s.yaml", colours, methods=rows, tune=tune)
+    (search,) = make_plan(load_study(path), RunStore(runs), tmp_path).searches
+    assert search.folder is not None
+    end_trials(search.folder, [0.3, 0.5, 0.4], [{"lr": 1e-5}, {"lr": 1e-4}, {"lr": 1e-3}])
+    for cell in make_plan(load_study(path), RunStore(runs), tmp_path).cells:
+        assert cell.spec is not None
+        finish(runs, cell.spec)
+    rows_read = collect(runs, path, tmp_path).runs
+    found = {label: set(group["doubts"]) for label, group in rows_read.groupby("label")}
+    assert found == {"linear": {""}, "full": {"lr over 1e-05|0.0001|0.001, its own range"}}
+
+
 def end_trials(folder: SearchFolder, values: list[float], settings: list[dict[str, Any]]) -> None:
     """Record complete trials in a search's folder."""
     folder.begin()
