@@ -66,7 +66,7 @@ class RunRow:
     state: RunState
     reason: str | None = None
     doubts: str = ""
-    """What makes the choice of a study's search doubtful, such as values at an edge of their range, as text."""
+    """What to know of a study's search, as text: a range of the row's own, values at an edge of their range."""
     path: str | None = None
     """Of its folder; None for a cell without a run."""
     result: RunResult | None = None
