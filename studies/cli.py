@@ -72,7 +72,8 @@ def compare(
     from studies import progress
     from studies.compare import compare as execute
     from studies.plan import make_plan
-    from studies.study import Replacements, load_study
+    from studies.replacements import Replacements
+    from studies.study import load_study
 
     replacements = Replacements(
         tuple(method or ()), tuple(backbone or ()), tuple(dataset or ()), tuple(head or ()), seeds, budget, trials

@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from harness.models.heads import parse_head
 from harness.spec import Budget, Seed, budget, budget_from
 from harness.util.files import read_yaml_file
 from studies import shipped_studies
+from studies.replacements import Replacements
 from studies.search.samplers import check_sampler
 from studies.search.spec import Range, Setting, check_names, parse_range
 from studies.tune import HEAD_LR, HEAD_METHOD, HeadTune, Tune, ranges_from_lists, seeds_from_count
@@ -326,52 +327,6 @@ class Study(_StudyModel):
 
     def _path(self, path: str) -> str:
         return str(self.source.parent / Path(os.path.expanduser(path)))
-
-
-@dataclass(frozen=True)
-class Replacements:
-    """Values from the command line in place of a study's. Empty or None: as in the file."""
-
-    methods: tuple[str, ...] = ()
-    backbones: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
-    seeds: int | None = None
-    budget: str | None = None
-    trials: int | None = None
-
-    def over(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a study file with these in their place."""
-        replaced: dict[str, Any] = {
-            name: list(values) for name, values in vars(self).items() if isinstance(values, tuple) and values
-        }
-        for name in {"methods", "backbones"} & set(replaced):
-            # A row that the file describes keeps its description.
-            described = {_name(row): row for row in fields.get(name) or () if isinstance(row, str | dict)}
-            replaced[name] = [described.get(row, row) for row in replaced[name]]
-        if "datasets" in replaced:
-            replaced["datasets"] = [_absolute(value) for value in replaced["datasets"]]
-        if self.seeds is not None:
-            replaced["seeds"] = self.seeds
-        if self.budget is not None:
-            replaced["budget"] = _absolute(self.budget)
-        if self.trials is not None:
-            tune = fields.get("tune") or {}
-            if isinstance(tune, Mapping):  # else the file's own value is refused
-                replaced["tune"] = {**tune, "trials": self.trials} if self.trials else None
-        flags = frozenset(replaced) - {"seeds"} - ({"tune"} if self.trials else set())
-        return {**fields, **replaced, "flags": flags}
-
-
-def _name(row: str | dict[str, Any]) -> str:
-    return row if isinstance(row, str) else str(row.get("label") or row.get("method") or row.get("backbone"))
-
-
-def _absolute(value: str) -> str:
-    """Paths of the command line are relative to the current folder, not to the study file."""
-    return (
-        str(Path(os.path.expanduser(value)).absolute()) if "/" in value or value.endswith((".yaml", ".yml")) else value
-    )
 
 
 def load_study(name: str | Path, replacements: Replacements | None = None) -> Study:

@@ -12,7 +12,8 @@ from harness.runs.store import RunStore
 from studies import shipped_studies
 from studies.plan import make_plan
 from studies.progress import describe, table
-from studies.study import Replacements, Study, load_study
+from studies.replacements import Replacements
+from studies.study import Study, load_study
 from tests.support.studies_at_hand import write_study
 
 

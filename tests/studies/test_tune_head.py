@@ -14,9 +14,10 @@ from harness.runs.store import RunStore
 from reports.read.collect import collect
 from studies.plan import Plan, make_plan
 from studies.progress import describe, table
+from studies.replacements import Replacements
 from studies.search.search import Search
 from studies.search.spec import Range, SearchFolder, Trial, TrialState
-from studies.study import Replacements, load_study
+from studies.study import load_study
 from tests.support.in_process import call, refusal
 from tests.support.studies_at_hand import finish, write_study
 
