@@ -85,10 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         filters = [part for one in options.filter for part in ("--filter", one)]
         table = page(collected, title, ["harness", "report", options.study.name, *filters], references)
         counts = frame_of_counts(collected)
-        with (
-            writing(f"--out {options.out}"),
-            contextlib.ExitStack() as files,
-        ):  # none is replaced before all are written
+        # No file is replaced before all are written.
+        with writing(f"--out {options.out}"), contextlib.ExitStack() as files:
             tables, of_runs, of_counts = (files.enter_context(atomically(options.out / name)) for name in FILES)
             tables.write_text(table, encoding="utf-8")
             runs[list(COLUMNS)].to_csv(of_runs, index=False, lineterminator="\n")
