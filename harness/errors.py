@@ -132,7 +132,9 @@ def invalid(error: ValidationError, known: Iterable[str] = ()) -> UserError:
         message = f"has length {context['actual_length']}; expected {bound} {context[limit]}"
     if first["type"] != "value_error":
         message = message[0].lower() + message[1:]
-    if path and _is_type(path[-1]):  # pydantic reports an error for each type of a union
+    if path and path[-1] == "[key]":  # of a mapping, in pydantic's words
+        path, message = path[:-1], "expected a name"
+    elif path and _is_type(path[-1]):  # pydantic reports an error for each type of a union
         types = [str(p["loc"][-1]) for p in problems if list(p["loc"][:-1]) == path[:-1]]
         path, message = path[:-1], f"expected {' or '.join(t.partition('[')[0] for t in types)}"
     if first["type"] == "value_error" and not path:

@@ -167,6 +167,7 @@ def test_row_searches_its_own_range_in_place_of_the_study_s(tmp_path: Path, colo
             "methods[0].space.lr: 0.001: expected LOW:HIGH, LOW:HIGH:log, A|B|C or a list",
         ),
         ({"space": ["lr"]}, True, "methods[0].space: "),
+        ({"space": {3: "2|8"}}, True, "methods[0].space[3]: 3: expected a name"),
     ],
 )
 def test_range_of_a_row_that_cannot_be_searched_is_refused(

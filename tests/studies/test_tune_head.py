@@ -158,6 +158,10 @@ def test_report_notes_a_row_that_searches_its_own_range(tmp_path: Path, colours:
     rows_read = collect(runs, path, tmp_path).runs
     found = {label: set(group["doubts"]) for label, group in rows_read.groupby("label")}
     assert found == {"linear": {""}, "full": {"lr over 1e-05|0.0001|0.001, its own range"}}
+    report = call("report", path, "--runs", runs, "--data", tmp_path, "--out", tmp_path / "report")
+    assert report.code == 0, report.err
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "about its search: lr over 1e-05|0.0001|0.001, its own range" in page
 
 
 def end_trials(folder: SearchFolder, values: list[float], settings: list[dict[str, Any]]) -> None:
